@@ -1,0 +1,49 @@
+# Needs Python 3.10 or newer (3.11 for the exact versions in constraints.txt), pip and make; everything goes into .venv.
+#
+#   make demo        enlarge a photograph from examples/ into out/
+#   make test        set-up, lint, types, tests
+#   make test-slow   the tests that take long
+#   make check       lint and types only
+#   make clean       remove what was made, except .venv
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip
+CONSTRAINED := $(PIP) install --quiet -c constraints.txt
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.PHONY: demo test test-slow check clean
+
+demo: .venv/core.stamp
+	$(BIN)/python -m nextscale.demo
+
+test: check
+	scripts/test
+
+test-slow: .venv/dev.stamp
+	scripts/test -m slow
+
+check: .venv/dev.stamp
+	scripts/check
+
+clean:
+	rm -rf out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find nextscale tests scripts examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment without pip (a Debian without python3-venv leaves one) is worth nothing: remove it.
+$(BIN)/python:
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+# The stamps make a second call instant; they are older than these files only after an update.
+# torch goes first and by pip alone: so it comes from wherever pip is set up to find it.
+.venv/core.stamp: constraints.txt pyproject.toml | $(BIN)/python
+	@echo "Installing nextscale into .venv (the first time takes minutes: torch is large)"
+	$(CONSTRAINED) torch
+	$(CONSTRAINED) -e .
+	touch $@
+
+.venv/dev.stamp: .venv/core.stamp
+	$(CONSTRAINED) -e '.[dev]'
+	touch $@

@@ -1,0 +1,85 @@
+"""The options of upscaling and sampling: one dataclass for the API, the command line and every host. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from nextscale.errors import OptionError
+
+InputClass = Literal["degraded", "clean"]
+ColorFix = Literal["wavelet", "adain", "none"]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the codes are chosen."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 0.0
+    cfg: float = 0.0
+
+
+@dataclass(frozen=True)
+class UpscaleOptions:
+    """How a photograph is restored.
+
+    Raises:
+        OptionError: a value is out of range; the message names the option and the range.
+    """
+
+    scale: Annotated[float, tyro.conf.arg(aliases=["-s"])] = 4.0
+    """Enlargement, any number > 0: the next native factor (1, 2, 4), then an exact resize; above 4 the model runs
+    again on its own result."""
+    all_factors: bool = False
+    """Also return every smaller native factor (1, 2, 4) up to the scale."""
+    confidence: bool = False
+    """Also return the confidence map: bright where the result is read off the input, dark where it is invented."""
+    fidelity: float = 1.0
+    """0: the picture as the codes alone describe it; 1: keep most of the input."""
+    seed: int = 0
+    """Seed of the draws at a temperature above 0; the same seed gives the same bytes."""
+    temperature: float = 0.0
+    """0 chooses the likeliest code; 1 draws from the model's own distribution."""
+    top_k: int = 0
+    """Draw among the k likeliest codes only (0: all)."""
+    top_p: float = 0.0
+    """Draw among the likeliest codes of this total probability only (0: all)."""
+    cfg: float = 0.0
+    """Guidance towards the input class (0: off); doubles the work."""
+    input: InputClass = "degraded"
+    """What the photograph is: degraded (blur, noise, compression) or clean (only small)."""
+    tile: Annotated[int, tyro.conf.arg(aliases=["-t"])] = 0
+    """Side in input pixels of the tiles that the model sees (0: its own)."""
+    tile_overlap: int = 24
+    """Input pixels that neighbouring tiles share."""
+    tile_batch: int = 4
+    """Tiles per pass; halved by itself when memory runs out."""
+    color_fix: ColorFix = "wavelet"
+    """Keep the input's colours: wavelet (its low frequencies), adain (its mean and spread) or none."""
+
+    def __post_init__(self) -> None:
+        checks = [
+            ("scale", 0 < self.scale <= 64, "above 0 and at most 64"),
+            ("fidelity", 0 <= self.fidelity <= 1, "in [0, 1]"),
+            ("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1"),
+            ("temperature", 0 <= self.temperature <= 10, "in [0, 10]"),
+            ("top_k", self.top_k >= 0, "0 or more"),
+            ("top_p", 0 <= self.top_p <= 1, "in [0, 1]"),
+            ("cfg", 0 <= self.cfg <= 20, "in [0, 20]"),
+            ("tile", self.tile >= 0, "0 or more"),
+            ("tile_overlap", self.tile_overlap >= 0, "0 or more"),
+            ("tile_batch", self.tile_batch >= 1, "1 or more"),
+            ("input", self.input in ("degraded", "clean"), "degraded or clean"),
+            ("color_fix", self.color_fix in ("wavelet", "adain", "none"), "wavelet, adain or none"),
+        ]
+        for name, good, allowed in checks:
+            if not good:
+                raise OptionError(f"{name.replace('_', '-')} must be {allowed}, got {getattr(self, name)}")
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        return SamplingOptions(self.temperature, self.top_k, self.top_p, self.cfg)

@@ -1,0 +1,152 @@
+"""Tile plan, seamless blending and colour matching. Pure geometry on arrays: no model, no file formats.
+
+Tiles overlap; within an overlap the outer margins, where a tile lacks context, are discarded and only a narrow ramp in
+the middle is blended. Averaging two differing textures softens them, so the ramp is kept short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextscale.errors import OptionError
+
+FloatArray = NDArray[np.float32]
+
+RAMP = 8
+"""Input pixels over which one tile fades into the next."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile: its place in the plan and its upper left corner in input pixels."""
+
+    row: int
+    column: int
+    top: int
+    left: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the tiles of a picture lie; the picture is at least one tile large (padded before)."""
+
+    tops: tuple[int, ...]
+    lefts: tuple[int, ...]
+    tile: int
+
+    @property
+    def rows(self) -> list[list[Tile]]:
+        """The tiles, row by row."""
+        return [[Tile(r, c, top, left) for c, left in enumerate(self.lefts)] for r, top in enumerate(self.tops)]
+
+    @property
+    def height(self) -> int:
+        return self.tops[-1] + self.tile
+
+    @property
+    def width(self) -> int:
+        return self.lefts[-1] + self.tile
+
+
+def plan_tiles(height: int, width: int, *, tile: int, overlap: int) -> Plan:
+    """Tiles of a side, sharing at least `overlap` pixels, spread evenly over the (padded) picture.
+
+    Raises:
+        OptionError: the overlap leaves no room for a ramp or takes more than half a tile.
+    """
+    if not RAMP <= overlap <= tile // 2:
+        raise OptionError(f"tile-overlap must lie between {RAMP} and half a tile ({tile // 2}), got {overlap}")
+    return Plan(_starts(height, tile, overlap), _starts(width, tile, overlap), tile)
+
+
+def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
+    if length <= tile:
+        return (0,)
+    count = 1 + -(-(length - tile) // (tile - overlap))
+    return tuple(round(i * (length - tile) / (count - 1)) for i in range(count))
+
+
+def axis_weights(starts: tuple[int, ...], index: int, tile: int, factor: int) -> FloatArray:
+    """Weights of one tile along one axis (tile x factor values); those of all tiles sum to one everywhere."""
+    places = np.arange(tile * factor, dtype=np.float64) + 0.5
+    weights = np.ones_like(places)
+    if index:
+        weights *= _rise(places, starts[index - 1] + tile - starts[index], factor)
+    if index + 1 < len(starts):
+        shared = starts[index] + tile - starts[index + 1]
+        weights *= 1 - _rise(places - (tile - shared) * factor, shared, factor)
+    return weights.astype(np.float32)
+
+
+def _rise(places: NDArray[np.float64], shared: int, factor: int) -> NDArray[np.float64]:
+    """0 to 1 over the ramp in the middle of an overlap of `shared` input pixels that begins at place 0."""
+    ramp = min(RAMP, shared) * factor
+    along = np.clip((places - (shared * factor - ramp) / 2) / ramp, 0, 1)
+    return along * along * (3 - 2 * along)
+
+
+class Band:
+    """A band of output rows in float: tiles are added to it, finished rows leave it at once.
+
+    Memory is one row of tiles, whatever the height of the picture.
+    """
+
+    def __init__(self, plan: Plan, factor: int, channels: int, sink: Callable[[int, FloatArray], None]) -> None:
+        self.plan = plan
+        self.factor = factor
+        self.sink = sink
+        self.top = 0
+        self.rows: FloatArray = np.zeros((plan.tile * factor, plan.width * factor, channels), np.float32)
+
+    def add(self, tile: Tile, pixels: FloatArray) -> None:
+        """Blend in a tile's pixels, (tile x factor) squared x channels."""
+        plan, factor = self.plan, self.factor
+        down = axis_weights(plan.tops, tile.row, plan.tile, factor)[:, None, None]
+        across = axis_weights(plan.lefts, tile.column, plan.tile, factor)[None, :, None]
+        left = tile.left * factor
+        self.rows[:, left : left + pixels.shape[1]] += pixels * down * across
+
+    def finish_row(self, row: int) -> None:
+        """Every tile of a row is added: pass on the rows that no later tile touches."""
+        last = row + 1 == len(self.plan.tops)
+        keep_from = self.plan.height if last else self.plan.tops[row + 1]
+        done = keep_from * self.factor - self.top
+        self.sink(self.top, self.rows[:done])
+        rest = len(self.rows) - done
+        self.rows[:rest] = self.rows[done:].copy()
+        self.rows[rest:] = 0
+        self.top += done
+
+
+def wavelet_color(images: Tensor, source: Tensor, levels: int = 5) -> Tensor:
+    """High bands of the images with the lowest band of the source (StableSR's wavelet colour correction).
+
+    Args:
+        images, source: B 3 H W of equal size.
+    """
+    return images - _low_band(images - source, levels)
+
+
+def _low_band(x: Tensor, levels: int) -> Tensor:
+    row = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype, device=x.device)
+    channels = x.shape[1]
+    for level in range(levels):
+        step = 2**level
+        for kernel, pad in ((row.view(1, 1, 3, 1), (0, 0, step, step)), (row.view(1, 1, 1, 3), (step, step, 0, 0))):
+            padded = F.pad(x, pad, mode="replicate")
+            x = F.conv2d(padded, kernel.expand(channels, 1, *kernel.shape[2:]), dilation=step, groups=channels)
+    return x
+
+
+def adain_color(images: Tensor, source: Tensor) -> Tensor:
+    """The images with the source's mean and spread per channel. B 3 H W each, sizes may differ."""
+    spread, mean = torch.var_mean(images, dim=(2, 3), keepdim=True)
+    wanted_spread, wanted_mean = torch.var_mean(source, dim=(2, 3), keepdim=True)
+    return (images - mean) / (spread + 1e-5).sqrt() * (wanted_spread + 1e-5).sqrt() + wanted_mean

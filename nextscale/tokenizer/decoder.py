@@ -1,0 +1,119 @@
+"""Latent at a stage -> image at that stage's factor, with an optional dial towards the degraded input."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nextscale.config import AutoencoderConfig, FusionConfig
+from nextscale.tokenizer.layers import AttentionBlock, PlainBlock, ResBlock, Upsample, group_norm, middle, zero_
+
+
+class InputFeatures(nn.Module):
+    """Features of the degraded input at its own resolution, computed once for all decoders."""
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, config.channels, 3, padding=1)
+        self.blocks = nn.ModuleList(PlainBlock(config.channels) for _ in range(config.blocks))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Input photographs B 3 H W in [-1, 1] -> features B C H W."""
+        stem: Tensor = self.conv_in(inputs)
+        h = stem
+        for block in self.blocks:
+            h = block(h)
+        return h + stem
+
+
+class Fusion(nn.Module):
+    """Controllable feature transformation (CodeFormer, Zhou et al. 2022): features += w (scale * features + shift)."""
+
+    def __init__(self, channels: int, config: FusionConfig, stride: int) -> None:
+        super().__init__()
+        self.align = nn.Conv2d(config.channels, channels, stride, stride=stride)
+        self.mix = nn.Conv2d(2 * channels, channels, 3, padding=1)
+        self.affine = nn.Conv2d(channels, 2 * channels, 3, padding=1)
+        zero_(self.affine)
+
+    def forward(self, h: Tensor, features: Tensor, weight: Tensor) -> Tensor:
+        mixed = F.silu(self.mix(torch.cat([h, self.align(features)], dim=1)))
+        scale, shift = self.affine(mixed).chunk(2, dim=1)
+        return h + weight * (scale * h + shift)
+
+
+class Decoder(nn.Module):
+    """VAR's decoder, one per stage.
+
+    With a fusion config, input features enter at the level nearest the input's resolution; with a linear path as well,
+    the image that the network corrects slides from the codes' linear reconstruction (w = 0) to the enlarged input
+    (w = 1), so that the dial moves monotonically towards the input.
+    """
+
+    def __init__(self, config: AutoencoderConfig, fusion: FusionConfig | None, factor: float) -> None:
+        super().__init__()
+        widths = [config.channels * m for m in config.multipliers]
+        self.patch = config.patch
+        self.reduction = config.reduction
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.mid = middle(widths[-1], config.attention)
+        self.up = nn.ModuleList()
+        for level, width in enumerate(widths):
+            lowest = level == len(widths) - 1
+            above = width if lowest else widths[level + 1]
+            count = config.blocks + 1
+            stage = nn.Module()
+            stage.block = nn.ModuleList(ResBlock(above if i == 0 else width, width) for i in range(count))
+            stage.attn = nn.ModuleList(AttentionBlock(width) for _ in range(count if lowest * config.attention else 0))
+            if level:
+                stage.upsample = Upsample(width)
+            self.up.append(stage)
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], 3 * config.patch**2, 3, padding=1)
+        self.linear: nn.ConvTranspose2d | None = None
+        if config.linear_path:
+            self.linear = nn.ConvTranspose2d(config.latent_channels, 3, self.reduction, stride=self.reduction)
+            zero_(self.conv_out)
+            with torch.no_grad():
+                nn.init.dirac_(self.post_quant_conv.weight)
+                self.post_quant_conv.bias.zero_()  # type: ignore[union-attr]
+        self.fusion: Fusion | None = None
+        self.fusion_level = 0
+        if fusion is not None:
+            # The level whose features are as fine as the input's pixels, or the finest below that.
+            strides = [config.patch * 2**level / factor for level in range(len(widths))]
+            self.fusion_level = next((i for i, s in enumerate(strides) if s >= 1), len(widths) - 1)
+            entering = widths[min(self.fusion_level + 1, len(widths) - 1)]
+            self.fusion = Fusion(entering, fusion, max(1, round(strides[self.fusion_level])))
+
+    def forward(
+        self, f: Tensor, *, inputs: Tensor | None = None, features: Tensor | None = None, weight: Tensor | None = None
+    ) -> Tensor:
+        """Canvas f B C h w -> images B 3 16h 16w, not clamped.
+
+        With `weight` (B 1 1 1, in [0, 1]) also the input photographs `inputs` B 3 H W and their `features`.
+        """
+        f = self.post_quant_conv(f)
+        h = self.conv_in(f)
+        for block in self.mid.values():
+            h = block(h)
+        for level in reversed(range(len(self.up))):
+            stage = self.up[level]
+            if self.fusion is not None and level == self.fusion_level and weight is not None and features is not None:
+                h = self.fusion(h, features, weight)
+            for i, block in enumerate(stage.block):
+                h = block(h)
+                if len(stage.attn):
+                    h = stage.attn[i](h)
+            if hasattr(stage, "upsample"):
+                h = stage.upsample(h)
+        out: Tensor = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+        if self.linear is None:
+            return out
+        base = self.linear(f)
+        if weight is not None and inputs is not None:
+            enlarged = F.interpolate(inputs, size=base.shape[-2:], mode="bicubic")
+            base = base + weight * (enlarged - base)
+        return out + base

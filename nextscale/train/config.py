@@ -1,0 +1,92 @@
+"""Settings of a training run: plain data, free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """The optimisation, the same for every training."""
+
+    steps: int = 1000
+    """Optimiser steps of the whole run."""
+    batch: int = 8
+    """Samples per step."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    final_lr: float = 0.02
+    """Learning rate at the end, as a share of the peak (cosine in between)."""
+    weight_decay: float = 0.005
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 2.0
+    """Largest gradient norm."""
+    ema: float = 0.999
+    """Decay of the averaged weights that are saved for use."""
+    seed: int = 0
+    bf16: bool = True
+    """Autocast to bfloat16."""
+    threads: int = 0
+    """CPU threads (0: all)."""
+    log_every: int = 20
+    save_minutes: float = 4.0
+    """Minutes between two checkpoints."""
+
+
+@dataclass(frozen=True)
+class ReconstructionConfig:
+    """Autoencoder and decoder training (paper section 4.1: pixel and perceptual terms per stage, hybrid trick)."""
+
+    side: int = 64
+    """Side in pixels of the input photograph: crops are four times that."""
+    preset: str = "stablesr"
+    """Degradation of the inputs that the fidelity dial sees."""
+    clean: float = 0.1
+    """Share of inputs that are only reduced, not degraded."""
+    continuous: float = 1.0
+    """Share of samples whose decoder sees the unquantised latent."""
+    dial_off: float = 0.5
+    """Share of samples decoded from codes alone (w = 0)."""
+    dial_full: float = 0.35
+    """Share of samples decoded at w = 1; the rest draws w uniformly."""
+    pixel: float = 1.0
+    """Weight of the mean absolute pixel difference."""
+    feature: float = 0.1
+    """Weight of the VGG19 feature difference."""
+    lpips: float = 0.2
+    """Weight of LPIPS-squeeze."""
+
+
+@dataclass(frozen=True)
+class CodebookConfig:
+    """Codebook training on frozen latents: k-means start, then gradient on codebook and Phi."""
+
+    side: int = 64
+    kmeans_images: int = 96
+    kmeans_rounds: int = 12
+    phi_lr: float = 0.05
+    """Learning rate of Phi as a share of the codebook's."""
+    step_weight: float = 0.2
+    """Weight of the L2 after each step beside that after each stage."""
+    revive_every: int = 50
+    """Steps between replacements of unused codes by residuals (0: never)."""
+
+
+@dataclass(frozen=True)
+class CodesConfig:
+    """Transformer training: cross-entropy and preference term (paper section 3)."""
+
+    side: int = 64
+    preset: str = "stablesr"
+    clean: float = 0.25
+    """Share of samples that are only reduced bilinearly (class 1)."""
+    class_free: float = 0.1
+    """Share of samples whose class is dropped (class 2)."""
+    beta: float = 1.0
+    """Sharpness of the preference term."""
+    preference: float = 1.0
+    """Weight of the preference term."""
+    stages: int = 0
+    """Train on the first stages only (0: all)."""

@@ -1,0 +1,248 @@
+"""Training the tokenizer from scratch: autoencoder, then codebook, then decoders on quantised latents.
+
+Encoder and decoders start as a linear patch transform (principal components), which reconstructs at 26 dB untrained.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nextscale.data import Crops
+from nextscale.degrade import PRESETS, degrade, sample_recipe
+from nextscale.evaluate.perceptual import Lpips, Vgg19Features
+from nextscale.tokenizer.layers import area_downsample
+from nextscale.tokenizer.model import Tokenizer
+from nextscale.tokenizer.quantizer import Scan
+from nextscale.train.config import CodebookConfig, LoopConfig, ReconstructionConfig
+from nextscale.train.loop import decay_groups
+
+
+def pairs(crops: Crops, step: int, batch: int, preset: str, clean: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Training pairs of one step.
+
+    Returns:
+        targets B 3 H H in [-1, 1], inputs B 3 H/4 H/4 in [-1, 1], classes B (0 degraded, 1 clean).
+    """
+    position = step * batch
+    hr = torch.from_numpy(crops.batch(position, batch)).float() / 255
+    draws = [random.Random(crops.seed * 1_000_003 + position + i) for i in range(batch)]
+    classes = torch.tensor([int(draw.random() < clean) for draw in draws])
+    kinds = ["bilinear" if label else preset for label in classes]
+    recipes = [sample_recipe(PRESETS[kind], draw) for kind, draw in zip(kinds, draws, strict=True)]
+    return hr * 2 - 1, degrade(hr, recipes) * 2 - 1, classes
+
+
+@torch.no_grad()
+def start_linear(tokenizer: Tokenizer, crops: Crops, *, images: int = 128, scale: float = 8.0) -> None:
+    """Set the linear paths to the principal components of 16 x 16 patches of all stage sizes, divided by `scale`."""
+    size = tokenizer.config.autoencoder.reduction
+    channels = tokenizer.config.autoencoder.latent_channels
+    hr = torch.from_numpy(crops.batch(0, images)).float() / 127.5 - 1
+    patches = []
+    for factor in (1, 2, 4):
+        rows = F.unfold(area_downsample(hr, hr.shape[-1] // factor), size, stride=size).transpose(1, 2).flatten(0, 1)
+        patches.append(rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:20000]])
+    stacked = torch.cat(patches)
+    mean = stacked.mean(0)
+    _, vectors = torch.linalg.eigh((stacked - mean).T @ (stacked - mean))
+    basis = vectors[:, -channels:].flip(1).T
+    linear = tokenizer.encoder.linear
+    assert linear is not None
+    linear.weight.copy_(basis.view(channels, 3, size, size) / scale)
+    linear.bias.copy_(-(basis @ mean) / scale)  # type: ignore[union-attr]
+    for decoder in tokenizer.decoders:
+        decoder.linear.weight.copy_(basis.view(channels, 3, size, size) * scale)  # type: ignore[union-attr, operator]
+        decoder.linear.bias.copy_(mean.view(3, -1).mean(1))  # type: ignore[union-attr, operator]
+
+
+class ReconstructionTask:
+    """Decoders (and the encoder, while no sample is quantised) against the stage images.
+
+    Per stage: mean absolute pixel difference, VGG19 features and LPIPS-squeeze. A share of the samples is decoded with
+    the fidelity dial open, so that the codes learn to carry what the input lacks while w = 0 stays a whole decoder.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, crops: Crops, config: ReconstructionConfig) -> None:
+        self.model = tokenizer
+        self.crops = crops
+        self.config = config
+        self.ladder = tokenizer.ladder.for_input(config.side)
+        self.train_encoder = config.continuous == 1
+        self.vgg = Vgg19Features(("conv1_2", "conv2_2", "conv3_1")) if config.feature else None
+        self.lpips = Lpips("squeeze") if config.lpips else None
+        tokenizer.requires_grad_(True)
+        tokenizer.quantizer.requires_grad_(False)
+        tokenizer.encoder.requires_grad_(self.train_encoder)
+        tokenizer.quant_conv.requires_grad_(self.train_encoder)
+        if tokenizer.encoder.linear is not None:
+            # Its weights are so small (unit vectors over 768 pixels, divided by `scale`) that Adam's steps erase them.
+            tokenizer.encoder.linear.requires_grad_(False)
+        tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
+        return decay_groups(self.model.named_parameters(), config.lr, config.weight_decay)
+
+    def canvases(self, latents: list[Tensor], inputs: Tensor, classes: Tensor, step: int) -> list[Tensor]:
+        """What the decoders see of the quantised samples: the ground truth's codes."""
+        del inputs, classes, step
+        return self.model.canvases(self.model.quantise(latents, ladder=self.ladder))
+
+    def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+        config = self.config
+        targets, inputs, classes = pairs(self.crops, step, batch, config.preset, config.clean)
+        rng = np.random.default_rng((self.crops.seed, 4, step))
+        kind = rng.random(batch)
+        dial = np.where(
+            kind < config.dial_off, 0, np.where(kind < config.dial_off + config.dial_full, 1, rng.random(batch))
+        )
+        weight = torch.from_numpy(dial.astype(np.float32)).view(-1, 1, 1, 1)
+        with torch.set_grad_enabled(self.train_encoder):
+            latents = self.model.stage_latents(targets, ladder=self.ladder)
+        seen = latents
+        if config.continuous < 1:
+            keep = torch.from_numpy(rng.random(batch) < config.continuous).view(-1, 1, 1, 1)
+            with torch.no_grad():
+                canvases = self.canvases(latents, inputs, classes, step)
+            seen = [torch.where(keep, z, f) for z, f in zip(latents, canvases, strict=True)]
+        features = self.model.input_features(inputs) if self.model.input_features is not None else None
+        total = targets.new_zeros(())
+        numbers: dict[str, float] = {}
+        for stage, f in enumerate(seen):
+            target = area_downsample(targets, self.ladder.image_sides[stage])
+            output = self.model.decode_canvas(f, stage, inputs=inputs, features=features, weight=weight).float()
+            terms = {"pixel": (output - target).abs().mean()}
+            if self.lpips is not None:
+                terms["lpips"] = self.lpips(output, target).mean()
+            if self.vgg is not None:
+                terms["feature"] = self._feature(output, target, rng)
+            for name, value in terms.items():
+                total = total + getattr(config, name) * value
+                numbers[f"{name}_{stage + 1}"] = float(value.detach())
+        numbers["loss"] = float(total.detach())
+        return total, numbers
+
+    def _feature(self, output: Tensor, target: Tensor, rng: np.random.Generator) -> Tensor:
+        assert self.vgg is not None
+        side = min(128, output.shape[-1])
+        top, left = (int(rng.integers(0, output.shape[-1] - side + 1)) for _ in range(2))
+        window = (..., slice(top, top + side), slice(left, left + side))
+        with torch.no_grad():
+            wanted = self.vgg(target[window] / 2 + 0.5)
+        given = self.vgg(output[window] / 2 + 0.5)
+        return torch.stack([(a - b).abs().mean() for a, b in zip(given, wanted, strict=True)]).mean()
+
+    def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
+        del step, optimiser
+
+
+class CodebookTask:
+    """Codebook and Phi by gradient on frozen latents: L2 after each stage, and a little after each step.
+
+    The ids carry no gradient; rows that no vector chose are replaced by residuals that fit badly.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, crops: Crops, config: CodebookConfig) -> None:
+        self.model = tokenizer
+        self.crops = crops
+        self.config = config
+        self.ladder = tokenizer.ladder.for_input(config.side)
+        tokenizer.requires_grad_(False)
+        tokenizer.quantizer.requires_grad_(True)
+        self.used = torch.zeros(tokenizer.config.vocabulary)
+        self.spare: Tensor | None = None
+
+    def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
+        quantizer = self.model.quantizer
+        return [
+            {"params": list(quantizer.codebook.parameters()), "lr": config.lr, "weight_decay": 0.0},
+            {"params": list(quantizer.phi.parameters()), "lr": config.lr * self.config.phi_lr, "weight_decay": 0.0},
+        ]
+
+    def _latents(self, position: int, batch: int) -> list[Tensor]:
+        targets = torch.from_numpy(self.crops.batch(position, batch)).float() / 127.5 - 1
+        with torch.no_grad():
+            return self.model.stage_latents(targets, ladder=self.ladder)
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """k-means of the residuals of every step, found step by step with the rows so far; Phi starts as identity."""
+        quantizer = self.model.quantizer
+        for phi in quantizer.phi:
+            nn.init.dirac_(phi.weight)  # type: ignore[arg-type]
+            phi.bias.zero_()  # type: ignore[union-attr, operator]
+        generator = torch.Generator().manual_seed(self.crops.seed)
+        latents = [
+            torch.cat(z)
+            for z in zip(*(self._latents(i, 8) for i in range(0, self.config.kmeans_images, 8)), strict=True)
+        ]
+        vocabulary = len(quantizer.codebook.weight)
+        gathered: list[Tensor] = []
+        scan = Scan(quantizer, self.ladder)
+        for stage, latent in enumerate(latents):
+            for k in self.ladder.steps_of(stage):
+                rows = scan.residual(latent).permute(0, 2, 3, 1).flatten(0, 2)
+                gathered.append(rows[torch.randperm(len(rows), generator=generator)[:6000]])
+                quantizer.codebook.weight.copy_(
+                    _kmeans(torch.cat(gathered), vocabulary, self.config.kmeans_rounds, generator)
+                )
+                scan.push(quantizer.nearest(scan.residual(latent)))
+                del k
+
+    def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+        quantizer = self.model.quantizer
+        latents = self._latents(step * batch, batch)
+        scan = Scan(quantizer, self.ladder)
+        total = latents[0].new_zeros(())
+        numbers: dict[str, float] = {}
+        spare: list[Tensor] = []
+        for stage, latent in enumerate(latents):
+            for k in self.ladder.steps_of(stage):
+                residual = scan.residual(latent)
+                ids = quantizer.nearest(residual)
+                scan.push(ids)
+                assert scan.f is not None
+                error = (scan.f - latent).square().mean()
+                total = total + self.config.step_weight * error
+                counts = torch.bincount(ids.flatten(), minlength=len(self.used)).float()
+                self.used += counts
+                share = counts[counts > 0] / counts.sum()
+                numbers[f"perplexity_{k + 1}"] = float((-(share * share.log()).sum()).exp())
+                spare.append(residual.detach().permute(0, 2, 3, 1).flatten(0, 2))
+            total = total + error
+            numbers[f"l2_{stage + 1}"] = float(error.detach())
+        self.spare = torch.cat(spare)
+        numbers["usage"] = float((self.used > 0).float().mean())
+        return total, numbers
+
+    @torch.no_grad()
+    def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
+        every = self.config.revive_every
+        if not every or (step + 1) % every or self.spare is None:
+            return
+        weight = self.model.quantizer.codebook.weight
+        dead = (self.used < 1).nonzero().flatten()
+        generator = torch.Generator().manual_seed(step)
+        chosen = torch.randint(len(self.spare), (len(dead),), generator=generator)
+        weight[dead] = self.spare[chosen]
+        for moment in ("exp_avg", "exp_avg_sq"):
+            optimiser.state[weight][moment][dead] = 0
+        self.used.zero_()
+
+
+def _kmeans(rows: Tensor, count: int, rounds: int, generator: torch.Generator) -> Tensor:
+    """Lloyd's algorithm; empty clusters restart at random rows."""
+    centres = rows[torch.randperm(len(rows), generator=generator)[:count]].clone()
+    for _ in range(rounds):
+        nearest = torch.cat([torch.cdist(part, centres).argmin(1) for part in rows.split(8192)])
+        sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
+        counts = torch.bincount(nearest, minlength=count).float()
+        empty = counts == 0
+        centres = sums / counts.clamp(min=1)[:, None]
+        centres[empty] = rows[torch.randint(len(rows), (int(empty.sum()),), generator=generator)]
+    return centres

@@ -1,0 +1,107 @@
+"""Training the transformer: cross-entropy on the photograph's codes, and a preference for them over the input's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nextscale.data import Crops
+from nextscale.options import SamplingOptions
+from nextscale.sample import sample, tile_noise
+from nextscale.tokenizer.model import Tokenizer
+from nextscale.train.config import CodesConfig, LoopConfig
+from nextscale.train.loop import decay_groups
+from nextscale.train.tokenizer import ReconstructionTask, pairs
+from nextscale.transformer.model import CLASS_FREE, Condition, Transformer
+
+
+def enlarge(inputs: Tensor, side: int) -> Tensor:
+    """Input photographs enlarged bilinearly, as the transformer's condition sees them (paper section 3)."""
+    return F.interpolate(inputs, size=(side, side), mode="bilinear")
+
+
+class CodesTask:
+    """Loss = cross-entropy + preference term, both from the same teacher-forced logits (paper section 3, equation 4).
+
+    The preference term per sample is -log sigmoid(beta (mean log p(z_HR) - mean log p(z_LR))): mean over the tokens,
+    since the paper's product over thousands of tokens saturates the sigmoid.
+    """
+
+    def __init__(self, transformer: Transformer, tokenizer: Tokenizer, crops: Crops, config: CodesConfig) -> None:
+        self.model: nn.Module = transformer
+        self.transformer = transformer
+        self.tokenizer = tokenizer.eval().requires_grad_(False)
+        self.crops = crops
+        self.config = config
+        self.ladder = tokenizer.ladder.for_input(config.side)
+
+    def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
+        return decay_groups(self.transformer.named_parameters(), config.lr, config.weight_decay)
+
+    def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+        config, ladder = self.config, self.ladder
+        targets, inputs, classes = pairs(self.crops, step, batch, config.preset, config.clean)
+        rng = np.random.default_rng((self.crops.seed, 5, step))
+        dropped = torch.from_numpy(rng.random(batch) < config.class_free)
+        classes = torch.where(dropped, torch.full_like(classes, CLASS_FREE), classes)
+        stages = config.stages or ladder.num_stages
+        with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
+            codes = self.tokenizer.encode(targets, stages, ladder=ladder)
+            # The prefix is the last stage's latent of the enlarged input, so all of its stages are encoded anyway.
+            latents = self.tokenizer.stage_latents(enlarge(inputs, targets.shape[-1]), ladder=ladder)
+            own = self.tokenizer.quantise(latents[:stages], ladder=ladder)
+            maps = self.tokenizer.step_inputs(codes)
+        condition = Condition(latents[-1], classes)
+        segments = [self.transformer.start(condition)]
+        segments += [self.transformer.embed(m, k) for k, m in enumerate(maps, start=1)]
+        logits = self.transformer.logits(segments, condition)
+        with torch.autocast(targets.device.type, enabled=False):
+            wanted = torch.cat([ids.flatten(1) for ids in codes.steps], dim=1)
+            avoided = torch.cat([ids.flatten(1) for ids in own.steps], dim=1)
+            log_p = logits.log_softmax(dim=-1)
+            chosen = log_p.gather(-1, wanted[..., None]).squeeze(-1)
+            rejected = log_p.gather(-1, avoided[..., None]).squeeze(-1)
+            entropy = -chosen.mean()
+            margin = (chosen - rejected).mean(dim=1)
+            preference = -F.logsigmoid(config.beta * margin).mean()
+            total = entropy + config.preference * preference
+        numbers = {
+            "loss": float(total.detach()),
+            "entropy": float(entropy.detach()),
+            "preference": float(preference.detach()),
+            "margin": float(margin.detach().mean()),
+            "differ": float((wanted != avoided).float().mean()),
+        }
+        right = (logits.detach().argmax(-1) == wanted).float()
+        ends = np.cumsum([ids[0].numel() for ids in codes.steps])
+        for k, end in enumerate(ends):
+            part = slice(end - codes.steps[k][0].numel(), end)
+            numbers[f"entropy_{k + 1}"] = -float(chosen[:, part].detach().mean())
+            numbers[f"accuracy_{k + 1}"] = float(right[:, part].mean())
+        return total, numbers
+
+    def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
+        del step, optimiser
+
+
+class PredictedReconstructionTask(ReconstructionTask):
+    """Decoders trained on the codes that the frozen transformer itself predicts, for a share of the samples."""
+
+    predicted = 0.7
+
+    def attach(self, transformer: Transformer) -> None:
+        """Use this transformer's greedy codes."""
+        self.transformer = transformer.eval().requires_grad_(False)
+
+    def canvases(self, latents: list[Tensor], inputs: Tensor, classes: Tensor, step: int) -> list[Tensor]:
+        given = super().canvases(latents, inputs, classes, step)
+        condition = Condition(self.model.latents(enlarge(inputs, self.ladder.image_sides[-1])), classes)
+        noise = tile_noise(0, [(0, 0)] * len(inputs))
+        made = sample(self.transformer, self.model.quantizer, self.ladder, condition, SamplingOptions(), noise=noise)
+        rng = np.random.default_rng((self.crops.seed, 6, step))
+        use = torch.from_numpy(rng.random(len(inputs)) < self.predicted).view(-1, 1, 1, 1)
+        return [torch.where(use, one.f, f) for one, f in zip(made, given, strict=True)]

@@ -1,0 +1,156 @@
+"""The rules of the house: imports point one way, torch stays out of `--help`, no foreign paths, no torchvision."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "nextscale"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+PYTHON_FILES = [*MODULES, *(path for folder in ("tests", "examples") for path in sorted((ROOT / folder).rglob("*.py")))]
+
+# A module imports only from those before it; a package stands for all its modules.
+ORDER = """
+    errors config options image degrade data checkpoint tokenizer transformer convert sample stitch upscale evaluate
+    train engine web demo cli
+""".split()  # noqa: SIM905 - reads as the sentence it is
+# The same inside a package. Modules that are not named here may import nothing of their own package.
+INNER_ORDER = {
+    "tokenizer": ["layers", "encoder", "quantizer", "decoder", "model"],
+    "transformer": ["attention", "model"],
+    "evaluate": ["metrics", "perceptual", "table"],
+    "train": ["config", "distributed", "loop", "tokenizer", "transformer"],
+}
+# Their top level is what every command's --help waits for.
+TORCH_FREE = ["errors", "config", "options", "image", "cli"]
+
+REPO_FILES = pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+PACKAGE_FILES = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def dotted(path: Path) -> str:
+    """nextscale/tokenizer/model.py -> tokenizer.model; an __init__ goes by its package's name."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def imported(node: ast.AST, *, inside_functions: bool = True) -> Iterator[str]:
+    """The full names of everything imported under `node`, except for type checkers only."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        elif is_type_checking(child):
+            yield from (name for part in getattr(child, "orelse", []) for name in imported(part))
+        elif inside_functions or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from imported(child, inside_functions=inside_functions)
+
+
+def own_imports(path: Path) -> Iterator[str]:
+    """Names below nextscale that a module imports, as in tokenizer.model.Tokenizer."""
+    for name in imported(parse(path)):
+        if name.startswith("nextscale."):
+            yield name.removeprefix("nextscale.")
+
+
+def may_import(importer: str, name: str) -> bool:
+    """Whether a module (tokenizer.model) may import a name (tokenizer.decoder.Decoder)."""
+    here, there = importer.split("."), name.split(".")
+    if there[0] == "__version__":
+        return True
+    if here[0] != there[0]:
+        return ORDER.index(there[0]) < ORDER.index(here[0])
+    inner = INNER_ORDER.get(here[0], [])
+    if len(here) < 2 or here[1] not in inner or there[1] not in inner:
+        return False
+    return inner.index(there[1]) < inner.index(here[1])
+
+
+def run_python(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_every_module_has_its_place() -> None:
+    places = {dotted(path).split(".")[0] for path in MODULES} - {""}
+    assert places <= set(ORDER), f"not in ORDER: {sorted(places - set(ORDER))}"
+
+
+@PACKAGE_FILES
+def test_imports_point_one_way(path: Path) -> None:
+    if path == PACKAGE / "__init__.py":
+        pytest.skip("the public surface imports lazily from anywhere")
+    wrong = [name for name in own_imports(path) if not may_import(dotted(path), name)]
+    assert not wrong, f"{dotted(path)} may not import {wrong}"
+
+
+@PACKAGE_FILES
+def test_imports_are_absolute(path: Path) -> None:
+    relative = [node.lineno for node in ast.walk(parse(path)) if isinstance(node, ast.ImportFrom) and node.level]
+    assert not relative
+
+
+@pytest.mark.parametrize(
+    ("importer", "name", "allowed"),
+    [
+        ("tokenizer.decoder", "tokenizer.layers.ResBlock", True),
+        ("tokenizer.decoder", "tokenizer.model.Tokenizer", False),
+        ("tokenizer.layers", "config.TokenizerConfig", True),
+        ("config", "tokenizer.layers", False),
+        ("sample", "stitch.plan", False),
+        ("stitch", "sample.sample", True),
+        ("cli", "__version__", True),
+    ],
+)
+def test_the_rule_itself(importer: str, name: str, allowed: bool) -> None:
+    assert may_import(importer, name) is allowed
+
+
+@pytest.mark.parametrize("name", [name for name in TORCH_FREE if (PACKAGE / f"{name}.py").exists()])
+def test_torch_free_modules_stay_so(name: str) -> None:
+    top_level = imported(parse(PACKAGE / f"{name}.py"), inside_functions=False)
+    assert "torch" not in {module.split(".")[0] for module in top_level}
+    loaded = run_python(f"import sys, nextscale.{name}; print('torch' in sys.modules)")
+    assert loaded == "False", f"import nextscale.{name} loads torch"
+
+
+def test_the_package_imports_without_torch() -> None:
+    code = "import sys, nextscale, nextscale.config, nextscale.errors; print('torch' in sys.modules)"
+    assert run_python(code) == "False"
+
+
+@REPO_FILES
+def test_torchvision_is_never_imported(path: Path) -> None:
+    assert "torchvision" not in {name.split(".")[0] for name in imported(parse(path))}
+
+
+@PACKAGE_FILES
+def test_modules_say_what_they_are(path: Path) -> None:
+    tree = parse(path)
+    if path.name == "__init__.py" and not tree.body:
+        return
+    assert ast.get_docstring(tree), f"{dotted(path)} has no docstring"
+
+
+@REPO_FILES
+def test_no_path_of_one_machine(path: Path) -> None:
+    # Strings and comments alike; the folders are spelt in two parts so that this file passes.
+    folders = "|".join(("ho" + "me", "ro" + "ot", "wo" + "rk", "Us" + "ers", "mn" + "t", "op" + "t"))
+    found = re.findall(rf"""["'\s`(](?:/(?:{folders})/|[A-Z]:\\)\S+""", path.read_text(encoding="utf-8"))
+    assert not found
