@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from nextscale.image import Picture
     from nextscale.upscale import NextScale, Progress, UpscaleResult
 
+LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".webp")
+"""Formats that can hold a lossless result."""
 Extension = Literal["auto", "png", "jpg", "webp", "tif", "bmp", "avif"]
 
 
@@ -52,7 +54,7 @@ class Upscale:
         sources, failed = list_inputs(self.pictures)
         if not sources and not failed:
             raise ImageError(
-                f"{' '.join(map(str, self.pictures))}: no pictures inside; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF"
+                f"{' '.join(map(str, self.pictures))}: no pictures; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF"
             )
         for path, reason in failed:
             self._report({"input": str(path), "error": reason})
@@ -71,7 +73,7 @@ class Upscale:
                 self._report(row)
         return 1 if errors else 0
 
-    def _one(self, model: NextScale, source: Path, target: Target, on_progress: ProgressBar) -> dict[str, Any]:
+    def _one(self, model: NextScale, source: Path, target: Target | str, on_progress: ProgressBar) -> dict[str, Any]:
         from nextscale import image as images
 
         started = time.perf_counter()
@@ -146,9 +148,7 @@ class Target:
         if self.fixed:
             return self.path
         suffix = f".{ext}" if ext != "auto" else self.path.suffix.lower()
-        if suffix not in images.WRITE_FORMATS or (
-            ext == "auto" and picture.lossless and not images.can_be_lossless(suffix)
-        ):
+        if suffix not in images.WRITE_FORMATS or (ext == "auto" and picture.lossless and suffix not in LOSSLESS):
             suffix = ".png"
         return self.path.with_suffix(suffix)
 
@@ -313,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 0, 1 if anything failed, or 2 for wrong usage."""
     try:
         command: Any = tyro.cli(
-            Command,  # type: ignore[arg-type]
+            Command,
             prog="nextscale",
             description="Restore and enlarge any photograph with one visual autoregressive model.",
             args=argv,

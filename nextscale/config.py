@@ -97,7 +97,8 @@ class Ladder:
     def tokens(self, stage: int | None = None) -> int:
         """Number of tokens that one stage adds, or of all stages."""
         steps = range(self.num_steps) if stage is None else self.steps_of(stage)
-        return sum(self.sides[k] ** 2 for k in steps)
+        count: int = sum(self.sides[k] ** 2 for k in steps)
+        return count
 
     def for_input(self, side: int) -> Ladder:
         """The same ladder for tiles of another input side in pixels.

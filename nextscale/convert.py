@@ -239,9 +239,9 @@ def _convert_transformer(state: State, target: Path, where: str) -> list[str]:
     fresh = sorted(set(new) - set(taken) - set(resized))
     return [
         f"taken: {len(taken)} tensors ({depth} blocks, head, word embedding)",
-        f"resized: position ({last} x {last} of the last step -> {side} x {side}), start tokens (one -> {ladder.sides[0]} x "
-        f"{ladder.sides[0]}), levels ({rows} -> {ladder.num_steps}), classes (class-free row -> {model.transformer.classes}), "
-        "prefix embedding (from the word embedding)",
+        f"resized: position ({last} x {last} of the last step -> {side} x {side}), "
+        f"start tokens (one -> {ladder.sides[0]} x {ladder.sides[0]}), levels ({rows} -> {ladder.num_steps}), "
+        f"classes (class-free row -> {model.transformer.classes}), prefix embedding (from the word embedding)",
         f"newly initialised: level row of the prefix{''.join(', ' + name for name in fresh)}",
         f"written: {target}",
     ]

@@ -23,7 +23,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Literal
@@ -77,8 +77,8 @@ class Picture:
 
     rgb: Array
     alpha: Array | None = None
-    icc: bytes | None = None
-    exif: bytes | None = None
+    icc: bytes | None = field(default=None, repr=False)
+    exif: bytes | None = field(default=None, repr=False)
     lossless: bool = True
     format: str = "PNG"
 
@@ -294,8 +294,8 @@ def _samples(im: Image.Image, icc: bytes | None, depth: int = 8) -> tuple[Array,
         im = im.convert({"La": "LA", "RGBa": "RGBA"}.get(im.mode, "RGB"))
     samples = np.array(im, np.uint16 if im.mode.startswith("I;16") else np.uint8)
     samples = samples.reshape(*samples.shape[:2], -1)
-    if key is not None and im.mode == "L" and 1 < depth < 8:
-        key = key * 255 // (2**depth - 1)
+    if key is not None and im.mode == "L" and depth < 8:
+        key = min(key * 255 // (2**depth - 1), 255)  # Pillow spreads the samples over eight bits, but not the key
     return _split(samples, icc, key)
 
 
@@ -872,11 +872,12 @@ def from_float(array: Array, dtype: DTypeLike) -> Array:
     Exact halves go to the even neighbour (`np.rint`). `from_float(to_float(x), x.dtype)` is `x`.
     """
     full = np.iinfo(np.dtype(dtype)).max
-    out = array.astype(np.float32)
+    out: NDArray[np.float32] = array.astype(np.float32)
     out += 1
     out *= np.float32(full / 2)
     np.rint(out, out=out)
-    return np.clip(out, 0, full, out=out).astype(dtype)
+    np.clip(out, 0, full, out=out)
+    return out.astype(dtype)
 
 
 def bleed(rgb: Array, alpha: Array) -> Array:
@@ -889,7 +890,7 @@ def bleed(rgb: Array, alpha: Array) -> Array:
     if not hidden.any() or hidden.all():
         return rgb
     weight = alpha.astype(np.float32)[..., None] / np.float32(np.iinfo(alpha.dtype).max)
-    out = rgb.copy()
+    out: Array = rgb.copy()
     out[hidden] = np.rint(_fill(np.concatenate([rgb * weight, weight], axis=2), hidden)).astype(rgb.dtype)
     return out
 

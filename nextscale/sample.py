@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,10 +23,10 @@ from nextscale.transformer.attention import Cache
 class Conditioned(Protocol):
     """A condition that can drop its class."""
 
-    def class_free(self: ConditionT) -> ConditionT: ...
+    def class_free(self) -> Any: ...
 
 
-ConditionT = TypeVar("ConditionT", bound=Conditioned)
+ConditionT = TypeVar("ConditionT", bound=Conditioned, contravariant=True)
 
 
 class NextStepModel(Protocol[ConditionT]):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from nextscale import image as images
@@ -563,7 +564,7 @@ def as_picture(image: Any) -> Picture:
     if isinstance(image, str | Path):
         return images.read(image)
     if isinstance(image, Image.Image):
-        return images.from_pil(image)
+        return _from_pil(image)
     if isinstance(image, Tensor):
         array = image.detach().cpu().float()
         array = array[0] if array.ndim == 4 and array.shape[0] == 1 else array
@@ -580,6 +581,16 @@ def as_picture(image: Any) -> Picture:
         rgb = np.ascontiguousarray(array2[..., : array2.shape[2] - (alpha is not None)])
         return Picture(rgb=rgb, alpha=alpha, icc=None, exif=None, lossless=True, format="array")
     raise ImageError(f"not a picture: {type(image).__name__}; give a path, a Pillow image, an array or a tensor")
+
+
+def _from_pil(image: Image.Image) -> Picture:
+    """Through an uncompressed PNG, so that one place alone knows modes, palettes and transparency."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode not in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA"):
+        upright = upright.convert("RGB")
+    held = io.BytesIO()
+    upright.save(held, "PNG", compress_level=0, icc_profile=image.info.get("icc_profile"))
+    return images.decode_bytes(held.getvalue())
 
 
 def to_pil(picture: Picture) -> Image.Image:

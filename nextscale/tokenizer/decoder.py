@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.config import AutoencoderConfig, FusionConfig
-from nextscale.tokenizer.layers import AttentionBlock, PlainBlock, ResBlock, Upsample, group_norm, middle, zero_
+from nextscale.tokenizer.layers import PlainBlock, UpLevel, group_norm, middle, zero_
 
 
 class InputFeatures(nn.Module):
@@ -24,7 +24,8 @@ class InputFeatures(nn.Module):
         h = stem
         for block in self.blocks:
             h = block(h)
-        return h + stem
+        out: Tensor = h + stem
+        return out
 
 
 class Fusion(nn.Module):
@@ -40,7 +41,8 @@ class Fusion(nn.Module):
     def forward(self, h: Tensor, features: Tensor, weight: Tensor) -> Tensor:
         mixed = F.silu(self.mix(torch.cat([h, self.align(features)], dim=1)))
         scale, shift = self.affine(mixed).chunk(2, dim=1)
-        return h + weight * (scale * h + shift)
+        out: Tensor = h + weight * (scale * h + shift)
+        return out
 
 
 class Decoder(nn.Module):
@@ -63,13 +65,8 @@ class Decoder(nn.Module):
         for level, width in enumerate(widths):
             lowest = level == len(widths) - 1
             above = width if lowest else widths[level + 1]
-            count = config.blocks + 1
-            stage = nn.Module()
-            stage.block = nn.ModuleList(ResBlock(above if i == 0 else width, width) for i in range(count))
-            stage.attn = nn.ModuleList(AttentionBlock(width) for _ in range(count if lowest * config.attention else 0))
-            if level:
-                stage.upsample = Upsample(width)
-            self.up.append(stage)
+            attention = config.attention and lowest
+            self.up.append(UpLevel(above, width, config.blocks + 1, attention=attention, highest=level == 0))
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3 * config.patch**2, 3, padding=1)
         self.linear: nn.ConvTranspose2d | None = None
@@ -100,19 +97,13 @@ class Decoder(nn.Module):
         for block in self.mid.values():
             h = block(h)
         for level in reversed(range(len(self.up))):
-            stage = self.up[level]
             if self.fusion is not None and level == self.fusion_level and weight is not None and features is not None:
                 h = self.fusion(h, features, weight)
-            for i, block in enumerate(stage.block):
-                h = block(h)
-                if len(stage.attn):
-                    h = stage.attn[i](h)
-            if hasattr(stage, "upsample"):
-                h = stage.upsample(h)
+            h = self.up[level](h)
         out: Tensor = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
         if self.linear is None:
             return out
-        base = self.linear(f)
+        base: Tensor = self.linear(f)
         if weight is not None and inputs is not None:
             enlarged = F.interpolate(inputs, size=base.shape[-2:], mode="bicubic")
             base = base + weight * (enlarged - base)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.config import AutoencoderConfig
-from nextscale.tokenizer.layers import AttentionBlock, Downsample, ResBlock, group_norm, middle, zero_
+from nextscale.tokenizer.layers import DownLevel, group_norm, middle, zero_
 
 
 class Encoder(nn.Module):
@@ -25,14 +25,7 @@ class Encoder(nn.Module):
         channels = config.channels
         for level, width in enumerate(widths):
             lowest = level == len(widths) - 1
-            stage = nn.Module()
-            stage.block = nn.ModuleList(ResBlock(channels if i == 0 else width, width) for i in range(config.blocks))
-            stage.attn = nn.ModuleList(
-                AttentionBlock(width) for _ in range(config.blocks if lowest * config.attention else 0)
-            )
-            if not lowest:
-                stage.downsample = Downsample(width)
-            self.down.append(stage)
+            self.down.append(DownLevel(channels, width, config.blocks, attention=config.attention, lowest=lowest))
             channels = width
         self.mid = middle(channels, config.attention)
         self.norm_out = group_norm(channels)
@@ -46,13 +39,8 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images B 3 H W in [-1, 1] -> features B C H/16 W/16."""
         h = self.conv_in(F.pixel_unshuffle(images, self.patch))
-        for stage in self.down:
-            for i, block in enumerate(stage.block):
-                h = block(h)
-                if len(stage.attn):
-                    h = stage.attn[i](h)
-            if hasattr(stage, "downsample"):
-                h = stage.downsample(h)
+        for level in self.down:
+            h = level(h)
         for block in self.mid.values():
             h = block(h)
         out: Tensor = self.conv_out(F.silu(self.norm_out(h)))

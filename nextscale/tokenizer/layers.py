@@ -33,8 +33,8 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        shortcut: Tensor = self.nin_shortcut(x)
-        return shortcut + h
+        out: Tensor = self.nin_shortcut(x) + h
+        return out
 
 
 class PlainBlock(nn.Module):
@@ -88,6 +88,46 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
         return out
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention where asked. B C h w -> B width h w."""
+
+    def __init__(self, channels_in: int, width: int, blocks: int, *, attention: bool) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(ResBlock(channels_in if i == 0 else width, width) for i in range(blocks))
+        self.attn = nn.ModuleList(AttentionBlock(width) for _ in range(blocks if attention else 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if len(self.attn):
+                x = self.attn[i](x)
+        return x
+
+
+class DownLevel(Level):
+    """A level of the encoder; all but the lowest halve the side at their end."""
+
+    def __init__(self, channels_in: int, width: int, blocks: int, *, attention: bool, lowest: bool) -> None:
+        super().__init__(channels_in, width, blocks, attention=attention and lowest)
+        self.downsample = None if lowest else Downsample(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class UpLevel(Level):
+    """A level of a decoder; all but the highest double the side at their end."""
+
+    def __init__(self, channels_in: int, width: int, blocks: int, *, attention: bool, highest: bool) -> None:
+        super().__init__(channels_in, width, blocks, attention=attention)
+        self.upsample = None if highest else Upsample(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x if self.upsample is None else self.upsample(x)
 
 
 def middle(channels: int, attention: bool) -> nn.ModuleDict:

@@ -34,7 +34,8 @@ class Quantizer(nn.Module):
     def lift(self, vectors: Tensor, phi: int, side: int) -> Tensor:
         """A step's vectors B C rho rho on a canvas: enlarged by bicubic, then Phi(h) = h/2 + conv(h)/2."""
         h = vectors if vectors.shape[-1] == side else F.interpolate(vectors, size=(side, side), mode="bicubic")
-        return (1 - self.RATIO) * h + self.RATIO * self.phi[phi](h)
+        out: Tensor = (1 - self.RATIO) * h + self.RATIO * self.phi[phi](h)
+        return out
 
 
 class Scan:

@@ -24,7 +24,9 @@ from nextscale.train.config import LoopConfig
 class Task(Protocol):
     """What the loop trains."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What is optimised, averaged and saved."""
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
         """Parameter groups of the optimiser, with `lr` as an absolute peak."""
@@ -117,8 +119,6 @@ def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
     with torch.no_grad():
         for mean, value in zip(average.parameters(), model.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)
-        for mean, value in zip(average.buffers(), model.buffers(), strict=True):
-            mean.copy_(value)
 
 
 def _save(path: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:

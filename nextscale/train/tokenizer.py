@@ -175,7 +175,7 @@ class CodebookTask:
         quantizer = self.model.quantizer
         for phi in quantizer.phi:
             nn.init.dirac_(phi.weight)  # type: ignore[arg-type]
-            phi.bias.zero_()  # type: ignore[union-attr, operator]
+            phi.bias.zero_()  # type: ignore[operator]
         generator = torch.Generator().manual_seed(self.crops.seed)
         latents = [
             torch.cat(z)
@@ -239,7 +239,7 @@ def _kmeans(rows: Tensor, count: int, rounds: int, generator: torch.Generator) -
     """Lloyd's algorithm; empty clusters restart at random rows."""
     centres = rows[torch.randperm(len(rows), generator=generator)[:count]].clone()
     for _ in range(rounds):
-        nearest = torch.cat([torch.cdist(part, centres).argmin(1) for part in rows.split(8192)])
+        nearest = torch.cat([torch.cdist(part, centres).argmin(1) for part in torch.split(rows, 8192)])
         sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
         counts = torch.bincount(nearest, minlength=count).float()
         empty = counts == 0

@@ -121,4 +121,5 @@ class Block(nn.Module):
         h = F.layer_norm(x_BLC, width, eps=1e-6) * (1 + scale_a) + shift_a
         x_BLC = x_BLC + gain_a * self.attn(h, segments, layer, cache)
         h = F.layer_norm(x_BLC, width, eps=1e-6) * (1 + scale_f) + shift_f
-        return x_BLC + gain_f * self.ffn(h)
+        fed: Tensor = gain_f * self.ffn(h)
+        return x_BLC + fed

@@ -109,8 +109,8 @@ class Transformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=std)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
-        for table in (self.start_tokens, self.position):
-            nn.init.trunc_normal_(table, std=std)
+        nn.init.trunc_normal_(self.start_tokens, std=std)
+        nn.init.trunc_normal_(self.position, std=std)
         if self.aligned is not None:
             self.aligned.weight.zero_()
         self.stack.head.weight.mul_(0.02)

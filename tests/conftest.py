@@ -1,0 +1,51 @@
+"""What several tests share: the fixtures' folder and a small model with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nextscale.config import AutoencoderConfig, FusionConfig, ModelConfig, TokenizerConfig, TransformerConfig
+from nextscale.upscale import NextScale
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    return FIXTURES
+
+
+def small_config() -> ModelConfig:
+    """The real ladder on the narrowest widths: fast enough to run whole pictures in tests."""
+    autoencoder = AutoencoderConfig(
+        channels=16, multipliers=(1, 1, 1), blocks=1, patch=4, attention=False, linear_path=True
+    )
+    return ModelConfig(
+        TokenizerConfig(autoencoder=autoencoder, vocabulary=64, fusion=FusionConfig(channels=16, blocks=1)),
+        TransformerConfig(depth=2, width=64, heads=1, shared_adaln=True, aligned_conditioning=True),
+    )
+
+
+def random_model() -> NextScale:
+    """A small model with seeded random weights in which every part speaks (nothing starts at zero)."""
+    torch.manual_seed(0)
+    model = NextScale.create(small_config())
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.modules.named_parameters():
+            if not bool(parameter.any()) or "head.weight" in name:
+                parameter.normal_(std=0.05, generator=generator)
+    return model.to("cpu", fp32=True)
+
+
+@pytest.fixture(scope="session")
+def model() -> NextScale:
+    return random_model()
+
+
+@pytest.fixture(scope="session")
+def model_folder(model: NextScale, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model.save_pretrained(tmp_path_factory.mktemp("model"), half=False)
