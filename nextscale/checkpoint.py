@@ -98,14 +98,7 @@ def read_config(folder: Path, kind: str, config_type: type[ConfigT]) -> ConfigT:
         ModelError: missing, damaged, of another kind, or with an unknown key (named).
     """
     path = folder / CONFIG
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path}: missing; a model folder holds {CONFIG} and {WEIGHTS}") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable as JSON ({error}); copy the model again") from None
-    if not isinstance(data, dict) or data.get("format") != "nextscale":
-        raise ModelError(f"{path}: not a nextscale model; convert other checkpoints with `nextscale convert`")
+    data = _read_json(path)
     if data.get("kind") != kind:
         raise ModelError(f"{path}: holds a {data.get('kind')}, a {kind} is needed")
     unknown = sorted(set(data) - {"format", "kind", "config"})
@@ -115,6 +108,23 @@ def read_config(folder: Path, kind: str, config_type: type[ConfigT]) -> ConfigT:
         return from_dict(config_type, data.get("config"))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
+
+
+def read_kind(folder: Path) -> str:
+    """What a folder holds: model, tokenizer or transformer."""
+    return str(_read_json(folder / CONFIG).get("kind"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: missing; a model folder holds {CONFIG} and {WEIGHTS}") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable as JSON ({error}); copy the model again") from None
+    if not isinstance(data, dict) or data.get("format") != "nextscale":
+        raise ModelError(f"{path}: not a nextscale model; convert other checkpoints with `nextscale convert`")
+    return data
 
 
 def load_weights(path: Path, module: nn.Module) -> None:

@@ -97,8 +97,7 @@ class Ladder:
     def tokens(self, stage: int | None = None) -> int:
         """Number of tokens that one stage adds, or of all stages."""
         steps = range(self.num_steps) if stage is None else self.steps_of(stage)
-        count: int = sum(self.sides[k] ** 2 for k in steps)
-        return count
+        return sum(self.sides[k] * self.sides[k] for k in steps)
 
     def for_input(self, side: int) -> Ladder:
         """The same ladder for tiles of another input side in pixels.
@@ -145,7 +144,7 @@ class AutoencoderConfig:
     @property
     def reduction(self) -> int:
         """Image pixels along one side of a latent."""
-        return self.patch * 2 ** (len(self.multipliers) - 1)
+        return self.patch << (len(self.multipliers) - 1)
 
 
 @dataclass(frozen=True)

@@ -709,17 +709,9 @@ def encode_bytes(picture: Picture, suffix: str, *, quality: int = 95, lossless: 
     Raises `ImageError` for 16 bits anywhere but in PNG and TIFF, for alpha in JPEG and BMP, and for sides that are
     too long; `OptionError` for a bad `quality`.
     """
-    form = WRITE_FORMATS.get(suffix.lower())
-    if form is None:
-        raise ImageError(f"cannot write {suffix or 'a name without suffix'!r}; use one of {' '.join(WRITE_FORMATS)}")
+    form = check_format(suffix, bits=picture.bits, has_alpha=picture.alpha is not None, size=picture.size)
     if not 1 <= quality <= 100:
         raise OptionError(f"quality {quality} is out of range; use 1 to 100")
-    if picture.bits == 16 and form not in _DEEP:
-        raise ImageError(f"{form} cannot hold 16 bits per channel; write .png or .tif, or reduce it to 8 bits")
-    if picture.alpha is not None and form not in _ALPHA:
-        raise ImageError(f"{form} cannot hold transparency; write .png, .webp, .tif or .avif, or drop it")
-    if max(picture.size) > _SIDE_LIMIT.get(form, 2**31 - 1):
-        raise ImageError(f"{form} holds at most {_SIDE_LIMIT[form]} pixels a side; write .png or .tif")
     try:
         if form == "TIFF":
             return _encode_tiff(picture)
@@ -730,6 +722,20 @@ def encode_bytes(picture: Picture, suffix: str, *, quality: int = 95, lossless: 
         raise ImageError("there is not enough memory to write it; close other programs") from None
     except (OSError, ValueError, RuntimeError, struct.error) as error:
         raise ImageError(f"{form} cannot be written ({_one_line(error)}); write .png") from error
+
+
+def check_format(suffix: str, *, bits: int, has_alpha: bool, size: tuple[int, int]) -> str:
+    """The name of a suffix's format, or `ImageError` where it cannot hold such a picture."""
+    form = WRITE_FORMATS.get(suffix.lower())
+    if form is None:
+        raise ImageError(f"cannot write {suffix or 'a name without suffix'!r}; use one of {' '.join(WRITE_FORMATS)}")
+    if bits == 16 and form not in _DEEP:
+        raise ImageError(f"{form} cannot hold 16 bits per channel; write .png or .tif, or reduce it to 8 bits")
+    if has_alpha and form not in _ALPHA:
+        raise ImageError(f"{form} cannot hold transparency; write .png, .webp, .tif or .avif, or drop it")
+    if max(size) > _SIDE_LIMIT.get(form, 2**31 - 1):
+        raise ImageError(f"{form} holds at most {_SIDE_LIMIT[form]} pixels a side; write .png or .tif")
+    return form
 
 
 def _stacked(picture: Picture) -> Array:
@@ -837,18 +843,25 @@ _REMEDIES: Final = {
 }
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write beside the target under a hidden name, then take the target's place in one step."""
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """`ImageError` where `write` could make no file of that name; missing parent folders are made."""
+    _write_whole(Path(os.path.realpath(path)), None)
+
+
+def _write_whole(path: Path, data: bytes | None) -> None:
+    """Write beside the target under a hidden name, then take the target's place in one step (None: only try)."""
     temporary = path.with_name(f".nextscale-{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         try:
             with temporary.open("xb") as file:
-                file.write(data)
-            temporary.replace(path)
-        except BaseException:
+                file.write(data or b"")
+            if data is not None:
+                temporary.replace(path)
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
     except OSError as error:
         reason = _REMEDIES.get(error.errno or 0, f"it cannot be written ({_one_line(error)}); choose another folder")
         raise ImageError(reason) from error

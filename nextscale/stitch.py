@@ -62,7 +62,7 @@ def plan_tiles(height: int, width: int, *, tile: int, overlap: int) -> Plan:
         OptionError: the overlap leaves no room for a ramp or takes more than half a tile.
     """
     if not RAMP <= overlap <= tile // 2:
-        raise OptionError(f"tile-overlap must lie between {RAMP} and half a tile ({tile // 2}), got {overlap}")
+        raise OptionError(f"tile-overlap must be from {RAMP} to half a tile ({tile // 2}), got {overlap}")
     return Plan(_starts(height, tile, overlap), _starts(width, tile, overlap), tile)
 
 
@@ -75,54 +75,56 @@ def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
 
 def axis_weights(starts: tuple[int, ...], index: int, tile: int, factor: int) -> FloatArray:
     """Weights of one tile along one axis (tile x factor values); those of all tiles sum to one everywhere."""
-    places = np.arange(tile * factor, dtype=np.float64) + 0.5
-    weights = np.ones_like(places)
-    if index:
-        weights *= _rise(places, starts[index - 1] + tile - starts[index], factor)
-    if index + 1 < len(starts):
-        shared = starts[index] + tile - starts[index + 1]
-        weights *= 1 - _rise(places - (tile - shared) * factor, shared, factor)
-    return weights.astype(np.float32)
+    return (_taken(starts, index, index, tile, factor) - _taken(starts, index + 1, index, tile, factor)).astype(
+        np.float32
+    )
 
 
-def _rise(places: NDArray[np.float64], shared: int, factor: int) -> NDArray[np.float64]:
-    """0 to 1 over the ramp in the middle of an overlap of `shared` input pixels that begins at place 0."""
-    ramp = min(RAMP, shared) * factor
-    along = np.clip((places - (shared * factor - ramp) / 2) / ramp, 0, 1)
+def _taken(starts: tuple[int, ...], by: int, index: int, tile: int, factor: int) -> NDArray[np.float64]:
+    """Share of the tiles from `by` on, along tile `index`: 0 to 1 over a ramp in the middle of by's overlap."""
+    if by in (0, len(starts)):
+        return np.full(tile * factor, 1.0 if by == 0 else 0.0)
+    middle = (starts[by] + starts[by - 1] + tile) / 2 - starts[index]
+    places = (np.arange(tile * factor) + 0.5) / factor
+    along = np.clip((places - middle) / RAMP + 0.5, 0, 1)
     return along * along * (3 - 2 * along)
 
 
 class Band:
-    """A band of output rows in float: tiles are added to it, finished rows leave it at once.
+    """A band of output rows in float: tiles are added to it in order, finished rows leave it at once.
 
     Memory is one row of tiles, whatever the height of the picture.
+
+    Args:
+        sink: takes (number of the first row, finished rows x width x channels), from top to bottom; the rows are only
+            lent, the next tile overwrites them.
     """
 
     def __init__(self, plan: Plan, factor: int, channels: int, sink: Callable[[int, FloatArray], None]) -> None:
         self.plan = plan
         self.factor = factor
         self.sink = sink
-        self.top = 0
         self.rows: FloatArray = np.zeros((plan.tile * factor, plan.width * factor, channels), np.float32)
 
     def add(self, tile: Tile, pixels: FloatArray) -> None:
-        """Blend in a tile's pixels, (tile x factor) squared x channels."""
+        """Blend in the next tile's pixels, (tile x factor) squared x channels; row by row, from left to right."""
         plan, factor = self.plan, self.factor
         down = axis_weights(plan.tops, tile.row, plan.tile, factor)[:, None, None]
-        across = axis_weights(plan.lefts, tile.column, plan.tile, factor)[None, :, None]
+        across = axis_weights(plan.lefts, tile.column, plan.tile, factor)[:, None]
         left = tile.left * factor
-        self.rows[:, left : left + pixels.shape[1]] += pixels * down * across
+        self.rows[:, left : left + len(pixels)] += pixels * (down * across)
+        if tile.column + 1 == len(plan.lefts):
+            self._pass_on(tile)
 
-    def finish_row(self, row: int) -> None:
-        """Every tile of a row is added: pass on the rows that no later tile touches."""
-        last = row + 1 == len(self.plan.tops)
-        keep_from = self.plan.height if last else self.plan.tops[row + 1]
-        done = keep_from * self.factor - self.top
-        self.sink(self.top, self.rows[:done])
+    def _pass_on(self, last: Tile) -> None:
+        """A row of tiles is whole: hand over the rows that no later tile touches."""
+        plan, factor = self.plan, self.factor
+        until = plan.height if last.row + 1 == len(plan.tops) else plan.tops[last.row + 1]
+        done = (until - last.top) * factor
+        self.sink(last.top * factor, self.rows[:done])
         rest = len(self.rows) - done
         self.rows[:rest] = self.rows[done:].copy()
         self.rows[rest:] = 0
-        self.top += done
 
 
 def wavelet_color(images: Tensor, source: Tensor, levels: int = 5) -> Tensor:

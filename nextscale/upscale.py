@@ -22,9 +22,9 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from nextscale import image as images
-from nextscale.checkpoint import WEIGHTS, find_folder, half_precision, load_weights, read_config, save_folder
+from nextscale.checkpoint import WEIGHTS, find_folder, half_precision, load_weights, read_config, read_kind, save_folder
 from nextscale.config import Ladder, ModelConfig
-from nextscale.errors import ImageError, NextScaleError, OptionError
+from nextscale.errors import ImageError, ModelError, NextScaleError, OptionError
 from nextscale.image import Picture
 from nextscale.options import ColorFix, UpscaleOptions
 from nextscale.sample import sample, tile_noise
@@ -134,6 +134,29 @@ class NextScale:
         model = cls.create(read_config(folder, "model", ModelConfig))
         load_weights(folder / WEIGHTS, model.modules)
         return model.to(device, fp32=fp32)
+
+    @classmethod
+    def assemble(cls, tokenizer: str | Path, transformer: str | Path) -> NextScale:
+        """A model of two folders: a tokenizer, and a converted transformer or the one of another whole model.
+
+        Raises:
+            ModelError: one of them is damaged, or they do not fit each other.
+        """
+        first, second = find_folder(tokenizer), find_folder(transformer)
+        part = Tokenizer.from_pretrained(first)
+        kind = "transformer" if read_kind(second) == "transformer" else "model"
+        config = read_config(second, kind, ModelConfig)
+        if (config.tokenizer.ladder, config.tokenizer.vocabulary) != (part.ladder, part.config.vocabulary):
+            raise ModelError(f"{second}: its ladder or vocabulary is not that of the tokenizer {first}")
+        if kind == "model":
+            return cls(
+                ModelConfig(part.config, config.transformer),
+                part,
+                cls.from_pretrained(second, device="cpu", fp32=True).transformer,
+            )
+        model = cls.create(ModelConfig(part.config, config.transformer))
+        load_weights(second / WEIGHTS, model.transformer)
+        return cls(model.config, part, model.transformer)
 
     def save_pretrained(self, folder: str | Path, *, half: bool = True) -> Path:
         """Write config.json and model.safetensors, in 16 bit (the quantiser stays in 32) unless `half` is off."""

@@ -48,9 +48,9 @@ class Fusion(nn.Module):
 class Decoder(nn.Module):
     """VAR's decoder, one per stage.
 
-    With a fusion config, input features enter at the level nearest the input's resolution; with a linear path as well,
-    the image that the network corrects slides from the codes' linear reconstruction (w = 0) to the enlarged input
-    (w = 1), so that the dial moves monotonically towards the input.
+    With a linear path, the network sees the codes' linear reconstruction pixel by pixel and corrects it. With a fusion
+    config, input features enter at the level nearest the input's resolution; with both, the image that is corrected
+    slides from the linear reconstruction (w = 0) to the enlarged input (w = 1), so that the dial moves monotonically.
     """
 
     def __init__(self, config: AutoencoderConfig, fusion: FusionConfig | None, factor: float) -> None:
@@ -70,8 +70,11 @@ class Decoder(nn.Module):
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3 * config.patch**2, 3, padding=1)
         self.linear: nn.ConvTranspose2d | None = None
+        self.detail: nn.Conv2d | None = None
         if config.linear_path:
             self.linear = nn.ConvTranspose2d(config.latent_channels, 3, self.reduction, stride=self.reduction)
+            self.detail = nn.Conv2d(3 * config.patch**2, widths[min(1, len(widths) - 1)], 3, padding=1)
+            zero_(self.detail)
             zero_(self.conv_out)
             with torch.no_grad():
                 nn.init.dirac_(self.post_quant_conv.weight)
@@ -92,18 +95,22 @@ class Decoder(nn.Module):
 
         With `weight` (B 1 1 1, in [0, 1]) also the input photographs `inputs` B 3 H W and their `features`.
         """
-        f = self.post_quant_conv(f)
+        # In float32 whatever the network runs in: 16 bits would band smooth gradients.
+        with torch.autocast(f.device.type, enabled=False):
+            f = self.post_quant_conv(f.float())
+            base: Tensor | None = None if self.linear is None else self.linear(f)
         h = self.conv_in(f)
         for block in self.mid.values():
             h = block(h)
         for level in reversed(range(len(self.up))):
+            if level == 0 and self.detail is not None and base is not None:
+                h = h + self.detail(F.pixel_unshuffle(base, self.patch))
             if self.fusion is not None and level == self.fusion_level and weight is not None and features is not None:
                 h = self.fusion(h, features, weight)
             h = self.up[level](h)
         out: Tensor = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
-        if self.linear is None:
+        if base is None:
             return out
-        base: Tensor = self.linear(f)
         if weight is not None and inputs is not None:
             enlarged = F.interpolate(inputs, size=base.shape[-2:], mode="bicubic")
             base = base + weight * (enlarged - base)

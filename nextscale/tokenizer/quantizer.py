@@ -26,9 +26,10 @@ class Quantizer(nn.Module):
 
     def nearest(self, residual: Tensor) -> Tensor:
         """Ids (B h w, int64) of the codebook rows nearest to each vector of B C h w."""
-        rows = self.codebook.weight.float()
-        flat = residual.permute(0, 2, 3, 1).reshape(-1, residual.shape[1])
-        distances = (rows * rows).sum(1) - 2 * flat @ rows.T
+        with _exact(residual):
+            rows = self.codebook.weight.float()
+            flat = residual.float().permute(0, 2, 3, 1).reshape(-1, residual.shape[1])
+            distances = (rows * rows).sum(1) - 2 * flat @ rows.T
         return distances.argmin(1).view(residual.shape[0], *residual.shape[2:])
 
     def lift(self, vectors: Tensor, phi: int, side: int) -> Tensor:

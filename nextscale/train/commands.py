@@ -37,7 +37,7 @@ class TrainTokenizer:
     def run(self) -> int:
         import torch
 
-        from nextscale.checkpoint import CONFIG
+        from nextscale.checkpoint import read_kind
         from nextscale.data import Crops
         from nextscale.tokenizer.model import Tokenizer
         from nextscale.train.loop import train
@@ -51,7 +51,7 @@ class TrainTokenizer:
             if self.phase != "autoencoder":
                 raise OptionError(f"the {self.phase} phase needs --start with the result of the phase before")
             tokenizer = Tokenizer(PRESETS[self.preset]().tokenizer)
-        elif '"kind": "model"' in (self.start / CONFIG).read_text(encoding="utf-8"):
+        elif read_kind(self.start) == "model":
             model = NextScale.from_pretrained(self.start, device="cpu", fp32=True)
             tokenizer = model.tokenizer
         else:
@@ -94,7 +94,7 @@ class TrainTransformer:
     tokenizer: Path
     """A trained tokenizer's folder."""
     start: Path | None = None
-    """A model whose transformer to continue from."""
+    """A converted transformer, or a model whose transformer to continue from."""
     preset: Literal["tiny", "paper"] = "tiny"
     """Configuration of a new transformer."""
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
@@ -117,7 +117,7 @@ class TrainTransformer:
             config = ModelConfig(tokenizer.config, PRESETS[self.preset]().transformer)
             model = NextScale.create(config)
         else:
-            model = NextScale.from_pretrained(self.start, device="cpu", fp32=True)
+            model = NextScale.assemble(self.tokenizer, self.start)
         transformer = model.transformer.train().requires_grad_(True)
         crops = Crops(self.data, _crop_side(tokenizer, self.codes.side), seed=self.loop.seed)
         average = train(CodesTask(transformer, tokenizer, crops, self.codes), self.loop, self.out)

@@ -237,6 +237,8 @@ class CodebookTask:
 
 def _kmeans(rows: Tensor, count: int, rounds: int, generator: torch.Generator) -> Tensor:
     """Lloyd's algorithm; empty clusters restart at random rows."""
+    if len(rows) < count:
+        rows = rows.repeat(-(-count // len(rows)), 1)
     centres = rows[torch.randperm(len(rows), generator=generator)[:count]].clone()
     for _ in range(rounds):
         nearest = torch.cat([torch.cdist(part, centres).argmin(1) for part in torch.split(rows, 8192)])

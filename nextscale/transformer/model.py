@@ -127,7 +127,7 @@ class Transformer(nn.Module):
     def start(self, condition: Condition) -> Tensor:
         """Tokens of the first step: class + start vectors + level + position, B L C."""
         side = self.ladder.sides[0] * condition.latent.shape[-1] // self.ladder.canvases[-1]
-        grid = self.start_tokens
+        grid: Tensor = self.start_tokens
         if grid.shape[-1] != side:
             grid = F.interpolate(grid, size=(side, side), mode="bilinear")
         classes: Tensor = self.class_embed(condition.classes)
