@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from nextscale.upscale import NextScale, Progress, UpscaleResult
 
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".webp")
-"""Formats that can hold a lossless result."""
+"""Suffixes of formats that can hold a lossless result."""
+NO_PICTURES = "no pictures in this folder; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF"
 Extension = Literal["auto", "png", "jpg", "webp", "tif", "bmp", "avif"]
 
 
@@ -32,17 +34,21 @@ Extension = Literal["auto", "png", "jpg", "webp", "tif", "bmp", "avif"]
 class Upscale:
     """Restore and enlarge pictures: nextscale upscale -i PHOTO.jpg -o PHOTO_x4.png"""
 
-    pictures: Annotated[tuple[Path, ...], tyro.conf.arg(aliases=["-i"], metavar="FILE|DIR ...")]
-    """Pictures, or folders of pictures."""
+    pictures: Annotated[
+        tuple[tuple[Path, ...], ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(aliases=["-i"], metavar="FILE|DIR ..."),
+    ]
+    """Pictures, or folders of pictures (required)."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE|DIR")]
     """A file for one picture, else a folder (created)."""
-    options: tyro.conf.OmitArgPrefixes[UpscaleOptions] = field(default_factory=UpscaleOptions)
-    model: Annotated[str, tyro.conf.arg(name="model-name", aliases=["-n"])] = "tiny"
+    options: Annotated[UpscaleOptions, tyro.conf.arg(name="")] = field(default_factory=UpscaleOptions)
+    model: Annotated[str, tyro.conf.arg(aliases=["-n"])] = "tiny"
     """A shipped model's name, a model folder, or a hub id (owner/name)."""
-    suffix: str | None = None
+    suffix: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """Appended to each name written to a folder (default: _x and the factor)."""
     ext: Extension = "auto"
-    """Format of the outputs; auto keeps the input's (lossless stays lossless)."""
+    """Format of the files in a folder; auto keeps the input's (lossless and transparent pictures stay so)."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     fp32: bool = False
@@ -51,43 +57,40 @@ class Upscale:
     """Print one JSON object per picture."""
 
     def run(self) -> int:
-        sources, failed = list_inputs(self.pictures)
-        if not sources and not failed:
-            raise ImageError(
-                f"{' '.join(map(str, self.pictures))}: no pictures; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF"
-            )
-        for path, reason in failed:
+        named = [path for group in self.pictures for path in group]
+        if not named:
+            raise OptionError("-i needs at least one picture or folder")
+        folder = output_folder(self, named)
+        sources, refused = list_inputs(named)
+        for path, reason in refused:
             self._report({"input": str(path), "error": reason})
         if not sources:
             return 1
-        targets = plan_outputs(sources, self)
         from nextscale.upscale import NextScale
 
         model = NextScale.from_pretrained(self.model, device=self.device, fp32=self.fp32)
-        model.tokenizer.ladder.for_input(self.options.tile or model.tokenizer.ladder.input_side)
-        errors = len(failed)
-        with progress_bar(len(sources), quiet=self.json) as on_progress:
-            for source, target in zip(sources, targets, strict=True):
-                row = self._one(model, source, target, on_progress)
-                errors += "error" in row
+        targets = Targets(self, folder, sources, self.options.factors(model.ladder_for(self.options).factors))
+        failed = len(refused)
+        with progress(len(sources), self) as on_progress:
+            for source in sources:
+                row = self._one(model, source, targets, on_progress)
+                failed += "error" in row
                 self._report(row)
-        return 1 if errors else 0
+        return 1 if failed else 0
 
-    def _one(self, model: NextScale, source: Path, target: Target | str, on_progress: ProgressBar) -> dict[str, Any]:
+    def _one(self, model: NextScale, source: Path, targets: Targets, on_progress: ProgressLines) -> dict[str, Any]:
+        """Restore one picture; the row to report."""
         from nextscale import image as images
 
         started = time.perf_counter()
         row: dict[str, Any] = {"input": str(source)}
+        on_progress.start(source)
         try:
-            if isinstance(target, str):
-                raise ImageError(target)
             picture = images.read(source)
-            path = target.resolve_suffix(picture, self.ext)
-            if path.exists() and source.exists() and os.path.samefile(path, source):
-                raise ImageError("the output would overwrite the input; choose another output or --suffix")
-            on_progress.start(source.name)
+            files = targets.claim(source, picture)
             result = model.upscale(picture, self.options, on_progress=on_progress)
-            row["outputs"] = self._write(result, path, picture)
+            write_results(result, files, lossless=picture.lossless)
+            row["outputs"] = {label: str(path) for label, path in files.items()}
             row["size"] = list(picture.size)
             row["output_size"] = list(result.picture.size)
             row["seconds"] = round(time.perf_counter() - started, 3)
@@ -102,110 +105,165 @@ class Upscale:
             on_progress.finish()
         return row
 
-    def _write(self, result: UpscaleResult, path: Path, picture: Picture) -> dict[str, str]:
-        from nextscale import image as images
-
-        written: dict[str, str] = {}
-        for factor in sorted(result.images, reverse=True):
-            name = path if factor == self.options.scale else sibling(path, self.options.scale, factor)
-            images.write(name, result.images[factor], lossless=picture.lossless)
-            written[f"x{factor:g}"] = str(name)
-        if self.options.confidence:
-            for factor, values in result.confidence.items():
-                base = path if factor == self.options.scale else sibling(path, self.options.scale, factor)
-                name = base.with_name(f"{base.stem}_confidence.png")
-                images.write(
-                    name,
-                    images.Picture(rgb=values[..., None], alpha=None, icc=None, exif=None, lossless=True, format="PNG"),
-                )
-                written[f"x{factor:g}_confidence"] = str(name)
-        return written
-
     def _report(self, row: dict[str, Any]) -> None:
         if self.json:
-            sys.stdout.write(json.dumps(row) + "\n")
-            sys.stdout.flush()
+            say(json.dumps(row))
         if "error" in row:
             complain(f"{row['input']}: {row['error']}")
         elif not self.json:
-            size, new = row["size"], row["output_size"]
-            line = f"{row['input']}: {size[0]} x {size[1]} -> {new[0]} x {new[1]} in {row['seconds']:.1f} s -> "
-            sys.stdout.write(line + ", ".join(row["outputs"].values()) + "\n")
-            sys.stdout.flush()
+            (width, height), (new_width, new_height) = row["size"], row["output_size"]
+            sizes = f"{width} x {height} -> {new_width} x {new_height}"
+            say(f"{row['input']}: {sizes} in {row['seconds']:.1f} s -> {', '.join(row['outputs'].values())}")
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where a picture's result goes; the format may wait for the input's."""
+def list_inputs(named: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Every picture of the given files and folders, each once, and what is not to be had, with the reason."""
+    from nextscale import image as images
 
-    path: Path
-    fixed: bool
+    found: dict[str, Path] = {}
+    refused: list[tuple[Path, str]] = []
+    for path in named:
+        inside = [path]
+        if os.path.isdir(path):
+            try:
+                links = [link for link in path.iterdir() if images.is_picture_path(link) and not link.exists()]
+                inside = sorted([*images.find_pictures(path), *links])
+            except (NextScaleError, OSError) as error:
+                refused.append((path, str(error)))
+                continue
+            if not inside:
+                refused.append((path, NO_PICTURES))
+        for picture in inside:
+            found.setdefault(os.path.abspath(picture), picture)
+    return list(found.values()), refused
 
-    def resolve_suffix(self, picture: Picture, ext: Extension) -> Path:
-        """The path with the suffix of the chosen or the input's own format."""
+
+def output_folder(command: Upscale, named: Sequence[Path]) -> Path | None:
+    """The folder that -o names, or None where it names the file of the only picture.
+
+    Raises:
+        OptionError: it names neither, or other options contradict it.
+    """
+    from nextscale.image import WRITE_FORMATS
+
+    output, suffix = command.output, command.output.suffix.lower()
+    if command.suffix and re.search(r"[/\\]", command.suffix):
+        raise OptionError(f"--suffix {command.suffix}: must not hold a slash; name the folder with -o")
+    if output.is_dir():
+        return output
+    single = len(named) == 1 and not os.path.isdir(named[0])
+    if suffix in WRITE_FORMATS and single:
+        if command.ext != "auto" and WRITE_FORMATS[f".{command.ext}"] != WRITE_FORMATS[suffix]:
+            raise OptionError(f"-o {output} and --ext {command.ext} contradict each other; leave one out")
+        if command.suffix is not None:
+            raise OptionError(f"--suffix is for names in a folder, but -o {output} names a file; leave one out")
+        return None
+    if suffix in WRITE_FORMATS or output.exists():
+        why = "this is no picture's name" if single else "this is a file's name, but several pictures need a folder"
+        raise OptionError(f"-o {output}: {why}; name a folder")
+    if single and suffix:
+        raise OptionError(f"-o {output}: unknown format; use one of {' '.join(WRITE_FORMATS)}, or name a folder")
+    return output
+
+
+class Targets:
+    """The files that results go to, claimed picture by picture before any work is done for it."""
+
+    def __init__(self, command: Upscale, folder: Path | None, sources: Sequence[Path], factors: list[float]) -> None:
+        self.command = command
+        self.folder = folder
+        self.factors = factors
+        self.inputs = {identity(source): source for source in sources}
+        self.taken: dict[Any, Path] = {}
+
+    def claim(self, source: Path, picture: Picture) -> dict[str, Path]:
+        """The file of each of a picture's results: x4, x2 ..., x4_confidence ...
+
+        Raises:
+            ImageError: a file would be an input or another picture's result, or cannot be written.
+        """
         from nextscale import image as images
 
-        if self.fixed:
-            return self.path
-        suffix = f".{ext}" if ext != "auto" else self.path.suffix.lower()
-        if suffix not in images.WRITE_FORMATS or (ext == "auto" and picture.lossless and suffix not in LOSSLESS):
-            suffix = ".png"
-        return self.path.with_suffix(suffix)
+        scale = self.command.options.scale
+        largest = self._largest(source, picture)
+        files: dict[str, Path] = {}
+        for factor in reversed(self.factors):
+            path = largest
+            if factor != scale:
+                path = largest.with_name(f"{largest.stem.removesuffix(f'_x{scale:g}')}_x{factor:g}{largest.suffix}")
+            images.check_format(path.suffix, **traits(picture, factor))
+            files[f"x{factor:g}"] = path
+            if self.command.options.confidence:
+                files[f"x{factor:g}_confidence"] = path.with_name(f"{path.stem}_confidence.png")
+        for path in files.values():
+            self._check(path)
+        # A file is known by its name and, where names differ only in case or by a link, by its identity.
+        self.taken |= {key: source for path in files.values() for key in (os.path.realpath(path), identity(path))}
+        return files
+
+    def _check(self, path: Path) -> None:
+        from nextscale import image as images
+
+        if path.exists() and identity(path) in self.inputs:
+            raise ImageError(f"the result {path} would overwrite an input; choose another -o or --suffix")
+        owner = self.taken.get(os.path.realpath(path)) or self.taken.get(identity(path))
+        if owner is not None:
+            raise ImageError(f"its result {path} would overwrite that of {owner}; write it to another folder")
+        images.check_folder(path)
+
+    def _largest(self, source: Path, picture: Picture) -> Path:
+        command = self.command
+        if self.folder is None:
+            return command.output
+        ending = f"_x{command.options.scale:g}" if command.suffix is None else command.suffix
+        suffix = f".{command.ext}" if command.ext != "auto" else own_suffix(source, picture, command.options.scale)
+        return self.folder / f"{source.stem}{ending}{suffix}"
 
 
-def list_inputs(paths: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Every picture of the given files and folders, and those that are not to be had, with the reason."""
+def own_suffix(source: Path, picture: Picture, scale: float) -> str:
+    """The suffix of the input's format, or .png where that would lose something."""
     from nextscale import image as images
 
-    found: list[Path] = []
-    failed: list[tuple[Path, str]] = []
-    for path in paths:
-        try:
-            if path.is_dir():
-                inside = images.find_pictures(path)
-                if not inside:
-                    failed.append((path, "no pictures in this folder; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF"))
-                found += inside
-            else:
-                found.append(path)
-        except NextScaleError as error:
-            failed.append((path, str(error)))
-    return found, failed
+    suffix = source.suffix
+    if suffix.lower() not in images.WRITE_FORMATS:
+        suffix = next((s for s, form in images.WRITE_FORMATS.items() if form == picture.format), ".png")
+    if picture.lossless and suffix.lower() not in LOSSLESS:
+        return ".png"
+    try:
+        images.check_format(suffix, **traits(picture, scale))
+    except ImageError:
+        return ".png"
+    return suffix
 
 
-def plan_outputs(sources: Sequence[Path], command: Upscale) -> list[Target | str]:
-    """The target of each source, or why it has none."""
+def traits(picture: Picture, factor: float) -> dict[str, Any]:
+    """What a format must be able to hold for a picture's result."""
+    from nextscale.upscale import output_size
+
+    return {
+        "bits": picture.bits,
+        "has_alpha": picture.alpha is not None,
+        "size": output_size(picture.size, factor),
+    }
+
+
+def identity(path: Path) -> Any:
+    """Device and number of a file, the same by every name it has; the name itself where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
+
+
+def write_results(result: UpscaleResult, files: dict[str, Path], *, lossless: bool) -> None:
+    """Write every picture and confidence map to its file."""
     from nextscale import image as images
 
-    output = command.output
-    single = len(sources) == 1 and len(command.pictures) == 1 and not command.pictures[0].is_dir()
-    if single and output.suffix.lower() in images.WRITE_FORMATS and not output.is_dir():
-        return [Target(output, fixed=True)]
-    if output.exists() and not output.is_dir():
-        raise OptionError(f"{output}: is a file, but several pictures need a folder")
-    if single and output.suffix and not output.is_dir():
-        raise OptionError(
-            f"{output}: unknown format {output.suffix}; use one of {' '.join(images.WRITE_FORMATS)} or a folder"
-        )
-    ending = f"_x{command.options.scale:g}" if command.suffix is None else command.suffix
-    taken: dict[str, Path] = {}
-    targets: list[Target | str] = []
-    for source in sources:
-        suffix = source.suffix if command.ext == "auto" else f".{command.ext}"
-        name = f"{source.stem}{ending}{suffix}"
-        if name.lower() in taken:
-            targets.append(f"its result would overwrite that of {taken[name.lower()]}; write it to another folder")
-            continue
-        taken[name.lower()] = source
-        targets.append(Target(output / name, fixed=False))
-    return targets
-
-
-def sibling(path: Path, scale: float, factor: float) -> Path:
-    """The name of a smaller factor's output beside the main one."""
-    own = f"_x{scale:g}"
-    stem = path.stem.removesuffix(own)
-    return path.with_name(f"{stem}_x{factor:g}{path.suffix}")
+    for factor, picture in result.images.items():
+        images.write(files[f"x{factor:g}"], picture, lossless=lossless)
+    for factor, values in result.confidence.items():
+        images.write(files[f"x{factor:g}_confidence"], images.Picture(values[..., None]))
 
 
 @dataclass(frozen=True)
@@ -227,7 +285,7 @@ class Convert:
         from nextscale.convert import convert
 
         for line in convert(self.source, self.target, self.origin, self.part, steps=self.steps):
-            sys.stdout.write(line + "\n")
+            say(line)
         return 0
 
 
@@ -236,7 +294,7 @@ class Version:
     """Print the version."""
 
     def run(self) -> int:
-        sys.stdout.write(f"nextscale {__version__}\n")
+        say(f"nextscale {__version__}")
         return 0
 
 
@@ -248,76 +306,111 @@ Command = (
 )
 
 
-class ProgressBar:
-    """Files, tiles and steps with an ETA on a terminal; nothing in a pipe (each picture prints a line of its own)."""
+class ProgressLines:
+    """Progress without a terminal: a plain line now and then while a picture takes long."""
 
-    def __init__(self, files: int, bar: Any) -> None:
-        self.bar = bar
-        self.files = bar.add_task("pictures", total=files, visible=files > 1) if bar else None
-        self.current: Any = None
+    EVERY = 10.0
+    """Seconds between two lines."""
 
-    def start(self, name: str) -> None:
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self.name = ""
+        self.started = self.said = 0.0
+
+    def start(self, source: Path) -> None:
         """A new picture."""
-        if self.bar:
-            self.current = self.bar.add_task(name, total=1.0)
+        self.name = str(source)
+        self.started = self.said = time.monotonic()
 
     def __call__(self, progress: Progress) -> None:
         """A step of the current picture is done."""
-        if not self.bar or self.current is None:
-            return
-        share = (progress.tiles_done + progress.step / progress.steps) / progress.tiles
-        text = f"tile {progress.tiles_done + 1}/{progress.tiles} step {progress.step}/{progress.steps}"
-        self.bar.update(self.current, completed=(progress.passes_done + share) / progress.passes, detail=text)
+        now = time.monotonic()
+        if not self.quiet and now - self.said >= self.EVERY:
+            self.said = now
+            share = share_done(progress)
+            left = (now - self.started) * (1 - share) / share
+            say(f"{self.name}: {share:.0%}, {position(progress)}, about {left:.0f} s left")
 
     def finish(self) -> None:
         """The current picture is done."""
-        if self.bar and self.current is not None:
-            self.bar.remove_task(self.current)
-            self.current = None
-        if self.bar:
-            self.bar.advance(self.files)
+
+
+class ProgressBars(ProgressLines):
+    """Files, tiles and steps with an ETA on a terminal."""
+
+    def __init__(self, files: int, bars: Any) -> None:
+        super().__init__(quiet=True)
+        self.bars = bars
+        self.files = bars.add_task("pictures", total=files, visible=files > 1, detail="")
+        self.current = self.files
+
+    def start(self, source: Path) -> None:
+        self.current = self.bars.add_task(source.name, total=1.0, detail="")
+
+    def __call__(self, progress: Progress) -> None:
+        self.bars.update(self.current, completed=share_done(progress), detail=position(progress))
+
+    def finish(self) -> None:
+        self.bars.remove_task(self.current)
+        self.bars.advance(self.files)
+
+
+def share_done(progress: Progress) -> float:
+    """How much of a picture is done, 0 to 1."""
+    tiles = progress.tiles_done + progress.step / progress.steps
+    return (progress.passes_done + tiles / progress.tiles) / progress.passes
+
+
+def position(progress: Progress) -> str:
+    """Where in a picture the work is."""
+    parts = [f"tile {progress.tiles_done + 1}/{progress.tiles}", f"step {progress.step}/{progress.steps}"]
+    return " ".join([f"pass {progress.passes_done + 1}/{progress.passes}"] * (progress.passes > 1) + parts)
 
 
 @contextmanager
-def progress_bar(files: int, *, quiet: bool) -> Iterator[ProgressBar]:
-    """A live bar on stderr when it is a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield ProgressBar(files, None)
+def progress(files: int, command: Upscale) -> Iterator[ProgressLines]:
+    """Bars on stderr where that is a terminal, else lines on stdout, or nothing beside JSON."""
+    if command.json or not sys.stderr.isatty():
+        yield ProgressLines(quiet=command.json)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TextColumn("{task.fields[detail]}"),
         TimeRemainingColumn(),
     )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bars:
+        yield ProgressBars(files, bars)
 
-    class Bar(Progress):
-        def add_task(self, *args: Any, **fields: Any) -> Any:
-            return super().add_task(*args, **{"detail": "", **fields})
 
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield ProgressBar(files, bar)
+def say(text: str) -> None:
+    """One line on stdout, at once; what its encoding cannot hold is escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    sys.stdout.flush()
 
 
 def complain(text: str) -> None:
     """One line on stderr."""
-    sys.stderr.write("nextscale: " + " ".join(text.split()) + "\n")
+    sys.stderr.write("nextscale: " + re.sub(r"[\x00-\x1f\x7f]+", " ", text).strip() + "\n")
     sys.stderr.flush()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 0, 1 if anything failed, or 2 for wrong usage."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         command: Any = tyro.cli(
             Command,
             prog="nextscale",
             description="Restore and enlarge any photograph with one visual autoregressive model.",
-            args=argv,
-            config=(tyro.conf.OmitSubcommandPrefixes,),
+            args=["version"] if arguments == ["--version"] else arguments,
+            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
         )
         return int(command.run())
     except OptionError as error:
@@ -325,6 +418,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except NextScaleError as error:
         complain(str(error))
+        return 1
+    except BrokenPipeError:
+        # Whoever read the lines has gone; Python must not try to flush them when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         complain("stopped")

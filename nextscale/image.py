@@ -134,9 +134,27 @@ def read(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Pictu
 
 def decode_bytes(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
     """Decode the bytes of one picture file; see `read`."""
+    return _guarded(lambda: _decode(data, max_pixels))
+
+
+def from_pil(im: Image.Image) -> Picture:
+    """A Pillow image, as if read from a file: upright, with its alpha, ICC profile and EXIF."""
+
+    def convert() -> Picture:
+        im.load()
+        if im.mode in ("I", "F"):
+            raise ImageError(f"a Pillow image of mode {im.mode} has no fixed range; convert it to I;16, L or RGB first")
+        rgb, alpha, icc = _samples(im, im.info.get("icc_profile"))
+        orientation, exif = _read_exif(im.getexif)
+        return _upright(rgb, alpha, orientation, icc, exif, True, im.format or "Pillow")
+
+    return _guarded(convert)
+
+
+def _guarded(decode: Callable[[], Picture]) -> Picture:
     try:
         with _quiet():
-            return _decode(data, max_pixels)
+            return decode()
     except ImageError:
         raise
     except MemoryError:

@@ -32,12 +32,12 @@ class UpscaleOptions:
     """
 
     scale: Annotated[float, tyro.conf.arg(aliases=["-s"])] = 4.0
-    """Enlargement, any number > 0: the next native factor (1, 2, 4), then an exact resize; above 4 the model runs
+    """Enlargement, any number above 0: the next native factor (1, 2, 4), then an exact resize; above 4 the model runs
     again on its own result."""
     all_factors: bool = False
-    """Also return every smaller native factor (1, 2, 4) up to the scale."""
+    """Give every smaller native factor (1, 2, 4), too."""
     confidence: bool = False
-    """Also return the confidence map: bright where the result is read off the input, dark where it is invented."""
+    """Give the confidence map, too: bright where the result is read off the input, dark where it is invented."""
     fidelity: float = 1.0
     """0: the picture as the codes alone describe it; 1: keep most of the input."""
     seed: int = 0
@@ -63,7 +63,7 @@ class UpscaleOptions:
 
     def __post_init__(self) -> None:
         checks = [
-            ("scale", 0 < self.scale <= 64, "above 0 and at most 64"),
+            ("scale", 0 < self.scale <= 100_000, "above 0 (and at most 100000)"),
             ("fidelity", 0 <= self.fidelity <= 1, "in [0, 1]"),
             ("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1"),
             ("temperature", 0 <= self.temperature <= 10, "in [0, 10]"),
@@ -83,3 +83,8 @@ class UpscaleOptions:
     @property
     def sampling(self) -> SamplingOptions:
         return SamplingOptions(self.temperature, self.top_k, self.top_p, self.cfg)
+
+    def factors(self, native: tuple[float, ...]) -> list[float]:
+        """The factors of the results that a model of these native factors gives, in rising order."""
+        smaller = [f for f in native if f < self.scale] if self.all_factors else []
+        return [*sorted(smaller), self.scale]

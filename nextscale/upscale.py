@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from nextscale import image as images
@@ -46,7 +45,7 @@ class Progress:
     """Steps done in the current batch of tiles."""
     steps: int
     passes_done: int = 0
-    """Whole runs done before this one (alpha, cascades)."""
+    """Whole runs over the picture done before this one (alpha, cascades)."""
     passes: int = 1
 
 
@@ -56,9 +55,9 @@ class Reveal:
 
     factor: float
     picture: Picture
-    """The canvas so far; tiles yet to come show the input enlarged."""
+    """The canvas so far, without alpha; where tiles are yet to come it shows the input enlarged."""
     complete: bool
-    """Whether all tiles of this factor are in."""
+    """Whether this is the result at this factor, equal to that of `upscale` without `stream`."""
 
 
 @dataclass
@@ -68,9 +67,9 @@ class UpscaleResult:
     images: dict[float, Picture]
     """Per factor; the largest is the one asked for."""
     confidence: dict[float, NDArray[np.uint8]] = field(default_factory=dict)
-    """Per factor, H W: 255 where the model was sure of every code, 0 where it guessed."""
+    """Per factor, H W, when asked for: 255 where the model was sure of every code, 0 where it guessed."""
     codes: dict[tuple[int, int], Codes] = field(default_factory=dict)
-    """Per tile (row, column) of the colour picture's first pass."""
+    """Per tile (row, column) of the first pass over the colours: as `Tokenizer.decode` takes them."""
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds per part."""
 
@@ -95,7 +94,7 @@ class TileStage:
     confidence: Tensor
     """B 1 H H in [0, 1]: mean probability of the stage's codes at each place."""
     codes: list[Codes]
-    """Per tile, all steps so far."""
+    """Per tile, all steps so far, each 1 rho rho on the CPU."""
 
 
 class NextScale:
@@ -208,21 +207,34 @@ class NextScale:
         """Restore and enlarge a picture of any size.
 
         Args:
-            image: a `Picture`, a path, a Pillow image, a numpy array (H W or H W C, uint8 or uint16), or a tensor
-                (C H W or 1 C H W, float in [0, 1]).
+            image: a `Picture`, a path, a Pillow image, a numpy array (H W or H W C) or a tensor (C H W or 1 C H W),
+                uint8, uint16 or float in [0, 1]; floats are rounded to 8 bits.
             options: see `UpscaleOptions`.
-            stream: return an iterator that yields x1, x2, x4 as their stages finish, batch of tiles by batch of tiles.
+            stream: return an iterator that yields x1, x2, x4 (every native factor up to the scale) as their stages
+                finish, batch of tiles by batch of tiles.
             on_progress: called after every step.
 
         Raises:
             OptionError: the options do not fit the model.
             ImageError: the image is none.
-            NextScaleError: out of memory even with one tile at a time.
+            NextScaleError: out of memory even with one tile at a time, or for the result itself.
         """
-        run = _Run(self, as_picture(image), options or UpscaleOptions(), on_progress)
+        options = options or UpscaleOptions()
         if stream:
-            return run.reveal()
-        return run.result()
+            options = dataclasses.replace(options, all_factors=True)
+        run = _Run(self, as_picture(image), options, on_progress)
+        return run.reveal() if stream else run.result()
+
+    def ladder_for(self, options: UpscaleOptions) -> Ladder:
+        """The ladder for the tiles that the options ask for.
+
+        Raises:
+            OptionError: tile or tile-overlap do not fit the model.
+        """
+        own = self.tokenizer.ladder
+        ladder = own.for_input(options.tile or own.input_side)
+        plan_tiles(1, 1, tile=ladder.input_side, overlap=options.tile_overlap)
+        return ladder
 
     @torch.no_grad()
     def restore_tiles(
@@ -281,7 +293,8 @@ class NextScale:
             matched = match_color(decoded.float(), inputs, options.color_fix).clamp(-1, 1)
             probabilities = [stage.probabilities[k] for k in ladder.steps_of(stage.stage)]
             enlarged = [F.interpolate(p[:, None], size=(side, side), mode="bilinear") for p in probabilities]
-            codes = [Codes([ids[i] for ids in stage.codes.steps], ladder) for i in range(len(inputs))]
+            steps = [ids.cpu() for ids in stage.codes.steps]
+            codes = [Codes([ids[i : i + 1] for ids in steps], ladder) for i in range(len(inputs))]
             clock.tick("color")
             yield TileStage(factor, matched, torch.stack(enlarged).mean(0), codes)
 
@@ -326,7 +339,7 @@ def match_color(decoded: Tensor, inputs: Tensor, how: ColorFix) -> Tensor:
 
 
 class _Run:
-    """One call of `upscale`."""
+    """One call of `upscale`: passes over the alpha, over the colours, and again over the result beyond x4."""
 
     def __init__(
         self,
@@ -339,15 +352,17 @@ class _Run:
         self.picture = picture
         self.options = options
         self.on_progress = on_progress
-        own = model.tokenizer.ladder
-        self.ladder = own.for_input(options.tile or own.input_side)
-        self.scales = cascade(options.scale, self.ladder.factors)
+        self.ladder = model.ladder_for(options)
+        self.factors = cascade(options.scale, self.ladder.factors)
         self.alpha_pass = picture.alpha is not None and int(np.ptp(picture.alpha)) > 0
-        self.passes = len(self.scales) + self.alpha_pass
+        self.passes = len(self.factors) + self.alpha_pass
         self.passes_done = 0
+        self.batch = options.tile_batch
+        self.alphas: dict[float, Array] = {}
         self.out = UpscaleResult({})
 
     def result(self) -> UpscaleResult:
+        """Run all passes at once."""
         started = time.perf_counter()
         for _ in self.reveal(stream=False):
             pass
@@ -355,155 +370,198 @@ class _Run:
         return self.out
 
     def reveal(self, *, stream: bool = True) -> Iterator[Reveal]:
-        """Run all passes; yields what is ready when streaming."""
+        """Run all passes; when streaming, yields whatever is new."""
+        try:
+            yield from self._reveal(stream)
+        except MemoryError:
+            width, height = output_size(self.picture.size, self.options.scale)
+            raise NextScaleError(
+                f"out of memory for {width} x {height} pixels; use a smaller --scale, or close other programs"
+            ) from None
+
+    def _reveal(self, stream: bool) -> Iterator[Reveal]:
         options, picture, out = self.options, self.picture, self.out
-        first = self.scales[0]
-        wanted = [f for f in self.ladder.factors if f <= first] if options.all_factors else [first]
-        alphas = yield from self._alphas(wanted)
+        self._check_memory()
+        asked = options.factors(self.ladder.factors)
+        wanted = [f for f in self.ladder.factors if f in asked or f == self.factors[0]]
+        self.alphas = self._restore_alpha(wanted)
         pixels = picture.rgb if picture.alpha is None else images.bleed(picture.rgb, picture.alpha)
         native = 1.0
-        for index, scale in enumerate(self.scales):
+        for index, factor in enumerate(self.factors):
             # A later pass runs on the model's own result, which is no longer degraded.
             label = CLEAN if index or options.input == "clean" else DEGRADED
-            made = yield from self._run(
-                pixels, wanted if index == 0 else [scale], label, native, stream, keep_codes=not index
-            )
-            for factor, output in made.items():
-                total = native * factor
-                alpha = alphas.get(total)
-                if picture.alpha is not None and alpha is None:
-                    alpha = images.resize(alphas[max(alphas)], (output.pixels.shape[1], output.pixels.shape[0]))
-                out.images[total] = dataclasses.replace(picture, rgb=output.pixels, alpha=alpha)
-                if output.confidence is not None:
-                    out.confidence[total] = output.confidence
-            pixels = made[scale].pixels
-            native *= scale
-        self._finish(native)
-        if stream:
-            for factor in sorted(out.images):
-                yield Reveal(factor, out.images[factor], True)
+            parts = wanted if index == 0 else [factor]
+            for tiles, stage, output in self._pass(pixels, parts, label, options.confidence, stream):
+                if index == 0:
+                    out.codes.update({(t.row, t.column): c for t, c in zip(tiles, stage.codes, strict=True)})
+                total = native * stage.factor
+                if output.complete:
+                    self._keep(total, native, output)
+                if stream and not output.complete:
+                    yield Reveal(total, dataclasses.replace(picture, rgb=output.pixels.copy(), alpha=None), False)
+                elif stream and total in asked:
+                    yield Reveal(total, out.images[total], True)
+            native *= factor
+            pixels = out.images[native].rgb
+        if options.scale != native:
+            self._resize(native)
+            yield Reveal(options.scale, out.images[options.scale], True)
+        out.images = {f: out.images[f] for f in asked}
+        out.confidence = {f: out.confidence[f] for f in asked if options.confidence}
 
-    def _finish(self, native: float) -> None:
-        """Keep what was asked for; resize exactly to a scale that is not native."""
+    def _check_memory(self) -> None:
+        """Fail now rather than after the first pass where the largest output can never be held."""
+        width, height = output_size(self.picture.size, math.prod(self.factors))
+        try:
+            np.empty((height, width, self.picture.rgb.shape[2]), self.picture.rgb.dtype)
+        except ValueError as error:  # more bytes than an address can name
+            raise MemoryError from error
+
+    def _keep(self, factor: float, native: float, output: _Output) -> None:
+        """Take over a complete output of a pass that started from the result at factor `native`."""
+        size = output_size(self.picture.size, factor)
+        alpha = self.alphas.get(factor)
+        if self.alphas and alpha is None:
+            alpha = images.resize(self.alphas[max(self.alphas)], size)
+        self.out.images[factor] = dataclasses.replace(self.picture, rgb=output.pixels, alpha=alpha)
+        if output.confidence is not None:
+            if native in self.out.confidence and factor > native:  # as sure as the least sure of the passes
+                earlier = images.resize(self.out.confidence[native], size, filter="bilinear")
+                np.minimum(output.confidence, earlier, out=output.confidence)
+            self.out.confidence[factor] = output.confidence
+
+    def _resize(self, native: float) -> None:
+        """From the native factor to exactly the scale asked for."""
         out, scale = self.out, self.options.scale
-        if scale != native:
-            size = output_size(self.picture.size, scale)
-            whole = out.images[native]
-            rgb, alpha = (
-                None if a is None else images.resize(a, size, filter="lanczos") for a in (whole.rgb, whole.alpha)
-            )
-            assert rgb is not None
-            out.images[scale] = dataclasses.replace(whole, rgb=rgb, alpha=alpha)
-            if native in out.confidence:
-                out.confidence[scale] = images.resize(out.confidence[native], size, filter="bilinear")
-        asked = {scale, *(f for f in self.ladder.factors if self.options.all_factors and f < scale)}
-        out.images = {f: p for f, p in out.images.items() if f in asked}
-        out.confidence = {f: c for f, c in out.confidence.items() if f in asked}
+        size = output_size(self.picture.size, scale)
+        whole = out.images[native]
+        alpha = None if whole.alpha is None else images.resize(whole.alpha, size, filter="lanczos")
+        out.images[scale] = dataclasses.replace(
+            whole, rgb=images.resize(whole.rgb, size, filter="lanczos"), alpha=alpha
+        )
+        if native in out.confidence:
+            out.confidence[scale] = images.resize(out.confidence[native], size, filter="bilinear")
 
-    def _alphas(self, wanted: list[float]) -> Generator[Reveal, None, dict[float, Array]]:
+    def _restore_alpha(self, wanted: list[float]) -> dict[float, Array]:
         """Alpha per factor, restored apart as a grey picture; what is fully clear or opaque stays so."""
         alpha = self.picture.alpha
         if alpha is None:
             return {}
         plain = {f: images.resize(alpha, output_size(self.picture.size, f)) for f in wanted}
-        if not self.alpha_pass:
-            return plain
-        made = yield from self._run(alpha[..., None], wanted, CLEAN, 1.0, False, keep_codes=False)
-        top = np.iinfo(alpha.dtype).max
-        sure = {f: (p == 0) | (p == top) for f, p in plain.items()}
-        return {f: np.where(sure[f], plain[f], made[f].pixels[..., 0]).astype(alpha.dtype) for f in wanted}
+        if self.alpha_pass:
+            for _, stage, output in self._pass(alpha[..., None], wanted, CLEAN, False, False):
+                if output.complete:
+                    values = plain[stage.factor]
+                    partial = (values > 0) & (values < np.iinfo(values.dtype).max)
+                    values[partial] = output.pixels[partial, 0]
+        return plain
 
-    def _run(
-        self, pixels: Array, wanted: list[float], label: int, native: float, stream: bool, *, keep_codes: bool
-    ) -> Generator[Reveal, None, dict[float, _Output]]:
-        """One pass over all tiles of H W C pixels, for the wanted native factors."""
-        ladder, options = self.ladder, self.options
-        height, width = pixels.shape[:2]
-        padded = _pad(pixels, ladder.input_side)
-        plan = plan_tiles(
-            *padded.shape[:2], tile=ladder.input_side, overlap=min(options.tile_overlap, ladder.input_side // 2)
-        )
-        outputs = {f: _Output(plan, f, pixels, with_confidence=options.confidence and keep_codes) for f in wanted}
-        previews = {f: images.resize(pixels, output_size((width, height), f)) for f in wanted} if stream else {}
-        total, done = len(plan.tops) * len(plan.lefts), 0
-        for row in plan.rows:
-            for start in range(0, len(row), options.tile_batch):
-                batch = row[start : start + options.tile_batch]
-                ready: dict[tuple[Tile, float], FloatArray] = {}
-                for tiles, factor, codes, values in self._tiles(padded, batch, wanted, label, done, total):
-                    if keep_codes:
-                        self.out.codes.update({(t.row, t.column): c for t, c in zip(tiles, codes, strict=True)})
-                    for tile, value in zip(tiles, values, strict=True):
-                        ready[tile, factor] = value
-                        if stream:
-                            _paste(previews[factor], tile, value, int(factor))
-                    if stream:
-                        picture = dataclasses.replace(self.picture, rgb=previews[factor].copy(), alpha=None)
-                        yield Reveal(native * factor, picture, False)
-                started = time.perf_counter()
-                for (tile, factor), value in ready.items():
-                    outputs[factor].band.add(tile, value)
-                self._time("stitch", started)
-                done += len(batch)
-            for output in outputs.values():
-                output.band.finish_row(row[0].row)
+    def _pass(
+        self, pixels: Array, wanted: list[float], label: int, confidence: bool, preview: bool
+    ) -> Iterator[tuple[list[Tile], TileStage, _Output]]:
+        """One run over all tiles of H W C pixels: yields an output whenever tiles were added to it."""
+        padded = _pad(pixels, self.ladder.input_side)
+        plan = plan_tiles(*padded.shape[:2], tile=self.ladder.input_side, overlap=self.options.tile_overlap)
+        outputs = {f: _Output(plan, f, pixels, confidence=confidence, preview=preview) for f in wanted}
+        for tiles, stage in self._restore(padded, plan, wanted, label):
+            started = time.perf_counter()
+            added = outputs[stage.factor].add(tiles, stage)
+            self.out.timings["stitch"] = self.out.timings.get("stitch", 0.0) + time.perf_counter() - started
+            if added:
+                yield tiles, stage, outputs[stage.factor]
         self.passes_done += 1
-        return outputs
 
-    def _tiles(
-        self, padded: Array, batch: list[Tile], wanted: list[float], label: int, done: int, total: int
-    ) -> Iterator[tuple[list[Tile], float, list[Codes], FloatArray]]:
-        """A batch of tiles, stage by stage: pixels and confidence, B H W C+1; halved when memory runs out."""
-        side = self.ladder.input_side
-        cut = [padded[t.top : t.top + side, t.left : t.left + side] for t in batch]
-        inputs = torch.from_numpy(np.stack([images.to_float(c) for c in cut])).permute(0, 3, 1, 2)
-        channels = inputs.shape[1]
+    def _restore(
+        self, padded: Array, plan: Plan, wanted: list[float], label: int
+    ) -> Iterator[tuple[list[Tile], TileStage]]:
+        """The tiles of a plan in order, batch by batch, stage by stage.
+
+        When memory runs out, the batch is run again in smaller ones and its early stages come twice.
+        """
+        side = plan.tile
+        total, done = len(plan.tops) * len(plan.lefts), 0
+        steps = self.ladder.stage_ends[self.ladder.factors.index(max(wanted))]
 
         def on_step(step: int) -> None:
             if self.on_progress is not None:
-                steps = self.ladder.stage_ends[self.ladder.factors.index(max(wanted))]
                 self.on_progress(Progress(done, total, step + 1, steps, self.passes_done, self.passes))
 
-        try:
-            for stage in self.model.restore_tiles(
-                inputs.expand(-1, 3, -1, -1),
-                [(t.row, t.column) for t in batch],
-                label,
-                self.options,
-                wanted,
-                ladder=self.ladder,
-                on_step=on_step,
-                timings=self.out.timings,
-            ):
-                pixels = stage.images if channels == 3 else stage.images.mean(1, keepdim=True)
-                values = torch.cat([pixels, stage.confidence], dim=1).permute(0, 2, 3, 1).cpu().numpy()
-                yield batch, stage.factor, stage.codes, values
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise NextScaleError(
-                    "out of memory with a single tile; try --tile 64, or close other programs"
-                ) from None
-            if self.model.device.type == "cuda":
-                torch.cuda.empty_cache()
-            half = len(batch) // 2
-            for part in (batch[:half], batch[half:]):
-                yield from self._tiles(padded, part, wanted, label, done, total)
+        for row in plan.rows:
+            while row:
+                tiles = row[: self.batch]
+                cut = [padded[t.top : t.top + side, t.left : t.left + side] for t in tiles]
+                inputs = torch.from_numpy(images.to_float(np.stack(cut))).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
+                keys = [(t.row, t.column) for t in tiles]
+                exhausted = False
+                try:
+                    for stage in self.model.restore_tiles(
+                        inputs,
+                        keys,
+                        label,
+                        self.options,
+                        wanted,
+                        ladder=self.ladder,
+                        on_step=on_step,
+                        timings=self.out.timings,
+                    ):
+                        yield tiles, stage
+                except (MemoryError, RuntimeError) as error:
+                    if not _is_out_of_memory(error):
+                        raise
+                    exhausted = True
+                if exhausted:  # outside `except`: the error holds on to all tensors of the failed attempt
+                    self._shrink(len(tiles))
+                else:
+                    row = row[len(tiles) :]
+                    done += len(tiles)
 
-    def _time(self, part: str, started: float) -> None:
-        self.out.timings[part] = self.out.timings.get(part, 0.0) + time.perf_counter() - started
+    def _shrink(self, failed: int) -> None:
+        """Halve the batch of tiles that did not fit, for good."""
+        if failed == 1:
+            raise NextScaleError("out of memory with a single tile; use a smaller --tile, or close other programs")
+        self.batch = failed // 2
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 class _Output:
     """One factor's result at its own bit depth, filled band by band."""
 
-    def __init__(self, plan: Plan, factor: float, source: Array, *, with_confidence: bool) -> None:
+    def __init__(self, plan: Plan, factor: float, source: Array, *, confidence: bool, preview: bool) -> None:
         height, width, channels = source.shape
         size = output_size((width, height), factor)
-        self.pixels: Array = np.empty((size[1], size[0], channels), source.dtype)
-        self.confidence: NDArray[np.uint8] | None = np.empty((size[1], size[0]), np.uint8) if with_confidence else None
-        self.band = Band(plan, int(factor), channels + 1, self._take)
+        shape = (size[1], size[0], channels)
+        self.pixels: Array = images.resize(source, size) if preview else np.empty(shape, source.dtype)
+        self.confidence: NDArray[np.uint8] | None = np.empty(shape[:2], np.uint8) if confidence else None
+        self.preview = preview
+        self.band = Band(plan, int(factor), channels + confidence, self._take)
+        self.tiles = len(plan.tops) * len(plan.lefts)
+        self.added = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all tiles are in."""
+        return self.added == self.tiles
+
+    def add(self, tiles: list[Tile], stage: TileStage) -> bool:
+        """Blend in the next tiles; False where they were in already (they come twice when memory runs out)."""
+        before = self.added
+        colours = stage.images.mean(1, keepdim=True) if self.pixels.shape[2] == 1 else stage.images
+        parts = [colours] if self.confidence is None else [colours, stage.confidence]
+        for tile, values in zip(tiles, torch.cat(parts, dim=1).permute(0, 2, 3, 1).cpu().numpy(), strict=True):
+            if tile.row * len(self.band.plan.lefts) + tile.column == self.added:
+                if self.preview:
+                    self._paste(tile, values)
+                self.band.add(tile, values)
+                self.added += 1
+        return self.added > before
+
+    def _paste(self, tile: Tile, values: FloatArray) -> None:
+        """Show a tile unblended; the band's finished rows take its place."""
+        top, left = tile.top * self.band.factor, tile.left * self.band.factor
+        place = self.pixels[top : top + len(values), left : left + len(values)]
+        height, width, channels = place.shape
+        place[:] = images.from_float(values[:height, :width, :channels], place.dtype)
 
     def _take(self, top: int, rows: FloatArray) -> None:
         height, width, channels = self.pixels.shape
@@ -518,10 +576,10 @@ def cascade(scale: float, factors: tuple[float, ...]) -> list[float]:
     """The native factor of each pass that together reach a scale (or exceed it, for an exact resize)."""
     top = max(factors)
     passes = []
-    while scale > top:
+    while scale > top > 1:
         passes.append(top)
         scale /= top
-    return [*passes, min(f for f in factors if f >= scale)]
+    return [*passes, min((f for f in factors if f >= scale), default=top)]
 
 
 def output_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -536,14 +594,9 @@ def _pad(pixels: Array, side: int) -> Array:
     return np.pad(pixels, ((0, short[0]), (0, short[1]), (0, 0)), mode="symmetric") if any(short) else pixels
 
 
-def _paste(canvas: Array, tile: Tile, values: FloatArray, factor: int) -> None:
-    top, left = tile.top * factor, tile.left * factor
-    target = canvas[top : top + len(values), left : left + values.shape[1]]
-    target[:] = images.from_float(values[: target.shape[0], : target.shape[1], : canvas.shape[2]], canvas.dtype)
-
-
 def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    signs = ("out of memory", "can't allocate memory", "alloc_failed")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in signs)
 
 
 def pick_device(name: str) -> torch.device:
@@ -558,11 +611,13 @@ def pick_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+    except RuntimeError:
+        raise OptionError(f"unknown device {name}; use auto, cpu, cuda or mps") from None
+    try:
+        torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise OptionError(
-            f"device {name} is not available here ({str(error).splitlines()[0]}); use auto or cpu"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"device {name} is not available here ({reason}); use auto or cpu") from None
     return device
 
 
@@ -580,47 +635,47 @@ def as_picture(image: Any) -> Picture:
     """A `Picture` of a path, a Pillow image, an array or a tensor.
 
     Raises:
-        ImageError: it is none of these, or its shape or type is not a picture's.
+        ImageError: it is none of these, or its shape, type or values are not a picture's.
     """
     if isinstance(image, Picture):
         return image
     if isinstance(image, str | Path):
         return images.read(image)
     if isinstance(image, Image.Image):
-        return _from_pil(image)
+        return images.from_pil(image)
     if isinstance(image, Tensor):
-        array = image.detach().cpu().float()
-        array = array[0] if array.ndim == 4 and array.shape[0] == 1 else array
-        if array.ndim != 3 or array.shape[0] not in (1, 3, 4):
-            raise ImageError(f"a picture tensor is C H W with 1, 3 or 4 channels in [0, 1], got {tuple(image.shape)}")
-        return as_picture(images.from_float(array.permute(1, 2, 0).numpy() * 2 - 1, np.uint8))
+        pixels = image.detach().cpu()
+        pixels = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels
+        if pixels.ndim != 3:
+            raise ImageError(f"a picture tensor is C H W or 1 C H W, got {tuple(image.shape)}")
+        pixels = pixels.float() if pixels.is_floating_point() else pixels
+        return _from_array(pixels.permute(1, 2, 0).numpy())
     if isinstance(image, np.ndarray):
-        array2 = image[..., None] if image.ndim == 2 else image
-        if array2.ndim != 3 or array2.shape[2] not in (1, 2, 3, 4) or array2.dtype not in (np.uint8, np.uint16):
-            raise ImageError(f"a picture array is H W or H W C of uint8 or uint16, got {image.shape} {image.dtype}")
-        if 0 in array2.shape:
-            raise ImageError("the picture array is empty")
-        alpha = np.ascontiguousarray(array2[..., -1]) if array2.shape[2] in (2, 4) else None
-        rgb = np.ascontiguousarray(array2[..., : array2.shape[2] - (alpha is not None)])
-        return Picture(rgb=rgb, alpha=alpha, icc=None, exif=None, lossless=True, format="array")
+        return _from_array(image[..., None] if image.ndim == 2 else image)
     raise ImageError(f"not a picture: {type(image).__name__}; give a path, a Pillow image, an array or a tensor")
 
 
-def _from_pil(image: Image.Image) -> Picture:
-    """Through an uncompressed PNG, so that one place alone knows modes, palettes and transparency."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode not in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA"):
-        upright = upright.convert("RGB")
-    held = io.BytesIO()
-    upright.save(held, "PNG", compress_level=0, icc_profile=image.info.get("icc_profile"))
-    return images.decode_bytes(held.getvalue())
+def _from_array(array: Array) -> Picture:
+    """H W C: grey, grey and alpha, RGB, or RGB and alpha."""
+    if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or not array.size:
+        raise ImageError(f"a picture has a height, a width and 1 to 4 channels, got {array.shape}")
+    if array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        if not (low >= -0.25 and high <= 1.25):  # some overshoot is usual after a resize; NaN is not
+            raise ImageError(f"float pixels must lie in [0, 1], got {low:g} to {high:g}")
+        array = images.from_float(array * 2 - 1, np.uint8)
+    if array.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"pixels must be uint8, uint16 or float, got {array.dtype}")
+    colours = 3 if array.shape[2] >= 3 else 1
+    alpha = np.ascontiguousarray(array[..., colours]) if array.shape[2] > colours else None
+    return Picture(np.ascontiguousarray(array[..., :colours]), alpha, format="array")
 
 
 def to_pil(picture: Picture) -> Image.Image:
-    """A picture as a Pillow image of 8 bits: L, LA, RGB or RGBA."""
-    rgb, alpha = picture.rgb, picture.alpha
+    """A picture as a Pillow image of 8 bits: L, LA, RGB or RGBA, with its ICC profile and EXIF in `info`."""
+    whole = picture.rgb if picture.alpha is None else np.dstack([picture.rgb, picture.alpha])
     if picture.bits == 16:
-        rgb = ((rgb.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        alpha = None if alpha is None else ((alpha.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    whole = rgb if alpha is None else np.concatenate([rgb, alpha[..., None]], axis=2)
-    return Image.fromarray(whole[..., 0] if whole.shape[2] == 1 else whole)
+        whole = ((whole.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    out = Image.fromarray(whole[..., 0] if whole.shape[2] == 1 else whole)
+    out.info |= {key: value for key, value in (("icc_profile", picture.icc), ("exif", picture.exif)) if value}
+    return out

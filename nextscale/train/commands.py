@@ -119,7 +119,9 @@ class TrainTransformer:
         else:
             model = NextScale.assemble(self.tokenizer, self.start)
         transformer = model.transformer.train().requires_grad_(True)
-        crops = Crops(self.data, _crop_side(tokenizer, self.codes.side), seed=self.loop.seed)
+        crops = {
+            side: Crops(self.data, _crop_side(tokenizer, side), seed=self.loop.seed) for side in set(self.codes.sides)
+        }
         average = train(CodesTask(transformer, tokenizer, crops, self.codes), self.loop, self.out)
         assert isinstance(average, Transformer)
         NextScale(model.config, tokenizer, average).save_pretrained(self.out / "model", half=False)

@@ -35,7 +35,9 @@ def pairs(crops: Crops, step: int, batch: int, preset: str, clean: float) -> tup
     classes = torch.tensor([int(draw.random() < clean) for draw in draws])
     kinds = ["bilinear" if label else preset for label in classes]
     recipes = [sample_recipe(PRESETS[kind], draw) for kind, draw in zip(kinds, draws, strict=True)]
-    return hr * 2 - 1, degrade(hr, recipes) * 2 - 1, classes
+    # The loop's autocast would run the codec's transforms in 16 bits.
+    with torch.autocast(hr.device.type, enabled=False):
+        return hr * 2 - 1, degrade(hr, recipes) * 2 - 1, classes
 
 
 @torch.no_grad()

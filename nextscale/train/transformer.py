@@ -31,21 +31,26 @@ class CodesTask:
     since the paper's product over thousands of tokens saturates the sigmoid.
     """
 
-    def __init__(self, transformer: Transformer, tokenizer: Tokenizer, crops: Crops, config: CodesConfig) -> None:
+    def __init__(
+        self, transformer: Transformer, tokenizer: Tokenizer, crops: dict[int, Crops], config: CodesConfig
+    ) -> None:
         self.model: nn.Module = transformer
         self.transformer = transformer
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.crops = crops
         self.config = config
-        self.ladder = tokenizer.ladder.for_input(config.side)
+        self.ladders = {side: tokenizer.ladder.for_input(side) for side in config.sides}
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
         return decay_groups(self.transformer.named_parameters(), config.lr, config.weight_decay)
 
     def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
-        config, ladder = self.config, self.ladder
-        targets, inputs, classes = pairs(self.crops, step, batch, config.preset, config.clean)
-        rng = np.random.default_rng((self.crops.seed, 5, step))
+        config = self.config
+        side = config.sides[step % len(config.sides)]
+        ladder, crops = self.ladders[side], self.crops[side]
+        batch = max(1, batch * min(config.sides) ** 2 // side**2)
+        targets, inputs, classes = pairs(crops, step, batch, config.preset, config.clean)
+        rng = np.random.default_rng((crops.seed, 5, step))
         dropped = torch.from_numpy(rng.random(batch) < config.class_free)
         classes = torch.where(dropped, torch.full_like(classes, CLASS_FREE), classes)
         stages = config.stages or ladder.num_stages

@@ -1,0 +1,215 @@
+"""The trainings on a small model: they learn, they log, and they resume bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from nextscale.cli import main
+from nextscale.data import Crops
+from nextscale.errors import NextScaleError
+from nextscale.sample import sample, tile_noise
+from nextscale.tokenizer.model import Tokenizer
+from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig
+from nextscale.train.loop import learning_rate, train
+from nextscale.train.tokenizer import CodebookTask, ReconstructionTask, pairs, start_linear
+from nextscale.train.transformer import CodesTask, PredictedReconstructionTask, enlarge
+from nextscale.transformer.model import Condition
+from nextscale.upscale import NextScale
+from tests.conftest import random_model, small_config
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PLAIN = ReconstructionConfig(feature=0, lpips=0)
+"""Without the perceptual terms, whose weights a fresh clone does not have."""
+
+
+@pytest.fixture(scope="module")
+def crops() -> Crops:
+    return Crops([str(EXAMPLES)], 256)
+
+
+def loop(steps: int, **changes: object) -> LoopConfig:
+    settings = {"steps": steps, "batch": 2, "warmup": 2, "bf16": False, "log_every": 1, "ema": 0.5} | changes
+    return LoopConfig(**settings)  # type: ignore[arg-type]
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_linear_start_reconstructs_before_any_training(crops: Crops) -> None:
+    tokenizer = Tokenizer(small_config().tokenizer)
+    start_linear(tokenizer, crops, images=16)
+    images = torch.from_numpy(crops.batch(100, 2)).float() / 127.5 - 1
+    (latent,) = tokenizer.stage_latents(images, 3, ladder=tokenizer.ladder.for_input(64))[2:]
+    with torch.no_grad():
+        error = (tokenizer.decode_canvas(latent, 2) - images).square().mean()
+    assert float(error) < 0.25 * float(images.var())
+
+
+def test_pairs_are_the_same_for_the_same_step(crops: Crops) -> None:
+    first, again = (pairs(crops, 3, 2, "stablesr", 0.5) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    targets, inputs, classes = first
+    assert targets.shape == (2, 3, 256, 256)
+    assert inputs.shape == (2, 3, 64, 64)
+    assert set(classes.tolist()) <= {0, 1}
+
+
+def test_reconstruction_learns_and_keeps_the_quantiser(crops: Crops, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(small_config().tokenizer)
+    before = tokenizer.quantizer.codebook.weight.detach().clone()
+    train(ReconstructionTask(tokenizer, crops, PLAIN), loop(8, lr=3e-3), tmp_path)
+    log = rows(tmp_path)
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert {"pixel_1", "pixel_2", "pixel_3", "grad_norm", "samples_per_second"} <= set(log[0])
+    assert torch.equal(tokenizer.quantizer.codebook.weight, before)
+
+
+def test_decoder_training_freezes_the_encoder(crops: Crops, tmp_path: Path) -> None:
+    tokenizer = random_model().tokenizer
+    before = {name: t.clone() for name, t in tokenizer.encoder.state_dict().items()}
+    config = ReconstructionConfig(feature=0, lpips=0, continuous=0.5)
+    train(ReconstructionTask(tokenizer, crops, config), loop(1), tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tokenizer.encoder.state_dict().items())
+
+
+def test_the_codebook_lowers_its_error_from_k_means(crops: Crops, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(small_config().tokenizer)
+    start_linear(tokenizer, crops, images=8)
+    task = CodebookTask(tokenizer, crops, CodebookConfig(kmeans_images=8, kmeans_rounds=3, revive_every=3))
+    random_error = float(task.losses(0, 2)[0].detach())
+    task.start()
+    started = float(task.losses(0, 2)[0].detach())
+    train(task, loop(6, lr=1e-2, weight_decay=0.0), tmp_path)
+    assert started < 0.5 * random_error
+    assert float(task.losses(0, 2)[0].detach()) < started
+    assert {"perplexity_1", "perplexity_10", "usage", "l2_3"} <= set(rows(tmp_path)[0])
+
+
+def test_the_transformer_learns_codes_and_logs_each_step(crops: Crops, tmp_path: Path) -> None:
+    model = random_model()
+    transformer = model.transformer.requires_grad_(True)
+    train(CodesTask(transformer, model.tokenizer, {64: crops}, CodesConfig(stages=2, sides=(64,))), loop(6, lr=3e-3), tmp_path)
+    log = rows(tmp_path)
+    assert log[-1]["entropy"] < log[0]["entropy"]
+    assert {"margin", "differ", "preference", "entropy_1", "accuracy_6"} <= set(log[0])
+    assert "accuracy_7" not in log[0]
+
+
+def test_the_losses_are_cross_entropy_and_preference_of_the_same_logits(crops: Crops) -> None:
+    model = random_model()
+    tokenizer, ladder = model.tokenizer, model.tokenizer.ladder.for_input(64)
+    config = CodesConfig(class_free=0.0, beta=2.0, sides=(64,))
+    total, numbers = CodesTask(model.transformer, tokenizer, {64: crops}, config).losses(0, 2)
+    targets, inputs, classes = pairs(crops, 0, 2, config.preset, config.clean)
+    codes = tokenizer.encode(targets, ladder=ladder)
+    own = tokenizer.encode(enlarge(inputs, 256), ladder=ladder)
+    condition = Condition(tokenizer.latents(enlarge(inputs, 256)), classes)
+    transformer = model.transformer
+    segments = [transformer.start(condition)]
+    segments += [transformer.embed(m, k) for k, m in enumerate(tokenizer.step_inputs(codes), start=1)]
+    log_p = transformer.logits(segments, condition).log_softmax(-1)
+
+    def mean_log_p(steps: list[Tensor]) -> Tensor:
+        ids = torch.cat([s.flatten(1) for s in steps], dim=1)
+        return log_p.gather(-1, ids[..., None]).squeeze(-1).mean(1)
+
+    good, bad = mean_log_p(codes.steps), mean_log_p(own.steps)
+    wanted = -good.mean() - torch.log(torch.sigmoid(2.0 * (good - bad))).mean()
+    assert torch.allclose(total, wanted, atol=1e-5)
+    assert numbers["margin"] == pytest.approx(float((good - bad).mean()), abs=1e-5)
+
+
+def test_decoders_can_train_on_what_the_transformer_predicts(crops: Crops) -> None:
+    model = random_model()
+    task = PredictedReconstructionTask(model.tokenizer, crops, ReconstructionConfig(feature=0, lpips=0, continuous=0.0))
+    task.predicted = 1.0
+    task.attach(model.transformer)
+    targets, inputs, classes = pairs(crops, 0, 2, "stablesr", 0.0)
+    given = task.canvases(model.tokenizer.stage_latents(targets, ladder=task.ladder), inputs, classes, 0)
+    condition = Condition(model.tokenizer.latents(enlarge(inputs, 256)), classes)
+    from nextscale.options import SamplingOptions
+
+    made = sample(
+        model.transformer,
+        model.tokenizer.quantizer,
+        task.ladder,
+        condition,
+        SamplingOptions(),
+        noise=tile_noise(0, [(0, 0)] * 2),
+    )
+    assert all(torch.equal(one.f, f) for one, f in zip(made, given, strict=True))
+
+
+def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(crops: Crops, tmp_path: Path) -> None:
+    def run(folder: Path, steps: int) -> dict[str, Tensor]:
+        model = random_model()
+        transformer = model.transformer.requires_grad_(True)
+        task = CodesTask(transformer, model.tokenizer, {64: crops}, CodesConfig(stages=1, sides=(64,)))
+        settings = loop(4, batch=1)
+        if steps < 4:
+
+            class Stop(Exception):  # noqa: N818 - a stand-in for a kill
+                pass
+
+            def after(step: int, optimiser: torch.optim.Optimizer) -> None:
+                del optimiser
+                if step + 1 > steps:
+                    raise Stop
+
+            task.after = after  # type: ignore[method-assign]
+            with pytest.raises(Stop):
+                train(task, loop(4, batch=1, save_minutes=0.0), folder)
+            return run(folder, 4)
+        return dict(train(task, settings, folder).state_dict()) | {
+            f"raw.{name}": tensor for name, tensor in model.transformer.state_dict().items()
+        }
+
+    whole, resumed = run(tmp_path / "whole", 4), run(tmp_path / "resumed", 2)
+    assert len(rows(tmp_path / "resumed")) == 4
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_a_damaged_state_is_one_clear_line(crops: Crops, tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"half a checkpoint")
+    model = random_model()
+    transformer = model.transformer.requires_grad_(True)
+    task = CodesTask(transformer, model.tokenizer, {64: crops}, CodesConfig(stages=1, sides=(64,)))
+    with pytest.raises(NextScaleError, match=r"state\.pt: not a state of this training"):
+        train(task, loop(1), tmp_path)
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    config = LoopConfig(steps=100, warmup=10, final_lr=0.1)
+    rates = [learning_rate(step, config) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[100] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_the_commands_chain_from_nothing_to_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nextscale.train.commands.PRESETS", {"tiny": small_config})
+    data = ["--data", str(EXAMPLES)]
+    short = ["--steps", "1", "--batch", "1", "--no-bf16"]
+    plain = ["--reconstruction.feature", "0", "--reconstruction.lpips", "0"]
+    ae, cb, model, best = (tmp_path / name for name in ("ae", "cb", "model", "best"))
+    tokenizer = ["train", "tokenizer", *data, *short]
+    assert main([*tokenizer, "--phase", "autoencoder", "--out", str(ae), *plain]) == 0
+    kmeans = ["--codebook.kmeans-images", "8", "--codebook.kmeans-rounds", "1"]
+    assert main([*tokenizer, "--phase", "codebook", "--start", str(ae / "model"), "--out", str(cb), *kmeans]) == 0
+    assert main(["train", "transformer", *data, *short, "--tokenizer", str(cb / "model"), "--out", str(model)]) == 0
+    start = ["--start", str(model / "model")]
+    assert main([*tokenizer, "--phase", "decoders", *start, "--out", str(best), *plain]) == 0
+    assert isinstance(NextScale.from_pretrained(best / "model"), NextScale)
+    assert main([*tokenizer, "--phase", "codebook", "--out", str(tmp_path / "none")]) == 2
+    assert "needs --start" in capsys.readouterr().err
