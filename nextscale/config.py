@@ -187,7 +187,7 @@ class TransformerConfig:
     position_grid: int = 48
     shared_adaln: bool = False
     aligned_conditioning: bool = False
-    """Add to each step token a linear map of the input's latent at its place (starts at zero)."""
+    """Add to each step token a linear map of the input's latent of its stage, at its place (starts at zero)."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:

@@ -306,8 +306,11 @@ class NextScale:
             memory_format=torch.channels_last
         )
         with self._autocast():
-            latent = self.tokenizer.latents(enlarged)
-        return Condition(latent, torch.full((len(inputs),), label, device=inputs.device))
+            if self.config.transformer.aligned_conditioning:
+                latents = self.tokenizer.stage_latents(enlarged, ladder=ladder)
+            else:
+                latents = [self.tokenizer.latents(enlarged)]
+        return Condition(latents, torch.full((len(inputs),), label, device=inputs.device))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

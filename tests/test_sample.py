@@ -25,8 +25,9 @@ DRAWN = SamplingOptions(temperature=1.0, top_k=20, top_p=0.9)
 
 
 def condition_of(batch: int, seed: int = 0) -> Condition:
-    latent = torch.randn(batch, 32, 32, 32, generator=torch.Generator().manual_seed(seed))
-    return Condition(latent, torch.zeros(batch, dtype=torch.int64))
+    generator = torch.Generator().manual_seed(seed)
+    latents = [torch.randn(batch, 32, side, side, generator=generator) for side in (8, 16, 32)]
+    return Condition(latents, torch.zeros(batch, dtype=torch.int64))
 
 
 def run(

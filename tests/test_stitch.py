@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_tiles_cover_every_pixel_and_share_the_overlap(height: int, width: int, 
     assert (plan.height, plan.width) == (max(height, tile), max(width, tile))
     for starts in (plan.tops, plan.lefts):
         assert starts[0] == 0
-        assert all(0 < b - a <= tile - overlap for a, b in zip(starts, starts[1:], strict=False))
+        assert all(0 < b - a <= tile - overlap for a, b in pairwise(starts))
 
 
 @given(lengths, tilings())

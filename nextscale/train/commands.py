@@ -107,7 +107,7 @@ class TrainTransformer:
         from nextscale.data import Crops
         from nextscale.tokenizer.model import Tokenizer
         from nextscale.train.loop import train
-        from nextscale.train.transformer import CodesTask
+        from nextscale.train.transformer import CodesTask, start_from_codebook
         from nextscale.transformer.model import Transformer
         from nextscale.upscale import NextScale
 
@@ -116,6 +116,8 @@ class TrainTransformer:
         if self.start is None:
             config = ModelConfig(tokenizer.config, PRESETS[self.preset]().transformer)
             model = NextScale.create(config)
+            if config.transformer.aligned_conditioning:
+                start_from_codebook(model.transformer, tokenizer)
         else:
             model = NextScale.assemble(self.tokenizer, self.start)
         transformer = model.transformer.train().requires_grad_(True)

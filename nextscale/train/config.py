@@ -92,3 +92,5 @@ class CodesConfig:
     """Weight of the preference term."""
     stages: int = 0
     """Train on the first stages only (0: all)."""
+    balance: float = 1.0
+    """A token of a step of side rho weighs rho ** -balance in the cross-entropy (0: all alike; 2: all steps alike)."""

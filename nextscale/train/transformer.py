@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nextscale.config import Ladder
 from nextscale.data import Crops
 from nextscale.options import SamplingOptions
 from nextscale.sample import sample, tile_noise
@@ -22,6 +23,38 @@ from nextscale.transformer.model import CLASS_FREE, Condition, Transformer
 def enlarge(inputs: Tensor, side: int) -> Tensor:
     """Input photographs enlarged bilinearly, as the transformer's condition sees them (paper section 3)."""
     return F.interpolate(inputs, size=(side, side), mode="bilinear")
+
+
+@torch.no_grad()
+def start_from_codebook(
+    transformer: Transformer, tokenizer: Tokenizer, *, share: float = 0.1, sharpness: float = 30.0
+) -> None:
+    """Start an aligned transformer as the nearest-code rule applied to the input's own latents.
+
+    A step's residual is its stage's latent less f, and both are linear in the token: the first channels of the stream
+    carry `share` (latent - map), and the head scores 2 r.e - |e|^2 times `sharpness` for each codebook row e. Training
+    then starts from the enlarged input's codes instead of from noise. Reason and numbers: LOG.md.
+    """
+    assert transformer.aligned is not None
+    rows = tokenizer.quantizer.codebook.weight
+    width, channels = transformer.config.width, rows.shape[1]
+    eye = torch.eye(channels) * share
+    for table in (transformer.level_embed.weight, transformer.class_embed.weight, transformer.prefix_embed.weight.T):
+        table[:, :channels] = 0
+    transformer.position[:, :channels] = 0
+    transformer.start_tokens[:, :channels] = 0
+    transformer.word_embed.weight[:channels] = -eye
+    transformer.aligned.weight[:channels] = eye
+    # The final normalisation divides by the stream's deviation: three tables of VAR's initial one.
+    deviation = (3 / width / 3) ** 0.5
+    transformer.stack.head.weight[:, :channels] = 2 * sharpness * rows * deviation / share
+    transformer.stack.head.bias.copy_(-sharpness * rows.square().sum(1))
+
+
+def _token_weights(ladder: Ladder, balance: float) -> Tensor:
+    """Weight of each token, mean one: (its step's side) ** -balance."""
+    weights = torch.cat([torch.full((side * side,), float(side) ** -balance) for side in ladder.sides])
+    return weights / weights.mean()
 
 
 class CodesTask:
@@ -40,6 +73,7 @@ class CodesTask:
         self.crops = crops
         self.config = config
         self.ladders = {side: tokenizer.ladder.for_input(side) for side in config.sides}
+        self.weights = {side: _token_weights(ladder, config.balance) for side, ladder in self.ladders.items()}
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
         return decay_groups(self.transformer.named_parameters(), config.lr, config.weight_decay)
@@ -60,7 +94,7 @@ class CodesTask:
             latents = self.tokenizer.stage_latents(enlarge(inputs, targets.shape[-1]), ladder=ladder)
             own = self.tokenizer.quantise(latents[:stages], ladder=ladder)
             maps = self.tokenizer.step_inputs(codes)
-        condition = Condition(latents[-1], classes)
+        condition = Condition(latents, classes)
         segments = [self.transformer.start(condition)]
         segments += [self.transformer.embed(m, k) for k, m in enumerate(maps, start=1)]
         logits = self.transformer.logits(segments, condition)
@@ -70,7 +104,8 @@ class CodesTask:
             log_p = logits.log_softmax(dim=-1)
             chosen = log_p.gather(-1, wanted[..., None]).squeeze(-1)
             rejected = log_p.gather(-1, avoided[..., None]).squeeze(-1)
-            entropy = -chosen.mean()
+            weights = self.weights[side].to(chosen)
+            entropy = -(chosen * weights[: chosen.shape[1]]).mean()
             margin = (chosen - rejected).mean(dim=1)
             preference = -F.logsigmoid(config.beta * margin).mean()
             total = entropy + config.preference * preference
@@ -104,7 +139,8 @@ class PredictedReconstructionTask(ReconstructionTask):
 
     def canvases(self, latents: list[Tensor], inputs: Tensor, classes: Tensor, step: int) -> list[Tensor]:
         given = super().canvases(latents, inputs, classes, step)
-        condition = Condition(self.model.latents(enlarge(inputs, self.ladder.image_sides[-1])), classes)
+        enlarged = enlarge(inputs, self.ladder.image_sides[-1])
+        condition = Condition(self.model.stage_latents(enlarged, ladder=self.ladder), classes)
         noise = tile_noise(0, [(0, 0)] * len(inputs))
         made = sample(self.transformer, self.model.quantizer, self.ladder, condition, SamplingOptions(), noise=noise)
         rng = np.random.default_rng((self.crops.seed, 6, step))

@@ -26,10 +26,16 @@ DEGRADED, CLEAN, CLASS_FREE = 0, 1, 2
 class Condition:
     """What a batch of codes is conditioned on."""
 
-    latent: Tensor
-    """B Z h w: the latent of the input enlarged bilinearly to the last stage's size."""
+    latents: list[Tensor]
+    """B Z h w each: the latents of the input enlarged bilinearly to the last stage's size; that one is the last.
+    Aligned conditioning needs one per stage, the prefix only the last."""
     classes: Tensor
     """B, int64: 0 degraded, 1 clean, 2 class-free."""
+
+    @property
+    def latent(self) -> Tensor:
+        """The last stage's latent, B Z h w."""
+        return self.latents[-1]
 
     def class_free(self) -> Condition:
         """The same input without its class, for guidance."""
@@ -149,9 +155,9 @@ class Transformer(nn.Module):
         latent = condition.latent
         first = cache.segments - 1 if cache is not None and cache.segments else 0
         parts = []
-        for tokens in segments:
+        for step, tokens in enumerate(segments, start=first):
             if self.aligned is not None:
-                near = area_downsample(latent, math.isqrt(tokens.shape[1]))
+                near = area_downsample(condition.latents[self.ladder.stage_of(step)], math.isqrt(tokens.shape[1]))
                 tokens = tokens + self.aligned(_tokens(near, self.aligned.weight.dtype))
             parts.append(tokens)
         assert first + len(parts) <= self.ladder.num_steps

@@ -96,7 +96,11 @@ def test_the_codebook_lowers_its_error_from_k_means(crops: Crops, tmp_path: Path
 def test_the_transformer_learns_codes_and_logs_each_step(crops: Crops, tmp_path: Path) -> None:
     model = random_model()
     transformer = model.transformer.requires_grad_(True)
-    train(CodesTask(transformer, model.tokenizer, {64: crops}, CodesConfig(stages=2, sides=(64,))), loop(6, lr=3e-3), tmp_path)
+    train(
+        CodesTask(transformer, model.tokenizer, {64: crops}, CodesConfig(stages=2, sides=(64,))),
+        loop(6, lr=3e-3),
+        tmp_path,
+    )
     log = rows(tmp_path)
     assert log[-1]["entropy"] < log[0]["entropy"]
     assert {"margin", "differ", "preference", "entropy_1", "accuracy_6"} <= set(log[0])
@@ -106,12 +110,12 @@ def test_the_transformer_learns_codes_and_logs_each_step(crops: Crops, tmp_path:
 def test_the_losses_are_cross_entropy_and_preference_of_the_same_logits(crops: Crops) -> None:
     model = random_model()
     tokenizer, ladder = model.tokenizer, model.tokenizer.ladder.for_input(64)
-    config = CodesConfig(class_free=0.0, beta=2.0, sides=(64,))
+    config = CodesConfig(class_free=0.0, beta=2.0, sides=(64,), balance=0.0)
     total, numbers = CodesTask(model.transformer, tokenizer, {64: crops}, config).losses(0, 2)
     targets, inputs, classes = pairs(crops, 0, 2, config.preset, config.clean)
     codes = tokenizer.encode(targets, ladder=ladder)
     own = tokenizer.encode(enlarge(inputs, 256), ladder=ladder)
-    condition = Condition(tokenizer.latents(enlarge(inputs, 256)), classes)
+    condition = Condition(tokenizer.stage_latents(enlarge(inputs, 256), ladder=ladder), classes)
     transformer = model.transformer
     segments = [transformer.start(condition)]
     segments += [transformer.embed(m, k) for k, m in enumerate(tokenizer.step_inputs(codes), start=1)]
@@ -134,7 +138,7 @@ def test_decoders_can_train_on_what_the_transformer_predicts(crops: Crops) -> No
     task.attach(model.transformer)
     targets, inputs, classes = pairs(crops, 0, 2, "stablesr", 0.0)
     given = task.canvases(model.tokenizer.stage_latents(targets, ladder=task.ladder), inputs, classes, 0)
-    condition = Condition(model.tokenizer.latents(enlarge(inputs, 256)), classes)
+    condition = Condition(model.tokenizer.stage_latents(enlarge(inputs, 256), ladder=task.ladder), classes)
     from nextscale.options import SamplingOptions
 
     made = sample(

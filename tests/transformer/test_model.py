@@ -7,12 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from nextscale.config import TransformerConfig
+from nextscale.tokenizer.layers import area_downsample
 from nextscale.transformer.attention import Cache
 from nextscale.transformer.model import CLASS_FREE, Condition, Stack
 from nextscale.upscale import NextScale
 from tests.official import OfficialState, official_stack, official_state
+
+
+def stages_of(latent: Tensor) -> list[Tensor]:
+    """Latents on the canvases 8, 16 and 32."""
+    return [area_downsample(latent, side) for side in (8, 16, 32)]
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +53,12 @@ def test_a_token_sees_its_segment_and_earlier_ones_only() -> None:
 def test_the_prefix_sees_only_itself_and_all_see_it(model: NextScale) -> None:
     transformer = model.transformer
     latent = torch.randn(1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
-    condition = Condition(latent, torch.tensor([0]))
+    condition = Condition(stages_of(latent), torch.tensor([0]))
     start = transformer.start(condition)
     plain = transformer.logits([start], condition)
     nudged = latent.clone()
     nudged[..., 5, 5] += 1
-    assert not torch.equal(plain, transformer.logits([start], Condition(nudged, condition.classes)))
+    assert not torch.equal(plain, transformer.logits([start], Condition(stages_of(nudged), condition.classes)))
     first, second = Cache(), Cache()
     transformer.logits([start], condition, first)
     transformer.logits([start + 1], condition, second)
@@ -61,7 +68,7 @@ def test_the_prefix_sees_only_itself_and_all_see_it(model: NextScale) -> None:
 def test_cached_segments_give_the_whole_sequence_logits(model: NextScale) -> None:
     transformer = model.transformer
     generator = torch.Generator().manual_seed(0)
-    condition = Condition(torch.randn(2, 32, 32, 32, generator=generator), torch.tensor([0, 1]))
+    condition = Condition(stages_of(torch.randn(2, 32, 32, 32, generator=generator)), torch.tensor([0, 1]))
     maps = [torch.randn(2, 32, side, side, generator=generator) for side in (6, 8, 10)]
     segments = [transformer.start(condition), *(transformer.embed(m, k) for k, m in enumerate(maps, start=1))]
     whole = transformer.logits(segments, condition)
@@ -72,7 +79,7 @@ def test_cached_segments_give_the_whole_sequence_logits(model: NextScale) -> Non
 
 
 def test_the_class_changes_the_logits(model: NextScale) -> None:
-    condition = Condition(torch.zeros(1, 32, 32, 32), torch.tensor([0]))
+    condition = Condition(stages_of(torch.zeros(1, 32, 32, 32)), torch.tensor([0]))
     free = condition.class_free()
     assert free.classes.tolist() == [CLASS_FREE]
     a, b = (model.transformer.logits([model.transformer.start(c)], c) for c in (condition, free))
