@@ -126,14 +126,14 @@ def list_inputs(named: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str
         inside = [path]
         if os.path.isdir(path):
             try:
-                links = [link for link in path.iterdir() if images.is_picture_path(link) and not link.exists()]
-                inside = sorted([*images.find_pictures(path), *links])
+                inside = images.find_pictures(path)
+                inside += [link for link in path.iterdir() if images.is_picture_path(link) and not os.path.exists(link)]
             except (NextScaleError, OSError) as error:
                 refused.append((path, str(error)))
                 continue
             if not inside:
                 refused.append((path, NO_PICTURES))
-        for picture in inside:
+        for picture in sorted(inside):
             found.setdefault(os.path.abspath(picture), picture)
     return list(found.values()), refused
 
@@ -149,7 +149,7 @@ def output_folder(command: Upscale, named: Sequence[Path]) -> Path | None:
     output, suffix = command.output, command.output.suffix.lower()
     if command.suffix and re.search(r"[/\\]", command.suffix):
         raise OptionError(f"--suffix {command.suffix}: must not hold a slash; name the folder with -o")
-    if output.is_dir():
+    if os.path.isdir(output):
         return output
     single = len(named) == 1 and not os.path.isdir(named[0])
     if suffix in WRITE_FORMATS and single:
@@ -158,7 +158,7 @@ def output_folder(command: Upscale, named: Sequence[Path]) -> Path | None:
         if command.suffix is not None:
             raise OptionError(f"--suffix is for names in a folder, but -o {output} names a file; leave one out")
         return None
-    if suffix in WRITE_FORMATS or output.exists():
+    if suffix in WRITE_FORMATS or os.path.exists(output):
         why = "this is no picture's name" if single else "this is a file's name, but several pictures need a folder"
         raise OptionError(f"-o {output}: {why}; name a folder")
     if single and suffix:
@@ -204,7 +204,7 @@ class Targets:
     def _check(self, path: Path) -> None:
         from nextscale import image as images
 
-        if path.exists() and identity(path) in self.inputs:
+        if identity(path) in self.inputs:
             raise ImageError(f"the result {path} would overwrite an input; choose another -o or --suffix")
         owner = self.taken.get(os.path.realpath(path)) or self.taken.get(identity(path))
         if owner is not None:

@@ -388,24 +388,23 @@ class _Run:
         asked = options.factors(self.ladder.factors)
         wanted = [f for f in self.ladder.factors if f in asked or f == self.factors[0]]
         self.alphas = self._restore_alpha(wanted)
-        pixels = picture.rgb if picture.alpha is None else images.bleed(picture.rgb, picture.alpha)
-        native = 1.0
+        native, whole = 1.0, picture
         for index, factor in enumerate(self.factors):
             # A later pass runs on the model's own result, which is no longer degraded.
             label = CLEAN if index or options.input == "clean" else DEGRADED
             parts = wanted if index == 0 else [factor]
-            for tiles, stage, output in self._pass(pixels, parts, label, options.confidence, stream):
+            for tiles, stage, output in self._pass(whole.rgb, whole.alpha, parts, label, options.confidence, stream):
                 if index == 0:
                     out.codes.update({(t.row, t.column): c for t, c in zip(tiles, stage.codes, strict=True)})
                 total = native * stage.factor
                 if output.complete:
-                    self._keep(total, native, output)
+                    self._keep(total, output, out.confidence.get(native) if index else None)
                 if stream and not output.complete:
                     yield Reveal(total, dataclasses.replace(picture, rgb=output.pixels.copy(), alpha=None), False)
                 elif stream and total in asked:
                     yield Reveal(total, out.images[total], True)
             native *= factor
-            pixels = out.images[native].rgb
+            whole = out.images[native]
         if options.scale != native:
             self._resize(native)
             yield Reveal(options.scale, out.images[options.scale], True)
@@ -420,17 +419,16 @@ class _Run:
         except ValueError as error:  # more bytes than an address can name
             raise MemoryError from error
 
-    def _keep(self, factor: float, native: float, output: _Output) -> None:
-        """Take over a complete output of a pass that started from the result at factor `native`."""
+    def _keep(self, factor: float, output: _Output, earlier: NDArray[np.uint8] | None) -> None:
+        """Take over a complete output; `earlier` is the confidence of the result that its pass started from."""
         size = output_size(self.picture.size, factor)
         alpha = self.alphas.get(factor)
         if self.alphas and alpha is None:
             alpha = images.resize(self.alphas[max(self.alphas)], size)
         self.out.images[factor] = dataclasses.replace(self.picture, rgb=output.pixels, alpha=alpha)
         if output.confidence is not None:
-            if native in self.out.confidence and factor > native:  # as sure as the least sure of the passes
-                earlier = images.resize(self.out.confidence[native], size, filter="bilinear")
-                np.minimum(output.confidence, earlier, out=output.confidence)
+            if earlier is not None:  # as sure as the least sure of the passes
+                np.minimum(output.confidence, images.resize(earlier, size, filter="bilinear"), out=output.confidence)
             self.out.confidence[factor] = output.confidence
 
     def _resize(self, native: float) -> None:
@@ -452,21 +450,31 @@ class _Run:
             return {}
         plain = {f: images.resize(alpha, output_size(self.picture.size, f)) for f in wanted}
         if self.alpha_pass:
-            for _, stage, output in self._pass(alpha[..., None], wanted, CLEAN, False, False):
+            for _, stage, output in self._pass(alpha[..., None], None, wanted, CLEAN, False, False):
                 if output.complete:
                     values = plain[stage.factor]
                     partial = (values > 0) & (values < np.iinfo(values.dtype).max)
-                    values[partial] = output.pixels[partial, 0]
+                    np.copyto(values, output.pixels[..., 0], where=partial)
         return plain
 
     def _pass(
-        self, pixels: Array, wanted: list[float], label: int, confidence: bool, preview: bool
+        self,
+        pixels: Array,
+        alpha: Array | None,
+        wanted: list[float],
+        label: int,
+        confidence: bool,
+        preview: bool,
     ) -> Iterator[tuple[list[Tile], TileStage, _Output]]:
-        """One run over all tiles of H W C pixels: yields an output whenever tiles were added to it."""
+        """One run over all tiles of H W C pixels: yields an output whenever tiles were added to it.
+
+        Where alpha (H W) is 0, each tile takes the colours of what is visible nearby.
+        """
         padded = _pad(pixels, self.ladder.input_side)
+        padded_alpha = None if alpha is None else _pad(alpha, self.ladder.input_side)
         plan = plan_tiles(*padded.shape[:2], tile=self.ladder.input_side, overlap=self.options.tile_overlap)
         outputs = {f: _Output(plan, f, pixels, confidence=confidence, preview=preview) for f in wanted}
-        for tiles, stage in self._restore(padded, plan, wanted, label):
+        for tiles, stage in self._restore(padded, padded_alpha, plan, wanted, label):
             started = time.perf_counter()
             added = outputs[stage.factor].add(tiles, stage)
             self.out.timings["stitch"] = self.out.timings.get("stitch", 0.0) + time.perf_counter() - started
@@ -475,7 +483,7 @@ class _Run:
         self.passes_done += 1
 
     def _restore(
-        self, padded: Array, plan: Plan, wanted: list[float], label: int
+        self, padded: Array, alpha: Array | None, plan: Plan, wanted: list[float], label: int
     ) -> Iterator[tuple[list[Tile], TileStage]]:
         """The tiles of a plan in order, batch by batch, stage by stage.
 
@@ -492,7 +500,8 @@ class _Run:
         for row in plan.rows:
             while row:
                 tiles = row[: self.batch]
-                cut = [padded[t.top : t.top + side, t.left : t.left + side] for t in tiles]
+                places = [np.s_[t.top : t.top + side, t.left : t.left + side] for t in tiles]
+                cut = [padded[p] if alpha is None else images.bleed(padded[p], alpha[p]) for p in places]
                 inputs = torch.from_numpy(images.to_float(np.stack(cut))).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
                 keys = [(t.row, t.column) for t in tiles]
                 exhausted = False
@@ -592,9 +601,9 @@ def output_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
 
 
 def _pad(pixels: Array, side: int) -> Array:
-    """Mirror a picture smaller than a tile to the right and below."""
-    short = [max(0, side - length) for length in pixels.shape[:2]]
-    return np.pad(pixels, ((0, short[0]), (0, short[1]), (0, 0)), mode="symmetric") if any(short) else pixels
+    """Mirror a picture (H W or H W C) smaller than a tile to the right and below."""
+    short = [(0, max(0, side - length)) for length in pixels.shape[:2]] + [(0, 0)] * (pixels.ndim - 2)
+    return np.pad(pixels, short, mode="symmetric") if np.any(short) else pixels
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

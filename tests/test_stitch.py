@@ -58,10 +58,6 @@ def noise(tile: Tile, side: int, channels: int = 1) -> FloatArray:
     return rng.standard_normal((side, side, channels), np.float32)
 
 
-def steepness(line: FloatArray) -> FloatArray:
-    return np.abs(np.diff(line))
-
-
 # ---- the plan ----
 
 
@@ -164,7 +160,7 @@ def test_what_a_tile_gets_wrong_at_its_edges_is_not_seen() -> None:
     picture = (np.sin(x / 40) + np.cos(y / 30))[..., None]
 
     def render(tile: Tile) -> FloatArray:
-        pixels = picture[tile.top : tile.top + 128, tile.left : tile.left + 128].copy()
+        pixels: FloatArray = picture[tile.top : tile.top + 128, tile.left : tile.left + 128].copy()
         for axis, (start, end) in enumerate([(tile.top, plan.height), (tile.left, plan.width)]):
             sides = pixels.swapaxes(0, axis)
             if start:
@@ -181,7 +177,7 @@ def test_tiles_of_unequal_brightness_fade_into_each_other(factor: int) -> None:
     """The steepest place of the fade is half as steep again as a straight line over the ramp."""
     plan = plan_tiles(128, 400, tile=128, overlap=24)
     whole = blended(plan, factor, lambda t: np.full((128 * factor, 128 * factor, 1), t.column % 2, np.float32))
-    assert steepness(whole[0, :, 0]).max() <= 1.5 / (RAMP * factor) + 1e-6
+    assert np.abs(np.diff(whole[0, :, 0])).max() <= 1.5 / (RAMP * factor) + 1e-6
 
 
 @pytest.mark.parametrize("factor", [1, 4])

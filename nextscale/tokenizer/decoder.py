@@ -29,20 +29,29 @@ class InputFeatures(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Controllable feature transformation (CodeFormer, Zhou et al. 2022): features += w (scale * features + shift)."""
+    """Controllable feature transformation (CodeFormer, Zhou et al. 2022): features += w (scale * features + shift).
 
-    def __init__(self, channels: int, config: FusionConfig, stride: int) -> None:
+    Beside it goes a direct residual on the image: the decoder's group norms divide every picture by its own contrast,
+    so that fine detail of the right strength cannot pass through them.
+    """
+
+    def __init__(self, channels: int, config: FusionConfig, stride: int, pixels: int) -> None:
         super().__init__()
+        self.pixels = pixels
         self.align = nn.Conv2d(config.channels, channels, stride, stride=stride)
         self.mix = nn.Conv2d(2 * channels, channels, 3, padding=1)
         self.affine = nn.Conv2d(channels, 2 * channels, 3, padding=1)
+        self.direct = nn.Conv2d(2 * channels, 3 * pixels**2, 3, padding=1)
         zero_(self.affine)
+        zero_(self.direct)
 
-    def forward(self, h: Tensor, features: Tensor, weight: Tensor) -> Tensor:
-        mixed = F.silu(self.mix(torch.cat([h, self.align(features)], dim=1)))
+    def forward(self, h: Tensor, features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The transformed h, and the direct residual B 3 H W of the image."""
+        aligned = self.align(features)
+        mixed = F.silu(self.mix(torch.cat([h, aligned], dim=1)))
         scale, shift = self.affine(mixed).chunk(2, dim=1)
-        out: Tensor = h + weight * (scale * h + shift)
-        return out
+        direct = F.pixel_shuffle(self.direct(torch.cat([aligned, mixed], dim=1)), self.pixels)
+        return h + weight * (scale * h + shift), weight * direct
 
 
 class Decoder(nn.Module):
@@ -86,7 +95,8 @@ class Decoder(nn.Module):
             strides = [config.patch * 2**level / factor for level in range(len(widths))]
             self.fusion_level = next((i for i, s in enumerate(strides) if s >= 1), len(widths) - 1)
             entering = widths[min(self.fusion_level + 1, len(widths) - 1)]
-            self.fusion = Fusion(entering, fusion, max(1, round(strides[self.fusion_level])))
+            pixels = config.patch * 2**self.fusion_level
+            self.fusion = Fusion(entering, fusion, max(1, round(strides[self.fusion_level])), pixels)
 
     def forward(
         self, f: Tensor, *, inputs: Tensor | None = None, features: Tensor | None = None, weight: Tensor | None = None
@@ -99,6 +109,7 @@ class Decoder(nn.Module):
         with torch.autocast(f.device.type, enabled=False):
             f = self.post_quant_conv(f.float())
             base: Tensor | None = None if self.linear is None else self.linear(f)
+        direct: Tensor | None = None
         h = self.conv_in(f)
         for block in self.mid.values():
             h = block(h)
@@ -106,9 +117,11 @@ class Decoder(nn.Module):
             if level == 0 and self.detail is not None and base is not None:
                 h = h + self.detail(F.pixel_unshuffle(base, self.patch))
             if self.fusion is not None and level == self.fusion_level and weight is not None and features is not None:
-                h = self.fusion(h, features, weight)
+                h, direct = self.fusion(h, features, weight)
             h = self.up[level](h)
         out: Tensor = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+        if direct is not None:
+            out = out + direct
         if base is None:
             return out
         if weight is not None and inputs is not None:
