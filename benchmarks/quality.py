@@ -1,6 +1,6 @@
 """PSNR-Y, SSIM-Y and LPIPS-alex of a model and of bicubic on a folder of pairs DIR/LR, DIR/HR.
 
-    python benchmarks/quality.py DIR [--model-name tiny] [--limit N] [options of `nextscale upscale`]
+    python benchmarks/quality.py DIR [--model tiny] [--limit N] [options of `nextscale upscale`]
 
 Targets of x1 and x2 are the exact area mean of HR. `--fidelity`, `--temperature` and so on are those of upscaling.
 """
@@ -34,7 +34,7 @@ class Settings:
     bench: tyro.conf.Positional[Path]
     """Folder with LR and HR."""
     options: tyro.conf.OmitArgPrefixes[UpscaleOptions] = field(default_factory=UpscaleOptions)
-    model: Annotated[str, tyro.conf.arg(name="model-name", aliases=["-n"])] = "tiny"
+    model: Annotated[str, tyro.conf.arg(aliases=["-n"])] = "tiny"
     limit: int = 0
     """Only the first pictures (0: all)."""
     threads: int = 0

@@ -1,6 +1,6 @@
 """Time and memory of one tile, 128 px -> 128, 256 and 512 px, part by part, beside a fixed amount of matrix work.
 
-    python benchmarks/upscale.py [--model-name tiny] [--threads 2] [--runs 5]
+    python benchmarks/upscale.py [--model tiny] [--threads 2] [--runs 5]
 
 Seconds vary from machine to machine; the ratio to a large matrix product timed in the same run does so less.
 """
@@ -27,7 +27,7 @@ from nextscale.config import PRESETS
 class Settings:
     """What to time."""
 
-    model_name: Annotated[str, tyro.conf.arg(aliases=["-n"])] = "tiny"
+    model: Annotated[str, tyro.conf.arg(aliases=["-n"])] = "tiny"
     """A shipped model, a folder, a hub id, or `random:PRESET` for fresh weights."""
     threads: int = 2
     runs: int = 5
@@ -50,10 +50,10 @@ def main() -> int:
     settings = tyro.cli(Settings)
     torch.set_num_threads(settings.threads)
     started = time.perf_counter()
-    if settings.model_name.startswith("random:"):
-        model = NextScale.create(PRESETS[settings.model_name.removeprefix("random:")]()).to("cpu", fp32=settings.fp32)
+    if settings.model.startswith("random:"):
+        model = NextScale.create(PRESETS[settings.model.removeprefix("random:")]()).to("cpu", fp32=settings.fp32)
     else:
-        model = NextScale.from_pretrained(settings.model_name, device="cpu", fp32=settings.fp32)
+        model = NextScale.from_pretrained(settings.model, device="cpu", fp32=settings.fp32)
     loaded = time.perf_counter() - started
     photo = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     options = UpscaleOptions(all_factors=True)
@@ -63,7 +63,7 @@ def main() -> int:
     product = matmul_seconds()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     report = {
-        "model": settings.model_name,
+        "model": settings.model,
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": settings.threads,
         "load_seconds": round(loaded, 3),

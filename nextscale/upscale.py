@@ -171,8 +171,15 @@ class NextScale:
         """Move to a device; the transformer's weights take the computing type, the quantiser stays in float32."""
         self.device = pick_device(device)
         self.dtype = torch.float32 if fp32 else fast_dtype(self.device)
-        self.tokenizer.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.transformer.to(self.device, self.dtype)
+        try:
+            self.tokenizer.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.transformer.to(self.device, self.dtype)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise NextScaleError(
+                f"out of memory for the model on {self.device}; close other programs, or use another --device"
+            ) from None
         self.modules.requires_grad_(False)
         return self
 
@@ -297,6 +304,7 @@ class NextScale:
             codes = [Codes([ids[i : i + 1] for ids in steps], ladder) for i in range(len(inputs))]
             clock.tick("color")
             yield TileStage(factor, matched, torch.stack(enlarged).mean(0), codes)
+            clock.restart()
 
     def condition(self, inputs: Tensor, label: int, ladder: Ladder | None = None) -> Condition:
         """The transformer's condition for input tiles B 3 s s in [-1, 1]."""
@@ -322,6 +330,10 @@ class _Clock:
     def __init__(self, device: torch.device, totals: dict[str, float]) -> None:
         self.device = device
         self.totals = totals
+        self.last = time.perf_counter()
+
+    def restart(self) -> None:
+        """The time since the last tick was somebody else's."""
         self.last = time.perf_counter()
 
     def tick(self, part: str) -> None:

@@ -92,4 +92,4 @@ def test_aligned_conditioning_and_gates_start_neutral() -> None:
     fresh = NextScale.create(tiny()).transformer
     assert fresh.aligned is not None
     assert not bool(fresh.aligned.weight.any())
-    assert all(not bool(block.ada_offset.any()) for block in fresh.stack.blocks)  # type: ignore[union-attr, operator]
+    assert all(not bool(block.ada_offset.any()) for block in fresh.stack.blocks)  # type: ignore[operator]
