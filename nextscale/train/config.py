@@ -57,6 +57,8 @@ class ReconstructionConfig:
     """Weight of the VGG19 feature difference."""
     lpips: float = 0.2
     """Weight of LPIPS-squeeze."""
+    grid: float = 4.0
+    """Weight of the difference that repeats with every patch the decoder writes, which the other terms hardly see."""
 
 
 @dataclass(frozen=True)

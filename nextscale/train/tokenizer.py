@@ -119,6 +119,8 @@ class ReconstructionTask:
             target = area_downsample(targets, self.ladder.image_sides[stage])
             output = self.model.decode_canvas(f, stage, inputs=inputs, features=features, weight=weight).float()
             terms = {"pixel": (output - target).abs().mean()}
+            if config.grid and self.model.config.autoencoder.patch > 1:
+                terms["grid"] = _grid(output - target, self.model.config.autoencoder.patch)
             if self.lpips is not None:
                 terms["lpips"] = self.lpips(output, target).mean()
             if self.vgg is not None:
@@ -141,6 +143,16 @@ class ReconstructionTask:
 
     def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
         del step, optimiser
+
+
+def _grid(difference: Tensor, patch: int, window: int = 32) -> Tensor:
+    """How much of a difference (B 3 H H) repeats from patch to patch.
+
+    That is the spread, over the places within a patch, of its means over windows of patches.
+    """
+    places = F.pixel_unshuffle(difference, patch).unflatten(1, (difference.shape[1], patch**2))
+    means = F.avg_pool2d(places.flatten(1, 2), min(window, places.shape[-1])).unflatten(1, places.shape[1:3])
+    return (means - means.mean(dim=2, keepdim=True)).abs().mean()
 
 
 class CodebookTask:

@@ -16,7 +16,7 @@ from nextscale.sample import sample, tile_noise
 from nextscale.tokenizer.model import Tokenizer
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig
 from nextscale.train.loop import learning_rate, train
-from nextscale.train.tokenizer import CodebookTask, ReconstructionTask, pairs, start_linear
+from nextscale.train.tokenizer import CodebookTask, ReconstructionTask, _grid, pairs, start_linear
 from nextscale.train.transformer import CodesTask, PredictedReconstructionTask, enlarge
 from nextscale.transformer.model import Condition
 from nextscale.upscale import NextScale
@@ -69,6 +69,17 @@ def test_reconstruction_learns_and_keeps_the_quantiser(crops: Crops, tmp_path: P
     assert log[-1]["loss"] < log[0]["loss"]
     assert {"pixel_1", "pixel_2", "pixel_3", "grad_norm", "samples_per_second"} <= set(log[0])
     assert torch.equal(tokenizer.quantizer.codebook.weight, before)
+
+
+def test_the_grid_term_sees_what_repeats_with_every_patch_and_nothing_else() -> None:
+    rows = torch.arange(64) % 4
+    grid = 0.1 * ((rows[:, None] + rows) % 2 * 2.0 - 1).expand(2, 3, 64, 64)
+    ramp = torch.linspace(-1, 1, 64).expand(2, 3, 64, 64)
+    noise = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 0.1
+    assert float(_grid(grid, 4)) == pytest.approx(0.1, abs=1e-3)
+    assert float(_grid(torch.full_like(grid, 0.3), 4)) < 1e-6
+    assert float(_grid(ramp, 4)) < 0.03
+    assert float(_grid(noise, 4)) < 0.02
 
 
 def test_decoder_training_freezes_the_encoder(crops: Crops, tmp_path: Path) -> None:
