@@ -19,5 +19,6 @@ python - "$out" <<'PYTHON'
 import sys
 from nextscale import NextScale
 
-NextScale.from_pretrained(f"{sys.argv[1]}/decoders/model").save_pretrained(f"{sys.argv[1]}/tiny")
+whole = NextScale.from_pretrained(f"{sys.argv[1]}/decoders/model", device="cpu", fp32=True)
+whole.save_pretrained(f"{sys.argv[1]}/tiny")
 PYTHON

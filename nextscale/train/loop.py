@@ -82,6 +82,7 @@ def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
     saved = started = time.monotonic()
     first = step
     sums: dict[str, float] = {}
+    summed = 0
     with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
         while step < config.steps:
             scale = learning_rate(step, config)
@@ -100,15 +101,15 @@ def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
             step += 1
             for name, value in numbers.items():
                 sums[name] = sums.get(name, 0.0) + value
+            summed += 1
             if step % config.log_every == 0 or step == config.steps:
                 seconds = time.monotonic() - started
-                count = config.log_every if step % config.log_every == 0 else step % config.log_every
                 row = {"step": step, "lr": scale, "seconds": round(seconds, 1)}
-                row |= {name: round(total / count, 5) for name, total in sums.items()}
+                row |= {name: round(total / summed, 5) for name, total in sums.items()}
                 row["samples_per_second"] = round((step - first) * config.batch / seconds, 3)
                 log.write(json.dumps(row) + "\n")
                 log.flush()
-                sums = {}
+                sums, summed = {}, 0
             if time.monotonic() - saved > 60 * config.save_minutes or step == config.steps:
                 _save(state_path, task.model, average, optimiser, step)
                 saved = time.monotonic()
