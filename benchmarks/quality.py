@@ -21,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale import NextScale, UpscaleOptions
-from nextscale.errors import ImageError
+from nextscale.cli import complain
+from nextscale.errors import ImageError, NextScaleError
 from nextscale.evaluate.metrics import psnr, ssim
 from nextscale.evaluate.perceptual import Lpips
 from nextscale.tokenizer.layers import area_downsample
@@ -97,4 +98,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except NextScaleError as error:
+        complain(str(error))
+        sys.exit(1)

@@ -150,9 +150,12 @@ def _grid(difference: Tensor, patch: int, window: int = 32) -> Tensor:
 
     That is the spread, over the places within a patch, of its means over windows of patches.
     """
-    places = F.pixel_unshuffle(difference, patch).unflatten(1, (difference.shape[1], patch**2))
-    means = F.avg_pool2d(places.flatten(1, 2), min(window, places.shape[-1])).unflatten(1, places.shape[1:3])
-    return (means - means.mean(dim=2, keepdim=True)).abs().mean()
+    channels = difference.shape[1]
+    places = F.pixel_unshuffle(difference, patch)
+    means = F.avg_pool2d(places, min(window, places.shape[-1]))
+    means = means.view(len(means), channels, patch**2, *means.shape[2:])
+    spread: Tensor = (means - means.mean(dim=2, keepdim=True)).abs().mean()
+    return spread
 
 
 class CodebookTask:

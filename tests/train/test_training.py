@@ -78,7 +78,7 @@ def test_the_grid_term_sees_what_repeats_with_every_patch_and_nothing_else() -> 
     noise = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 0.1
     assert float(_grid(grid, 4)) == pytest.approx(0.1, abs=1e-3)
     assert float(_grid(torch.full_like(grid, 0.3), 4)) < 1e-6
-    assert float(_grid(ramp, 4)) < 0.03
+    assert float(_grid(ramp, 4)) < 0.04
     assert float(_grid(noise, 4)) < 0.02
 
 
