@@ -67,8 +67,8 @@ class TrainTokenizer:
             if self.start is None and tokenizer.config.autoencoder.linear_path:
                 start_linear(tokenizer, crops)
             config = self.reconstruction
-            if self.phase == "decoders" and config.continuous == 1:
-                config = dataclasses.replace(config, continuous=0.5)
+            if self.phase == "autoencoder":
+                config = dataclasses.replace(config, continuous=1.0)
             if model is None:
                 average = train(ReconstructionTask(tokenizer, crops, config), self.loop, self.out)
             else:

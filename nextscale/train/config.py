@@ -45,8 +45,9 @@ class ReconstructionConfig:
     """Degradation of the inputs that the fidelity dial sees."""
     clean: float = 0.1
     """Share of inputs that are only reduced, not degraded."""
-    continuous: float = 1.0
-    """Share of samples whose decoder sees the unquantised latent."""
+    continuous: float = 0.5
+    """Share of samples whose decoder sees the unquantised latent; at 1 the encoder trains too, as it always does in the
+    autoencoder phase, which has no codes yet."""
     dial_off: float = 0.5
     """Share of samples decoded from codes alone (w = 0)."""
     dial_full: float = 0.35

@@ -23,8 +23,8 @@ from nextscale.upscale import NextScale
 from tests.conftest import random_model, small_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PLAIN = ReconstructionConfig(feature=0, lpips=0)
-"""Without the perceptual terms, whose weights a fresh clone does not have."""
+PLAIN = ReconstructionConfig(feature=0, lpips=0, continuous=1.0)
+"""The autoencoder phase without the perceptual terms, whose weights a fresh clone does not have."""
 
 
 @pytest.fixture(scope="module")
