@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale import NextScale, UpscaleOptions
-from nextscale.cli import complain
+from nextscale.console import complain
 from nextscale.errors import ImageError, NextScaleError
 from nextscale.evaluate.metrics import psnr, ssim
 from nextscale.evaluate.perceptual import Lpips

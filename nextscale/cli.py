@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nextscale import __version__
+from nextscale.console import complain, say
+from nextscale.data_commands import Data, Degrade
 from nextscale.errors import ImageError, NextScaleError, OptionError
 from nextscale.options import UpscaleOptions
 from nextscale.train.commands import Train
@@ -301,6 +303,8 @@ class Version:
 Command = (
     Annotated[Upscale, tyro.conf.subcommand("upscale")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Degrade, tyro.conf.subcommand("degrade")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Version, tyro.conf.subcommand("version")]
 )
@@ -386,19 +390,6 @@ def progress(files: int, command: Upscale) -> Iterator[ProgressLines]:
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bars:
         yield ProgressBars(files, bars)
-
-
-def say(text: str) -> None:
-    """One line on stdout, at once; what its encoding cannot hold is escaped."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-    sys.stdout.flush()
-
-
-def complain(text: str) -> None:
-    """One line on stderr."""
-    sys.stderr.write("nextscale: " + re.sub(r"[\x00-\x1f\x7f]+", " ", text).strip() + "\n")
-    sys.stderr.flush()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ from nextscale.config import from_dict, to_dict
 from nextscale.errors import ModelError, OptionError
 
 FACTOR = 4
-"""HR side over LR side."""
+"""HR side over LR side, unless another is asked for."""
 
 BLUR_KINDS = ("iso", "aniso", "generalised_iso", "generalised_aniso", "plateau_iso", "plateau_aniso")
 KERNEL_KINDS = (*BLUR_KINDS, "sinc")
@@ -37,6 +37,9 @@ NOISE_KINDS = ("gaussian", "poisson")
 
 Range = tuple[float, float]
 _T = TypeVar("_T")
+
+BAND = 2**25
+"""Numbers of an image above which filters and JPEG work through it in bands of rows, to bound their memory."""
 
 
 # Presets: ranges and probabilities
@@ -401,15 +404,33 @@ def _normalised(kernel_kk: Tensor) -> Tensor:
 
 def filter2d(image_BCHW: Tensor, kernel: Tensor) -> Tensor:
     """Correlate every channel with a kernel: one for all (k k) or one per sample (B k k); reflected borders."""
-    H, W = image_BCHW.shape[-2:]
     k = kernel.shape[-1]
-    # By Fourier transform, whose time does not grow with the kernel: on a CPU six times as fast as a convolution at 21.
     padded_BCHW = _reflect_pad(image_BCHW, k // 2)
-    size = [_transform_length(side + k - 1) for side in (H, W)]
     kernel_BCkk = kernel.to(image_BCHW).reshape(-1, 1, k, k)
+    if image_BCHW.numel() <= BAND:
+        return _correlate(padded_BCHW, kernel_BCkk)
+    filtered_BCHW = torch.empty_like(image_BCHW)
+    for rows in _bands(image_BCHW):
+        filtered_BCHW[..., rows, :] = _correlate(padded_BCHW[..., rows.start : rows.stop + k - 1, :], kernel_BCkk)
+    return filtered_BCHW
+
+
+def _correlate(padded_BCHW: Tensor, kernel_BCkk: Tensor) -> Tensor:
+    """Correlation without a border: the result is smaller by k - 1."""
+    # By Fourier transform, whose time does not grow with the kernel: on a CPU six times as fast as a convolution at 21.
+    k = kernel_BCkk.shape[-1]
+    H, W = (side - k + 1 for side in padded_BCHW.shape[-2:])
+    size = [_transform_length(side + k - 1) for side in (H, W)]
     spectrum_BCHW = torch.fft.rfft2(padded_BCHW, s=size) * torch.fft.rfft2(kernel_BCkk, s=size).conj()
     filtered_BCHW: Tensor = torch.fft.irfft2(spectrum_BCHW, s=size)[..., :H, :W]
     return filtered_BCHW
+
+
+def _bands(image_BCHW: Tensor) -> list[slice]:
+    """The rows of an image in slices of at most BAND numbers; their heights are multiples of 16, as JPEG needs."""
+    H = image_BCHW.shape[-2]
+    height = max(1, BAND * H // image_BCHW.numel() // 16) * 16
+    return [slice(top, min(H, top + height)) for top in range(0, H, height)]
 
 
 @functools.cache
@@ -513,8 +534,18 @@ def jpeg(image_B3HW: Tensor, quality: float | Sequence[float] | Tensor) -> Tenso
 
     4:2:0 with the baseline tables, without the entropy coding, which loses nothing; black up to multiples of 16.
     """
-    B, _, H, W = image_B3HW.shape
+    B = len(image_B3HW)
     quality_B = torch.as_tensor(quality, dtype=torch.float32, device=image_B3HW.device).expand(B)
+    if image_B3HW.numel() <= BAND:
+        return _jpeg(image_B3HW, quality_B)
+    coded_B3HW = torch.empty_like(image_B3HW)
+    for rows in _bands(image_B3HW):
+        coded_B3HW[..., rows, :] = _jpeg(image_B3HW[..., rows, :], quality_B)
+    return coded_B3HW
+
+
+def _jpeg(image_B3HW: Tensor, quality_B: Tensor) -> Tensor:
+    H, W = image_B3HW.shape[-2:]
     factor_B = torch.where(quality_B < 50, 50 / quality_B, 2 - quality_B / 50).clamp(min=1e-3)
     to_ycc, to_rgb, luma_64, chroma_64 = (t.to(image_B3HW) for t in _jpeg_constants())
     padded = F.pad(image_B3HW, (0, -W % 16, 0, -H % 16))
@@ -564,14 +595,14 @@ def _jpeg_constants() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def degrade(hr_B3HW: Tensor, recipes: Sequence[Recipe]) -> Tensor:
-    """Apply one recipe per sample to HR photographs in [0, 1]: LR, B 3 H/4 W/4, in [0, 1] at 8-bit levels."""
+def degrade(hr_B3HW: Tensor, recipes: Sequence[Recipe], *, factor: int = FACTOR) -> Tensor:
+    """Apply one recipe per sample to HR photographs in [0, 1]: LR, B 3 H/factor W/factor, in [0, 1] at 8-bit levels."""
     B, C, H, W = hr_B3HW.shape
-    if C != 3 or H % FACTOR or W % FACTOR:
-        raise ValueError(f"degrade takes RGB with sides that are multiples of {FACTOR}, got {tuple(hr_B3HW.shape)}")
+    if C != 3 or H % factor or W % factor:
+        raise ValueError(f"degrade takes RGB with sides that are multiples of {factor}, got {tuple(hr_B3HW.shape)}")
     if len(recipes) != B:
         raise ValueError(f"degrade takes one recipe per sample, got {len(recipes)} for {B}")
-    size = (H // FACTOR, W // FACTOR)
+    size = (H // factor, W // factor)
     # Sizes differ from sample to sample between the first resize and the last.
     samples = [_degrade_one(hr_B3HW[i : i + 1], recipes[i], size) for i in range(B)]
     return quantise_8bit(torch.cat(samples))

@@ -10,8 +10,8 @@ from typing import Annotated
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
-from nextscale.cli import complain
 from nextscale.cli import main as nextscale
+from nextscale.console import complain
 from nextscale.errors import NextScaleError
 
 WIDTH, GAP, CAPTION = 480, 12, 26

@@ -715,7 +715,11 @@ def write(path: str | os.PathLike[str], picture: Picture, *, quality: int = 95, 
     See `encode_bytes` for the options. Raises `ImageError` where the format cannot hold the picture or the disk
     cannot hold the file; then a file that was there before is still there, as it was.
     """
-    data = encode_bytes(picture, Path(path).suffix, quality=quality, lossless=lossless)
+    write_bytes(path, encode_bytes(picture, Path(path).suffix, quality=quality, lossless=lossless))
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write any file whole or not at all; missing parent folders are made, `ImageError` where the disk refuses."""
     _write_whole(Path(os.path.realpath(path)), data)
 
 
@@ -909,6 +913,19 @@ def from_float(array: Array, dtype: DTypeLike) -> Array:
     np.rint(out, out=out)
     np.clip(out, 0, full, out=out)
     return out.astype(dtype)
+
+
+def rgb8(picture: Picture) -> NDArray[np.uint8]:
+    """A picture as 8-bit RGB, H W 3: grey repeated, 16 bits rounded to 8, what is transparent laid on white."""
+    rgb = _eight_bits(picture.rgb)
+    if picture.alpha is not None:
+        opacity = _eight_bits(picture.alpha).astype(np.uint16)[..., None]
+        rgb = ((rgb * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
+    return np.ascontiguousarray(rgb) if rgb.shape[2] == 3 else np.repeat(rgb, 3, axis=2)
+
+
+def _eight_bits(array: Array) -> NDArray[np.uint8]:
+    return array if array.dtype == np.uint8 else ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def bleed(rgb: Array, alpha: Array) -> Array:

@@ -18,18 +18,18 @@ PYTHON_FILES = [*MODULES, *(path for folder in ("tests", "examples") for path in
 
 # A module imports only from those before it; a package stands for all its modules.
 ORDER = """
-    errors config options image degrade data checkpoint tokenizer transformer convert sample stitch upscale evaluate
-    train engine web cli demo
+    errors console config options image degrade lowres data pack checkpoint tokenizer transformer convert sample stitch
+    upscale evaluate train data_commands engine web cli demo
 """.split()  # noqa: SIM905 - reads as the sentence it is
 # The same inside a package. Modules that are not named here may import nothing of their own package.
 INNER_ORDER = {
     "tokenizer": ["layers", "encoder", "quantizer", "decoder", "model"],
     "transformer": ["attention", "model"],
     "evaluate": ["metrics", "perceptual", "table"],
-    "train": ["config", "distributed", "loop", "tokenizer", "transformer", "commands"],
+    "train": ["config", "plan", "distributed", "state", "record", "loop", "tokenizer", "transformer", "commands"],
 }
 # Their top level is what every command's --help waits for.
-TORCH_FREE = ["errors", "config", "options", "image", "cli"]
+TORCH_FREE = ["errors", "console", "config", "options", "image", "data", "pack", "data_commands", "cli"]
 
 REPO_FILES = pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 PACKAGE_FILES = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

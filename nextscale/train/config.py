@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -12,13 +13,21 @@ class LoopConfig:
     steps: int = 1000
     """Optimiser steps of the whole run."""
     batch: int = 8
-    """Samples per step."""
+    """Samples per process at a time. An optimiser step sees batch x accumulate x processes of them."""
+    accumulate: int = 1
+    """Batches per optimiser step, whose gradients are averaged: more samples in the memory of one batch."""
     lr: float = 1e-3
     """Peak learning rate."""
     warmup: int = 50
     """Steps of linear warm-up."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     final_lr: float = 0.02
-    """Learning rate at the end, as a share of the peak (cosine in between)."""
+    """Learning rate at the end, as a share of the peak."""
+    start_step: int = 0
+    """A run from weights alone, without a saved state, starts here in schedule and data."""
+    rewarm: int = 20
+    """Steps of warm-up after `start_step`, while the optimiser collects its moments again."""
     weight_decay: float = 0.005
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 2.0
@@ -27,12 +36,25 @@ class LoopConfig:
     """Decay of the averaged weights that are saved for use."""
     seed: int = 0
     bf16: bool = True
-    """Autocast to bfloat16."""
+    """Autocast to bfloat16; weights and optimiser stay in 32 bits."""
+    recompute: bool = False
+    """Activation checkpointing: run every block again in the backward pass instead of keeping what it computed."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What the processes of `torchrun` or `accelerate launch` share: gradients only, or weights and optimiser too."""
     threads: int = 0
     """CPU threads (0: all)."""
     log_every: int = 20
+    """Steps between two rows of log.jsonl."""
     save_minutes: float = 4.0
-    """Minutes between two checkpoints."""
+    """Minutes between two checkpoints (0: one after every step)."""
+    validate_every: int = 0
+    """Steps between two validations, where the training has one (0: never)."""
+    sheet_every: int = 0
+    """Steps between two sheets of validation pictures, where the training has one (0: never)."""
+    tensorboard: bool = False
+    """Write the log for TensorBoard too, below the run's folder."""
+    peak_tflops: float = 0.0
+    """What a device multiplies at best, in 10^12 operations a second, for `mfu` in the log (0: unknown)."""
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,41 @@
-"""One training loop for every task: optimiser, schedule, averaging, log, exact resume.
+"""One training loop for every task and any number of processes: optimiser, schedule, averaging, exact resume.
 
-A task draws everything random from (seed, step), so the step alone restores the run; no generator state is kept.
+A task draws everything random from (seed, position), so the step alone restores the run; no generator state is kept.
 """
 
 from __future__ import annotations
 
 import copy
-import json
+import functools
 import math
-import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from nextscale.errors import NextScaleError
+from nextscale.console import complain
+from nextscale.errors import NextScaleError, OptionError
+from nextscale.train import distributed, state
 from nextscale.train.config import LoopConfig
+from nextscale.train.record import Board, Log, Row, Tally, progress, rates, write_sheet
 
 
 class Task(Protocol):
-    """What the loop trains."""
+    """What the loop trains. A task may also have, and the loop then uses:
+
+    | | |
+    | --- | --- |
+    | `state_dict()`, `load_state_dict(state)` | what it carries from step to step beside the model, in plain data |
+    | `validate(average)` -> numbers | logged as `val_...` every `validate_every` steps, by the first process alone |
+    | `sheet(average, step)` -> PIL image or None | written every `sheet_every` steps, likewise |
+    | `tokens_per_sample`, `flops_per_sample` | for `tokens_per_second` and `mfu` in the log |
+    """
 
     @property
     def model(self) -> nn.Module:
@@ -32,10 +45,15 @@ class Task(Protocol):
         """Parameter groups of the optimiser, with `lr` as an absolute peak."""
 
     def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss of one step and the numbers to log."""
+        """The loss of one batch and the numbers to log.
+
+        Args:
+            step: number of the batch: that of the optimiser's step, times `accumulate`, plus its place in the step.
+            batch: samples of this process, those at `distributed.positions(step, batch)`.
+        """
 
     def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
-        """Called after each optimiser step."""
+        """Called after each optimiser step, in every process."""
 
 
 def decay_groups(parameters: Iterator[tuple[str, nn.Parameter]], lr: float, decay: float) -> list[dict[str, Any]]:
@@ -53,98 +71,259 @@ def decay_groups(parameters: Iterator[tuple[str, nn.Parameter]], lr: float, deca
 
 
 def learning_rate(step: int, config: LoopConfig) -> float:
-    """Share of the peak at a step: linear warm-up, then a cosine to `final_lr`."""
+    """Share of the peak at a step: linear warm-up, then a cosine or a line to `final_lr`; after `start_step` a second,
+    shorter warm-up."""
+    again = (step - config.start_step + 1) / config.rewarm if config.start_step and config.rewarm else 1.0
+    again = min(1.0, again)
     if step < config.warmup:
-        return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return again * (step + 1) / config.warmup
+    done = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    left = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return again * (config.final_lr + (1 - config.final_lr) * left)
+
+
+class Losses(nn.Module):
+    """A task's losses as a module's forward: what DDP and FSDP watch, whatever of the model the task calls."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model = task.model
+        self.task = task
+
+    def forward(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+        return self.task.losses(step, batch)
+
+
+class Run:
+    """Everything that changes from step to step, as it is saved and restored."""
+
+    def __init__(self, task: Task, config: LoopConfig) -> None:
+        self.task = task
+        self.config = config
+        self.average = copy.deepcopy(task.model).eval().requires_grad_(False)
+        self.losses = distributed.spread(Losses(task), blocks(task.model), config.parallel)
+        self.device = next(task.model.parameters()).device
+        self.average.to(self.device)
+        groups = task.groups(config)
+        self.trained: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+        self.peaks = [group["lr"] for group in groups]
+        self.optimiser = torch.optim.AdamW(groups, betas=config.betas)
+        # The average of sharded weights is sharded as they are, and whole only when somebody wants to see it.
+        self.means = [
+            p.detach().clone() if distributed.is_sharded(p) else mean
+            for p, mean in zip(task.model.parameters(), self.average.parameters(), strict=True)
+        ]
+        self.step = config.start_step
+        self.tally = Tally()
+
+    def advance(self) -> tuple[float, float]:
+        """One optimiser step; returns the loss and the share of the peak learning rate.
+
+        Raises:
+            NextScaleError: the loss or the gradient is no longer finite; the weights are those before.
+        """
+        config, started = self.config, time.monotonic()
+        share = learning_rate(self.step, config)
+        for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * share
+        self.optimiser.zero_grad(set_to_none=True)
+        mean = 0.0
+        for place in range(config.accumulate):
+            with distributed.keep_gradients(self.losses, place + 1 < config.accumulate):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+                    loss, numbers = self.losses(self.step * config.accumulate + place, config.batch)
+                (loss / config.accumulate).backward()
+            mean += float(loss.detach()) / config.accumulate
+            self.tally.add(numbers)
+        norm = float(distributed.dense(nn.utils.clip_grad_norm_(self.trained, config.clip)))
+        lost, wild = distributed.any_process(not math.isfinite(mean), not math.isfinite(norm))
+        if lost or wild:
+            what = f"loss is {sum(distributed.gathered(mean))}" if lost else f"gradient's norm is {norm}"
+            raise NextScaleError(f"the {what} at step {self.step}; resume with a lower learning rate")
+        self.optimiser.step()
+        self.task.after(self.step, self.optimiser)
+        decay = min(config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for average, value in zip(self.means, self.task.model.parameters(), strict=True):
+                average.lerp_(value, 1 - decay)
+        self.step += 1
+        self.tally.add({"grad_norm": norm})
+        self.tally.steps += 1
+        self.tally.seconds += time.monotonic() - started
+        return mean, share
+
+    def averaged(self) -> nn.Module:
+        """The averaged model, whole in every process."""
+        with torch.no_grad():
+            for parameter, mean in zip(self.average.parameters(), self.means, strict=True):
+                if parameter is not mean:
+                    parameter.copy_(distributed.dense(mean))
+        return self.average
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data and whole tensors; the same for any number of processes, which must ask together."""
+        own: dict[str, Any] = getattr(self.task, "state_dict", dict)()
+        return {
+            "model": distributed.whole(self.task.model.state_dict()),
+            "average": self.averaged().state_dict(),
+            "optimiser": distributed.whole(self.optimiser.state_dict()),
+            "step": self.step,
+            "tally": asdict(Tally.merged(distributed.gathered(self.tally))),
+            "task": own,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        model = self.task.model
+        like = model.state_dict()
+        given = {name: distributed.shared_like(t, like.get(name, t)) for name, t in saved["model"].items()}
+        model.load_state_dict(given, assign=False)
+        self.average.load_state_dict(saved["average"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        for parameter, moments in self.optimiser.state.items():
+            for name, value in moments.items():
+                moments[name] = distributed.shared_like(value, parameter)
+        with torch.no_grad():
+            for full, mean in zip(self.average.parameters(), self.means, strict=True):
+                if full is not mean:
+                    mean.copy_(distributed.shared_like(full.detach(), mean))
+        self.step = int(saved["step"])
+        # The sums of all processes go on in the first one alone.
+        if distributed.rank() == 0:
+            self.tally = Tally(**saved.get("tally", {}))
+        if saved.get("task"):
+            cast(Any, self.task).load_state_dict(saved["task"])
 
 
 def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
-    """Run or resume a training; returns the averaged model.
+    """Run or resume a training; returns the averaged model, in every process.
 
-    `folder` holds `log.jsonl` and `state.pt` (weights, average, optimiser, step), replaced atomically.
+    `folder`, which all processes must see, holds `log.jsonl`, `state.pt` (weights, average, optimiser, step),
+    `state.previous.pt`, and what the options ask for: `sheets/`, `tensorboard/`.
 
     Raises:
-        NextScaleError: the saved state is damaged, or the loss is no longer finite.
+        NextScaleError: no saved state can be read, the last one cannot be written, or the loss is no longer finite.
+        OptionError: the options contradict each other.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if not 0 <= config.start_step < config.steps:
+        raise OptionError(f"--start-step {config.start_step}: must be before the last step, {config.steps}")
+    if config.accumulate < 1:
+        raise OptionError(f"--accumulate {config.accumulate}: must be at least 1")
     if config.threads:
         torch.set_num_threads(config.threads)
-    groups = task.groups(config)
-    optimiser = torch.optim.AdamW(groups, betas=config.betas)
-    peaks = [group["lr"] for group in groups]
-    average = copy.deepcopy(task.model).eval().requires_grad_(False)
-    state_path = folder / "state.pt"
-    step = _resume(state_path, task.model, average, optimiser) if state_path.exists() else 0
-    device = next(task.model.parameters()).device
-    trained = [p for group in groups for p in group["params"]]
-    saved = started = time.monotonic()
-    first = step
-    sums: dict[str, float] = {}
-    summed = 0
-    with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
-        while step < config.steps:
-            scale = learning_rate(step, config)
-            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-                group["lr"] = peak * scale
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-                loss, numbers = task.losses(step, config.batch)
-            if not torch.isfinite(loss):
-                raise NextScaleError(f"the loss is {loss.item()} at step {step}; resume with a lower learning rate")
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            numbers["grad_norm"] = float(nn.utils.clip_grad_norm_(trained, config.clip))
-            optimiser.step()
-            task.after(step, optimiser)
-            _average(average, task.model, min(config.ema, (1 + step) / (10 + step)))
-            step += 1
-            for name, value in numbers.items():
-                sums[name] = sums.get(name, 0.0) + value
-            summed += 1
-            if step % config.log_every == 0 or step == config.steps:
-                seconds = time.monotonic() - started
-                row = {"step": step, "lr": scale, "seconds": round(seconds, 1)}
-                row |= {name: round(total / summed, 5) for name, total in sums.items()}
-                row["samples_per_second"] = round((step - first) * config.batch / seconds, 3)
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-                sums, summed = {}, 0
-            if time.monotonic() - saved > 60 * config.save_minutes or step == config.steps:
-                _save(state_path, task.model, average, optimiser, step)
+    first = distributed.rank() == 0
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(task, config)
+    resumed = _resume(run, folder)
+    with ExitStack() as stack:
+        if config.recompute:
+            stack.enter_context(recomputed(blocks(task.model)))
+        logs: list[Log | Board] = []
+        if first:
+            logs.append(Log(folder / "log.jsonl", run.step))
+            stack.callback(logs[0].close)
+            if config.tensorboard:
+                logs.append(Board(folder / "tensorboard", run.step))
+                stack.callback(logs[1].close)
+        show = stack.enter_context(progress(config, run.step, quiet=not first))
+        saved = time.monotonic()
+        while run.step < config.steps:
+            loss, share = run.advance()
+            last = run.step == config.steps
+            speed = _samples(run) / run.tally.seconds
+            row = _validate(run, folder)
+            due = run.step % config.log_every == 0 or last
+            if due:
+                row = _row(run, share) | row | resumed
+                resumed = {}
+            if row:
+                for log in logs:
+                    log.write({"step": run.step} | row)
+            show(run.step, loss, speed, due)
+            # The clocks of the processes differ; what one decides holds for all.
+            if distributed.any_process(last or time.monotonic() - saved > 60 * config.save_minutes)[0]:
+                _save(run, folder, must=last)
                 saved = time.monotonic()
+    average = run.averaged()
+    distributed.leave()
     return average
 
 
-def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    with torch.no_grad():
-        for mean, value in zip(average.parameters(), model.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
+def _samples(run: Run) -> int:
+    """Samples that all processes have seen since the last row."""
+    return run.tally.steps * run.config.batch * run.config.accumulate * distributed.world()
 
 
-def _save(path: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
-    state = {
-        "model": model.state_dict(),
-        "average": average.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "step": step,
-    }
-    part = path.with_name(path.name + ".part")
+def _row(run: Run, share: float) -> Row:
+    """What the steps since the last row amount to, over all processes; the tally starts again."""
+    tally = Tally.merged(distributed.gathered(run.tally))
+    speeds = rates(tally, _samples(run), run.task, processes=distributed.world(), peak_tflops=run.config.peak_tflops)
+    run.tally = Tally()
+    return {"lr": share} | {name: float(f"{value:.7g}") for name, value in (tally.means() | speeds).items()}
+
+
+def _validate(run: Run, folder: Path) -> Row:
+    """Sheet and validation where they are due and the task has them."""
+    config, task = run.config, cast(Any, run.task)
+
+    def due(name: str, every: int) -> bool:
+        return hasattr(task, name) and every > 0 and (run.step % every == 0 or run.step == config.steps)
+
+    shows, validates = due("sheet", config.sheet_every), due("validate", config.validate_every)
+    row: Row = {}
+    if shows or validates:
+        average = run.averaged()
+        if distributed.rank() == 0:
+            with torch.no_grad():
+                if validates:
+                    row = {f"val_{name}": float(value) for name, value in task.validate(average).items()}
+                sheet = task.sheet(average, run.step) if shows else None
+            if sheet is not None:
+                write_sheet(folder, run.step, sheet)
+    return row
+
+
+def _save(run: Run, folder: Path, *, must: bool) -> None:
+    """A checkpoint by the first process; one that fails before the last step costs only a line."""
+    saved = run.state_dict()
+    if distributed.rank() == 0:
+        try:
+            state.save(folder, saved)
+        except NextScaleError as error:
+            if must:
+                raise
+            complain(f"{error}; the training goes on, its state is still that of the checkpoint before")
+
+
+def _resume(run: Run, folder: Path) -> Row:
+    """Go on from the newest whole state, if there is one; returns what the log says about it."""
+    found = state.load(folder) if distributed.rank() == 0 else None
+    name = distributed.gathered(found and found[1])[0]
+    if name is None:
+        return {}
+    saved = found[0] if found else state.read(folder / name)
     try:
-        torch.save(state, part)
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        raise NextScaleError(f"{path}: the checkpoint could not be written ({error}); free some space") from None
-
-
-def _resume(path: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> int:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
+        run.load_state_dict(saved)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise NextScaleError(f"{path}: not a state of this training ({reason}); move it away to start anew") from None
-    return int(state["step"])
+        raise state.misfit(folder / name, error) from None
+    if distributed.rank() == 0:
+        complain(f"resuming at step {run.step} from {folder / name}")
+    return {"resumed_from": name}
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated parts of a model: the members of every list called `blocks`."""
+    lists = [m for name, m in model.named_modules() if name.split(".")[-1] == "blocks"]
+    return [block for members in lists if isinstance(members, nn.ModuleList) for block in members]
+
+
+@contextmanager
+def recomputed(modules: list[nn.Module]) -> Iterator[None]:
+    """Inside, the modules keep only their inputs for the backward pass, which runs them again."""
+    for module in modules:
+        module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward

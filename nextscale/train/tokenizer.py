@@ -20,6 +20,7 @@ from nextscale.tokenizer.layers import area_downsample
 from nextscale.tokenizer.model import Tokenizer
 from nextscale.tokenizer.quantizer import Scan
 from nextscale.train.config import CodebookConfig, LoopConfig, ReconstructionConfig
+from nextscale.train.distributed import positions
 from nextscale.train.loop import decay_groups
 
 
@@ -29,7 +30,7 @@ def pairs(crops: Crops, step: int, batch: int, preset: str, clean: float) -> tup
     Returns:
         targets B 3 H H in [-1, 1], inputs B 3 H/4 H/4 in [-1, 1], classes B (0 degraded, 1 clean).
     """
-    position = step * batch
+    position = positions(step, batch).start
     hr = torch.from_numpy(crops.batch(position, batch)).float() / 255
     draws = [random.Random(crops.seed * 1_000_003 + position + i) for i in range(batch)]
     classes = torch.tensor([int(draw.random() < clean) for draw in draws])

@@ -15,6 +15,7 @@ from nextscale.options import SamplingOptions
 from nextscale.sample import sample, tile_noise
 from nextscale.tokenizer.model import Tokenizer
 from nextscale.train.config import CodesConfig, LoopConfig
+from nextscale.train.distributed import positions
 from nextscale.train.loop import decay_groups
 from nextscale.train.tokenizer import ReconstructionTask, pairs
 from nextscale.transformer.model import CLASS_FREE, Condition, Transformer
@@ -69,6 +70,7 @@ class CodesTask:
     ) -> None:
         self.model: nn.Module = transformer
         self.transformer = transformer
+        self.accumulate = 1
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.crops = crops
         self.config = config
@@ -76,16 +78,17 @@ class CodesTask:
         self.weights = {side: _token_weights(ladder, config.balance) for side, ladder in self.ladders.items()}
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
+        self.accumulate = config.accumulate
         return decay_groups(self.transformer.named_parameters(), config.lr, config.weight_decay)
 
     def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         config = self.config
-        side = config.sides[step % len(config.sides)]
+        side = config.sides[step // self.accumulate % len(config.sides)]
         ladder, crops = self.ladders[side], self.crops[side]
         batch = max(1, batch * min(config.sides) ** 2 // side**2)
         targets, inputs, classes = pairs(crops, step, batch, config.preset, config.clean)
-        rng = np.random.default_rng((crops.seed, 5, step))
-        dropped = torch.from_numpy(rng.random(batch) < config.class_free)
+        draws = [np.random.default_rng((crops.seed, 5, place)).random() for place in positions(step, batch)]
+        dropped = torch.tensor(draws) < config.class_free
         classes = torch.where(dropped, torch.full_like(classes, CLASS_FREE), classes)
         stages = config.stages or ladder.num_stages
         with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):

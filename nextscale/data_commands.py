@@ -1,0 +1,104 @@
+"""The `nextscale degrade` and `nextscale data` commands: plain settings, free of torch until they run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from nextscale.console import complain, say
+from nextscale.errors import OptionError
+from nextscale.options import PackOptions
+
+
+@dataclass(frozen=True)
+class Degrade:
+    """Make bad, small copies of photographs: nextscale degrade -i PHOTOS -o LR --preset stablesr --seed 0"""
+
+    pictures: Annotated[Path, tyro.conf.arg(aliases=["-i"], metavar="DIR")]
+    """A folder of photographs; its subfolders count, too."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="DIR")]
+    """A folder outside it (created) for a PNG of each photograph and the JSON of its recipe."""
+    preset: Literal["x4plus", "stablesr", "bilinear"] = "stablesr"
+    """Real-ESRGAN's degradation, StableSR's milder one, or a bilinear reduction only."""
+    seed: int = 0
+    """With the photograph's name in the folder it decides the recipe: the same seed gives the same bytes."""
+    factor: int = 4
+    """How many times smaller; photographs are cut to multiples of it."""
+    recipes: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The output of an earlier run, whose recipes and factors to repeat instead of drawing some."""
+    sheet: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Also draw twenty of the results, enlarged to squares, with the main numbers of their recipes."""
+
+    def run(self) -> int:
+        from nextscale.lowres import Plan, degrade_folder
+
+        plan = Plan(self.preset, self.seed, self.factor, self.recipes)
+        failed = 0
+        for outcome in degrade_folder(self.pictures, self.output, plan, sheet=self.sheet):
+            if outcome.error:
+                failed += 1
+                complain(f"{outcome.photo}: {outcome.error}")
+            else:
+                (width, height), (new_width, new_height) = outcome.size, outcome.lr_size
+                say(f"{outcome.photo}: {width} x {height} -> {new_width} x {new_height} -> {outcome.lr}")
+        return 1 if failed else 0
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Pack sharp crops of photographs into tar shards: nextscale data pack PHOTOS SHARDS"""
+
+    folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="DIR [DIR ...] OUT")]
+    """Folders of photographs, whose subfolders count, too; the last is the new folder of shards."""
+    options: Annotated[PackOptions, tyro.conf.arg(name="")] = field(default_factory=PackOptions)
+
+    def run(self) -> int:
+        from nextscale.pack import pack
+
+        *folders, out = self.folders or (Path(),)
+        if not folders:
+            raise OptionError("data pack needs folders of photographs, then the folder to write")
+        say(pack(folders, out, self.options, say=say, complain=complain).line())
+        return 0
+
+
+@dataclass(frozen=True)
+class Check:
+    """Fetch and decode every training picture, and name the damaged ones: nextscale data check SHARDS"""
+
+    data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA [DATA ...]")]
+    """Folders, .tar shards, globs of them, or addresses of shards."""
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for shards from the net (default: nextscale/shards in the user's cache)."""
+
+    def run(self) -> int:
+        from nextscale.data import damage, find_sources
+
+        if not self.data:
+            raise OptionError("data check needs folders, shards or addresses")
+        sources = find_sources(self.data, self.cache)
+        damaged = 0
+        for source in sources:
+            reason = damage(source)
+            if reason is not None:
+                damaged += 1
+                complain(f"{source.name}: {reason}")
+        say(f"{len(sources)} pictures, {damaged} damaged ({damaged / len(sources):.2%})")
+        return 1 if damaged else 0
+
+
+Part = Annotated[Pack, tyro.conf.subcommand("pack")] | Annotated[Check, tyro.conf.subcommand("check")]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Prepare training data."""
+
+    part: Part
+    """What to do."""
+
+    def run(self) -> int:
+        return self.part.run()

@@ -1,0 +1,152 @@
+"""Several processes as one training: `torchrun` or `accelerate launch` starts them, accelerate joins them.
+
+One process is the same code with nothing to join; it needs neither accelerate nor a process group.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nextscale.errors import NextScaleError, OptionError
+
+Value = TypeVar("Value")
+
+
+def rank() -> int:
+    """This process's number, from 0; the environment tells it before anything is joined."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def device() -> torch.device:
+    """Where this process trains: its own GPU, or the CPU."""
+    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def positions(step: int, batch: int) -> range:
+    """The samples of this process's batch, counted over all processes since the start of training.
+
+    All processes' batches of a step follow each other: one process with world x batch samples sees the same ones. What
+    is drawn for a sample must depend on its position alone.
+    """
+    first = (step * world() + rank()) * batch
+    return range(first, first + batch)
+
+
+def spread(module: nn.Module, units: list[nn.Module], parallel: Literal["ddp", "fsdp"]) -> nn.Module:
+    """Join the processes around a module whose forward returns the loss; gradients are means over all of them.
+
+    A single process gets the module back as it is, and where it is; several train on `device()`.
+
+    Args:
+        units: submodules whose weights fsdp gathers and frees one at a time; the rest is gathered as a whole. With fsdp
+            the module's parameters become sharded ones (DTensor), so an optimiser must be made afterwards.
+
+    Raises:
+        NextScaleError: accelerate is missing.
+        OptionError: the launcher asks for another kind of parallelism.
+    """
+    if world() == 1:
+        return module
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+    except ImportError:
+        raise NextScaleError("several processes need accelerate: pip install 'nextscale[train]'") from None
+    if parallel == "ddp" and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise OptionError("accelerate launch asks for FSDP: add --parallel fsdp, or launch without it")
+    # A step may leave parameters out: a stage's decoder, a side's table. (torch warns once where none is.)
+    kind = DistributedDataParallelKwargs(find_unused_parameters=True)
+    joined = Accelerator(cpu=device().type == "cpu", mixed_precision="no", kwargs_handlers=[kind])
+    if parallel == "ddp":
+        wrapped: nn.Module = joined.prepare(module)
+        return wrapped
+    from torch.distributed.fsdp import fully_shard
+
+    for tensor in module.to(joined.device).state_dict().values():
+        same = tensor.contiguous()
+        dist.broadcast(same, 0)
+        tensor.copy_(same)
+    for part in (*units, module):
+        fully_shard(part)
+    return module
+
+
+@contextmanager
+def keep_gradients(module: nn.Module, keep: bool) -> Iterator[None]:
+    """Gradients of a backward pass inside stay this process's own, to be shared with those of a later one."""
+    if not keep or world() == 1:
+        yield
+    elif isinstance(module, nn.parallel.DistributedDataParallel):
+        with module.no_sync():
+            yield
+    else:
+        module.set_requires_gradient_sync(False)  # type: ignore[operator]
+        try:
+            yield
+        finally:
+            module.set_requires_gradient_sync(True)  # type: ignore[operator]
+
+
+def any_process(*facts: bool) -> list[bool]:
+    """Which of the facts hold in any process."""
+    if world() == 1:
+        return list(facts)
+    flags = torch.tensor(facts, dtype=torch.uint8, device=device())
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]
+
+
+def gathered(value: Value) -> list[Value]:
+    """Every process's small plain value."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def whole(tree: Any) -> Any:
+    """Nested dicts and lists with every sharded tensor gathered, to be saved; all processes must ask together."""
+    if isinstance(tree, dict):
+        return {name: whole(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(whole(value) for value in tree)
+    return dense(tree).cpu() if isinstance(tree, Tensor) and is_sharded(tree) else tree
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, gathered if it is sharded; all processes must ask together."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def shared_like(full: Tensor, like: Tensor) -> Tensor:
+    """This process's share of a whole tensor, where `like` is sharded and of its shape; otherwise the tensor itself."""
+    if not is_sharded(like) or full.shape != like.shape:
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(full.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is spread over the processes."""
+    return hasattr(tensor, "full_tensor")
+
+
+def leave() -> None:
+    """Wait until all processes are done, so that what the first one writes is there for all."""
+    if world() > 1:
+        dist.barrier()

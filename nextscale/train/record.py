@@ -1,0 +1,194 @@
+"""What a training tells: rows of a JSONL log, which are the truth; a bar or lines, TensorBoard, sheets beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nextscale.console import complain, say
+from nextscale.errors import NextScaleError
+from nextscale.train.config import LoopConfig
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Tally:
+    """Sums over the steps since the last row. It is part of the state: a resumed run's rows are the whole one's."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    totals: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, numbers: dict[str, float]) -> None:
+        """The numbers of one batch."""
+        for name, value in numbers.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        """Each number's mean over the batches that gave it."""
+        return {name: total / self.counts[name] for name, total in self.totals.items()}
+
+    @classmethod
+    def merged(cls, tallies: list[Tally]) -> Tally:
+        """One for all processes: their numbers together, the first one's clock."""
+        out = cls(tallies[0].steps, tallies[0].seconds)
+        for tally in tallies:
+            for name, total in tally.totals.items():
+                out.totals[name] = out.totals.get(name, 0.0) + total
+                out.counts[name] = out.counts.get(name, 0) + tally.counts[name]
+        return out
+
+
+def rates(tally: Tally, samples: int, task: object, *, processes: int, peak_tflops: float) -> dict[str, float]:
+    """Samples a second and, of tasks that know their cost, tokens a second and model FLOPs utilisation.
+
+    The utilisation is that of the time that is left when what the task reports as `seconds_...` is taken away: the
+    preparation of the data (per process) is no part of the model's work.
+
+    Args:
+        tally: of all processes.
+        samples: seen by all processes since the last row.
+    """
+    out = {"samples_per_second": samples / tally.seconds}
+    tokens, flops = (float(getattr(task, f"{name}_per_sample", 0)) for name in ("tokens", "flops"))
+    if tokens:
+        out["tokens_per_second"] = samples * tokens / tally.seconds
+    if flops and peak_tflops:
+        apart = sum(total for name, total in tally.totals.items() if name.startswith("seconds_")) / processes
+        if apart < tally.seconds:
+            out["mfu"] = samples * flops / (tally.seconds - apart) / (processes * peak_tflops * 1e12)
+    return out
+
+
+class Log:
+    """Rows in `log.jsonl` up to a step; rows that a full disk refuses wait for the next one."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self._rewind(path, step)
+        self.path = path
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed with the log
+        self.waiting = b""
+
+    @staticmethod
+    def _rewind(path: Path, step: int) -> None:
+        """Cut off what a killed run wrote after the state that is resumed: those steps run, and tell, again."""
+        if not path.exists():
+            return
+        text = path.read_bytes()
+        kept = b"".join(line for line in text.splitlines(keepends=True) if _is_row_until(step, line))
+        if kept != text:
+            part = path.with_name(path.name + ".part")
+            try:
+                part.write_bytes(kept)
+                os.replace(part, path)
+            except OSError as error:
+                part.unlink(missing_ok=True)
+                raise NextScaleError(f"{path}: cannot be rewound ({error}); free some space") from None
+
+    def write(self, row: Row) -> None:
+        """One more row."""
+        self.waiting += (json.dumps(row) + "\n").encode()
+        try:
+            while self.waiting:
+                self.waiting = self.waiting[self.file.write(self.waiting) :]
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            complain(f"{self.path}: rows wait to be written ({error}); free some space")
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _is_row_until(step: int, line: bytes) -> bool:
+    """Whether a line is a whole row of a step no later than this one."""
+    try:
+        return line.endswith(b"\n") and int(json.loads(line)["step"]) <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+class Board:
+    """The same rows for TensorBoard."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise NextScaleError("--tensorboard needs tensorboard: pip install 'nextscale[tensorboard]'") from None
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def write(self, row: Row) -> None:
+        """One more row."""
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                self.writer.add_scalar(name, value, row["step"])
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+Show = Callable[[int, float, float, bool], None]
+"""Shows (step, loss, samples a second, whether a row was written)."""
+
+
+@contextmanager
+def progress(config: LoopConfig, first: int, *, quiet: bool) -> Iterator[Show]:
+    """A bar with ETA where stderr is a terminal, else a line on stdout for every row."""
+    if quiet:
+        yield lambda *_: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bars:
+            bar = bars.add_task("", total=config.steps, completed=first, detail="")
+
+            def move(step: int, loss: float, speed: float, due: bool) -> None:
+                del due
+                bars.update(bar, completed=step, detail=f"loss {loss:.4f}  {speed:.1f} samples/s")
+
+            yield move
+    else:
+        from time import monotonic
+
+        started = monotonic()
+
+        def tell(step: int, loss: float, speed: float, due: bool) -> None:
+            if due:
+                left = (monotonic() - started) / (step - first) * (config.steps - step)
+                state = f"loss {loss:.4f}  {speed:.1f} samples/s  about {left / 60:.0f} min left"
+                say(f"step {step}/{config.steps}  {state}")
+
+        yield tell
+
+
+def write_sheet(folder: Path, step: int, sheet: Image) -> None:
+    """`sheets/step-000100.png` below the run's folder; a full disk costs no more than the sheet."""
+    path = folder / "sheets" / f"step-{step:06d}.png"
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        sheet.save(part, format="PNG")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        complain(f"{path}: not written ({error}); the training goes on")

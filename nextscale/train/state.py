@@ -1,0 +1,105 @@
+"""The state a run goes on from: a kill, a full disk or a damaged file costs at most the steps since the one before.
+
+A run's folder holds the two newest: `state.pt` and `state.previous.pt`.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nextscale.console import complain
+from nextscale.errors import NextScaleError
+
+NEWEST, PREVIOUS, DAMAGED = "state.pt", "state.previous.pt", "state.damaged.pt"
+
+
+def exists(folder: Path) -> bool:
+    """Whether a run in this folder would resume."""
+    return (folder / NEWEST).exists() or (folder / PREVIOUS).exists()
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Write a state beside the newest one, then let it take that one's place, which becomes the previous.
+
+    Raises:
+        NextScaleError: it could not be written; the states before are as they were.
+    """
+    newest = folder / NEWEST
+    part = newest.with_name(NEWEST + ".part")
+    try:
+        with open(part, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if newest.exists():
+            os.replace(newest, folder / PREVIOUS)
+        os.replace(part, newest)
+        _flush_folder(folder)
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        reason = str(error).splitlines()[0]
+        raise NextScaleError(f"{newest}: the checkpoint could not be written ({reason}); free some space") from None
+
+
+def load(folder: Path) -> tuple[dict[str, Any], str] | None:
+    """The newest whole state and its file's name, or None where there is none.
+
+    A damaged one is moved out of the way, so that the next save does not make it the previous.
+
+    Raises:
+        NextScaleError: no state can be read.
+    """
+    newest, previous = folder / NEWEST, folder / PREVIOUS
+    if newest.exists():
+        try:
+            return read(newest), NEWEST
+        except NextScaleError as error:
+            if not previous.exists():
+                raise
+            state = read(previous)
+            os.replace(newest, folder / DAMAGED)
+            complain(f"{error}; resuming from {PREVIOUS} instead, the damaged one is now {DAMAGED}")
+            return state, PREVIOUS
+    return (read(previous), PREVIOUS) if previous.exists() else None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """One state, with every tensor on the CPU.
+
+    Raises:
+        NextScaleError: it is damaged, or something else.
+    """
+    try:
+        # torch does not look at the checksums that it writes.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"damaged at {damaged}")
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        missing = {"model", "average", "optimiser", "step"} - state.keys()
+        if missing:
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        return state
+    except Exception as error:
+        raise misfit(path, error) from None
+
+
+def misfit(path: Path, error: Exception) -> NextScaleError:
+    """The one line about a state that is not this training's."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return NextScaleError(f"{path}: not a state of this training ({reason}); move it away to start anew")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the new names last through a power cut, where the system can."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

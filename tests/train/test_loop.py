@@ -1,0 +1,499 @@
+"""The loop itself: many processes train as one, nothing that happens to a run changes its result, and it says so."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from nextscale.errors import NextScaleError, OptionError
+from nextscale.train import distributed, state
+from nextscale.train.config import LoopConfig
+from nextscale.train.loop import blocks, learning_rate, recomputed, train
+from nextscale.train.record import Log, Tally, rates
+from tests.train.toy import Toy, codes_task
+
+ROOT = Path(__file__).parents[2]
+PLAIN = {"batch": 4, "lr": 1e-2, "warmup": 2, "bf16": False, "log_every": 1, "ema": 0.5, "threads": 1}
+TIMES = ("seconds", "samples_per_second", "resumed_from")
+
+
+def loop(steps: int, **changes: Any) -> LoopConfig:
+    return LoopConfig(**({"steps": steps} | PLAIN | changes))
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in lines]
+
+
+def program(task: str, folder: Path, settings: dict[str, Any], *, processes: int = 0) -> list[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes else []
+    return [sys.executable, *launch, "-m", "tests.train.toy", task, str(folder), json.dumps(PLAIN | settings)]
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(command: list[str]) -> str:
+    """Run to the end; returns stderr."""
+    process = start(command)
+    _, errors = process.communicate(timeout=1200)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in model.state_dict().values()]
+
+
+def equal(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+# -- one step ----------------------------------------------------------------------------------------------------------
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
+    whole, parts = Toy(), Toy()
+    train(whole, loop(4, batch=12), tmp_path / "whole")
+    train(parts, loop(4, batch=4, accumulate=3), tmp_path / "parts")
+    assert parts.drawn == whole.drawn == list(range(48))
+    for a, b in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    for one, other in zip(weights(whole.model), weights(parts.model), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_recomputing_the_blocks_changes_no_gradient() -> None:
+    task = codes_task()
+    runs = []
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    for block in blocks(task.model):
+        block.get_submodule("attn").register_forward_hook(count)
+    for modules in ([], blocks(task.model)):
+        calls = 0
+        with recomputed(modules):
+            task.losses(0, 1)[0].backward()  # type: ignore[no-untyped-call]
+        runs.append([p.grad for p in task.model.parameters() if p.grad is not None])
+        task.model.zero_grad()
+        assert calls == (4 if modules else 2)
+    assert equal(runs[0], runs[1])
+    assert "forward" not in vars(blocks(task.model)[0])
+
+
+def test_recompute_trains_to_the_same_weights(tmp_path: Path) -> None:
+    one, other = Toy(), Toy()
+    train(one, loop(3), tmp_path / "one")
+    train(other, loop(3, recompute=True), tmp_path / "other")
+    assert equal(weights(one.model), weights(other.model))
+
+
+def test_the_learning_rate_can_fall_in_a_line() -> None:
+    config = loop(110, warmup=10, final_lr=0.1, schedule="linear")
+    assert learning_rate(4, config) == pytest.approx(0.5)
+    assert learning_rate(60, config) == pytest.approx(0.55)
+    assert learning_rate(110, config) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(value: float, tmp_path: Path) -> None:
+    task = Toy()
+    before = weights(task.model)
+    losses = task.losses
+    task.losses = lambda step, batch: (losses(step, batch)[0] * value, {})  # type: ignore[method-assign]
+    with pytest.raises(NextScaleError, match=r"the loss is (nan|inf) at step 0; resume with"):
+        train(task, loop(3), tmp_path)
+    assert equal(before, weights(task.model))
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+def test_positions_of_all_processes_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = [place for step in range(3) for place in distributed.positions(step, 6)]
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    several: list[int] = []
+    for step in range(3):
+        for rank in range(3):
+            monkeypatch.setenv("RANK", str(rank))
+            several += distributed.positions(step, 2)
+    assert several == one == list(range(18))
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_as_one(parallel: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 4, "accumulate": 2, "recompute": True}
+    train(Toy(), loop(**settings | {"batch": 4}), tmp_path / "one")
+    settings |= {"batch": 2, "parallel": parallel}
+    finish(program("toy", tmp_path / "two", settings, processes=2))
+    for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+    one, two = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("one", "two"))
+    for part in ("model", "average"):
+        for name, tensor in one[part].items():
+            assert torch.allclose(tensor, two[part][name], atol=1e-5), name
+    assert one["optimiser"]["state"].keys() == two["optimiser"]["state"].keys()
+    assert torch.load(tmp_path / "two" / "final.pt", weights_only=True)["sharded"] is (parallel == "fsdp")
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_the_transformer_as_one(parallel: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 3, "lr": 1e-3}
+    train(codes_task(), loop(**settings | {"batch": 2}), tmp_path / "one")
+    finish(program("codes", tmp_path / "two", settings | {"batch": 1, "parallel": parallel}, processes=2))
+    for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+def test_a_sharded_run_resumes_in_one_process_and_the_other_way_round(tmp_path: Path) -> None:
+    # A warm-up longer than the run does not depend on where the run ends.
+    settings: dict[str, Any] = {"warmup": 100, "parallel": "fsdp"}
+    whole = Toy()
+    train(whole, loop(6, **settings, batch=4), tmp_path / "whole")
+    finish(program("toy", tmp_path / "run", settings | {"steps": 2, "batch": 2}, processes=2))
+    train(Toy(), loop(4, **settings, batch=4), tmp_path / "run")
+    errors = finish(program("toy", tmp_path / "run", settings | {"steps": 6, "batch": 2}, processes=2))
+    assert errors.count("resuming at step 4 from") == 1
+    found = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.allclose(tensor, found["model"][name], atol=1e-5), name
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_several_processes_without_accelerate_are_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(NextScaleError, match=r"pip install 'nextscale\[train\]'"):
+        train(Toy(), loop(1), tmp_path)
+
+
+def test_one_process_needs_no_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    train(Toy(), loop(1, parallel="fsdp"), tmp_path)
+    assert len(rows(tmp_path)) == 1
+
+
+# -- resume ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_killed_at_random_moments_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path) -> None:
+    settings = {"steps": 150, "save_minutes": 0.0, "log_every": 7}
+    finish(program("toy", tmp_path / "whole", settings))
+    draw = random.Random(5)
+    kills = 0
+    while kills < 3:
+        process = start(program("toy", tmp_path / "killed", settings))
+        # Importing torch takes most of a run; the moment counts from the first row of the log, or its growth.
+        log = tmp_path / "killed" / "log.jsonl"
+        begun = (log.stat().st_size if log.exists() else 0) if kills else 0
+        while process.poll() is None and not (log.exists() and log.stat().st_size > begun):
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.03))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "the run was too short to be killed"
+        kills += 1
+    assert not (tmp_path / "killed" / "final.pt").exists()
+    assert "resuming at step" in finish(program("toy", tmp_path / "killed", settings))
+    whole, killed = (torch.load(tmp_path / name / "final.pt", weights_only=True) for name in ("whole", "killed"))
+    assert whole["own"] == killed["own"] == {"seen": 600}
+    assert all(torch.equal(tensor, killed["average"][name]) for name, tensor in whole["average"].items())
+    assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
+
+
+class Stopped(Exception):  # noqa: N818 - a stand-in for a kill
+    pass
+
+
+def run_until(step: int, folder: Path, **changes: Any) -> Toy:
+    """A run of six steps that is stopped after this many."""
+    task = Toy()
+
+    def after(done: int, optimiser: torch.optim.Optimizer) -> None:
+        del optimiser
+        if done + 1 > step:
+            raise Stopped
+
+    task.after = after  # type: ignore[assignment, method-assign]
+    with pytest.raises(Stopped):
+        train(task, loop(6, save_minutes=0.0, **changes), folder)
+    return task
+
+
+def test_the_two_newest_states_are_kept(tmp_path: Path) -> None:
+    run_until(3, tmp_path)
+    found = {path.name: torch.load(path, weights_only=True)["step"] for path in tmp_path.glob("state*")}
+    assert found == {"state.pt": 3, "state.previous.pt": 2}
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
+def test_a_damaged_state_falls_back_to_the_one_before(
+    how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Toy()
+    train(whole, loop(6), tmp_path / "whole")
+    run_until(3, tmp_path / "run")
+    newest = tmp_path / "run" / "state.pt"
+    written = bytearray(newest.read_bytes())
+    weight = torch.load(newest, weights_only=True)["model"]["first.weight"].numpy().tobytes()
+    written[written.index(weight)] ^= 1
+    damaged = {"cut": written[: len(written) // 2], "flipped": written, "empty": bytearray()}
+    newest.write_bytes(damaged[how])
+    resumed = Toy()
+    train(resumed, loop(6), tmp_path / "run")
+    errors = capsys.readouterr().err
+    assert "state.pt: not a state of this training" in errors
+    assert "resuming at step 2 from" in errors
+    assert equal(weights(whole.model), weights(resumed.model))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "run")
+    # The damaged one did not become the previous one.
+    assert torch.load(tmp_path / "run" / "state.previous.pt", weights_only=True)["step"] == 2
+
+
+def test_a_kill_between_the_two_renames_loses_one_state(tmp_path: Path) -> None:
+    run_until(3, tmp_path)
+    (tmp_path / "state.pt").unlink()
+    assert state.exists(tmp_path)
+    found = state.load(tmp_path)
+    assert found is not None
+    assert (found[0]["step"], found[1]) == (2, "state.previous.pt")
+
+
+def test_a_state_of_another_training_is_refused_and_kept(tmp_path: Path) -> None:
+    run_until(3, tmp_path)
+    before = (tmp_path / "state.pt").read_bytes()
+    with pytest.raises(NextScaleError, match=r"state\.pt: not a state of this training"):
+        train(codes_task(), loop(6), tmp_path)
+    assert (tmp_path / "state.pt").read_bytes() == before
+
+
+def test_a_state_never_runs_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"model": Evil(), "average": {}, "optimiser": {}, "step": 1}, tmp_path / "state.pt")
+    with pytest.raises(NextScaleError, match="not a state of this training"):
+        train(Toy(), loop(2), tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, *saves: int) -> None:
+    """A disk that is full at these saves, counted from one, after half of the file."""
+    write, count = torch.save, 0
+
+    def save(value: object, file: io.BufferedWriter) -> None:
+        nonlocal count
+        count += 1
+        if count in saves:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(value, file)
+
+    monkeypatch.setattr("nextscale.train.state.torch.save", save)
+
+
+def test_a_full_disk_keeps_the_state_before_and_the_training_going(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full_disk(monkeypatch, 2, 3)
+    run_until(3, tmp_path)
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert all("No space left on device" in line and "the training goes on" in line for line in errors)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 1
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_disk_that_is_full_in_the_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full_disk(monkeypatch, 3)
+    with pytest.raises(NextScaleError, match=r"could not be written \(.*No space left.*\); free some space"):
+        train(Toy(), loop(3, save_minutes=0.0), tmp_path)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
+
+
+def test_the_log_is_rewound_to_the_step_that_resumes(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    log = Log(path, 2)
+    log.write({"step": 3, "again": 1})
+    log.close()
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "again": 1}\n'
+
+
+def test_means_between_two_rows_outlive_a_kill(tmp_path: Path) -> None:
+    train(Toy(), loop(6, log_every=4), tmp_path / "whole")
+    run_until(3, tmp_path / "run", log_every=4)
+    train(Toy(), loop(6, log_every=4), tmp_path / "run")
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert [row["step"] for row in rows(tmp_path / "run")] == [4, 6]
+
+
+def test_rows_wait_while_the_disk_is_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = Log(tmp_path / "log.jsonl", 0)
+    disk = log.file
+
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            del data
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    log.file = Full()  # type: ignore[assignment]
+    log.write({"step": 1})
+    assert "rows wait to be written" in capsys.readouterr().err
+    log.file = disk
+    log.write({"step": 2})
+    log.close()
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
+def test_weights_alone_go_on_at_a_step_with_a_short_warm_up(tmp_path: Path) -> None:
+    config = loop(20, warmup=4, start_step=10, rewarm=3)
+    plain = loop(20, warmup=4)
+    shares = [learning_rate(step, config) / learning_rate(step, plain) for step in range(10, 15)]
+    assert shares == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
+    task = Toy()
+    train(task, config, tmp_path)
+    assert task.drawn == list(range(40, 80))
+    log = rows(tmp_path)
+    assert [row["step"] for row in log] == list(range(11, 21))
+    assert log[0]["lr"] == pytest.approx(learning_rate(10, config))
+
+
+def test_a_saved_state_goes_before_the_start_step(tmp_path: Path) -> None:
+    run_until(5, tmp_path, start_step=3)
+    resumed = Toy()
+    train(resumed, loop(6, start_step=3), tmp_path)
+    assert resumed.drawn == list(range(20, 24))
+
+
+@pytest.mark.parametrize("changes", [{"start_step": 6}, {"accumulate": 0}])
+def test_impossible_settings_are_refused(changes: dict[str, int], tmp_path: Path) -> None:
+    with pytest.raises(OptionError):
+        train(Toy(), loop(6, **changes), tmp_path)
+
+
+# -- what it tells -----------------------------------------------------------------------------------------------------
+
+
+class Shown(Toy):
+    """A task with everything that it may have."""
+
+    tokens_per_sample = 10.0
+    flops_per_sample = 1e9
+
+    def validate(self, average: nn.Module) -> dict[str, float]:
+        return {"weight": float(next(average.parameters()).sum())}
+
+    def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
+        assert not average.training
+        return Image.new("RGB", (step, 2)) if step > 2 else None
+
+
+def test_validation_and_sheets_come_when_they_are_due(tmp_path: Path) -> None:
+    average = train(Shown(), loop(5, validate_every=2, sheet_every=2, log_every=5), tmp_path)
+    log = rows(tmp_path)
+    assert [row["step"] for row in log] == [2, 4, 5]
+    assert [sorted(row) for row in log[:2]] == [["step", "val_weight"]] * 2
+    assert {"val_weight", "loss", "lr", "grad_norm"} <= log[2].keys()
+    assert log[2]["val_weight"] == float(next(average.parameters()).sum())
+    assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == ["step-000004.png", "step-000005.png"]
+    with Image.open(tmp_path / "sheets" / "step-000004.png") as sheet:
+        assert sheet.size == (4, 2)
+
+
+def test_a_row_holds_rates_only_of_what_is_known(tmp_path: Path) -> None:
+    train(Toy(), loop(1), tmp_path / "plain")
+    train(Shown(), loop(1, peak_tflops=1.0), tmp_path / "known")
+    plain, known = ({*rows(tmp_path / name)[0]} for name in ("plain", "known"))
+    assert plain == {"step", "lr", "loss", "size", "grad_norm"}
+    assert known - plain == {"tokens_per_second", "mfu"}
+    assert "samples_per_second" in json.loads((tmp_path / "plain" / "log.jsonl").read_text())
+
+
+def test_utilisation_leaves_out_the_time_of_the_data() -> None:
+    tally = Tally(2, 4.0, {"seconds_degrade": 1.0, "seconds_tokenise": 2.0, "loss": 5.0})
+    found = rates(tally, 6, Shown(), processes=2, peak_tflops=0.004)
+    assert found == pytest.approx(
+        {"samples_per_second": 1.5, "tokens_per_second": 15.0, "mfu": 6e9 / (4 - 3 / 2) / (2 * 0.004e12)}
+    )
+
+
+def test_numbers_of_some_steps_are_averaged_over_those(tmp_path: Path) -> None:
+    task = Toy()
+    losses = task.losses
+
+    def sometimes(step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+        loss, numbers = losses(step, batch)
+        return loss, numbers | ({"rare": 3.0} if step % 2 else {})
+
+    task.losses = sometimes  # type: ignore[method-assign]
+    train(task, loop(4, log_every=4), tmp_path)
+    assert rows(tmp_path)[0]["rare"] == 3.0
+
+
+def test_without_a_terminal_every_row_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(Toy(), loop(4, log_every=2), tmp_path)
+    out, errors = capsys.readouterr()
+    assert not errors
+    first, second = out.splitlines()
+    assert first.startswith("step 2/4  loss ")
+    assert "samples/s" in first
+    assert "min left" in second
+
+
+def test_a_terminal_shows_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "120")
+    train(Toy(), loop(4), tmp_path)
+    assert "4/4" in terminal.getvalue()
+    assert "samples/s" in terminal.getvalue()
+
+
+def test_tensorboard_holds_the_rows(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(Toy(), loop(3, tensorboard=True), tmp_path)
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    found = [event.value for event in board.Scalars("loss")]
+    assert found == pytest.approx([row["loss"] for row in rows(tmp_path)])
+
+
+def test_without_tensorboard_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(NextScaleError, match=r"pip install 'nextscale\[tensorboard\]'"):
+        train(Toy(), loop(1, tensorboard=True), tmp_path)
