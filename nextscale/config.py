@@ -152,7 +152,10 @@ class FusionConfig:
     """The branch that lends each decoder features of the degraded input (after CodeFormer, Zhou et al. 2022)."""
 
     channels: int = 64
-    blocks: int = 4
+    blocks: int = 8
+    """Residual blocks on the input's features, for all stages."""
+    stage_blocks: int = 4
+    """Further ones of each stage, after its codes have come in."""
 
 
 @dataclass(frozen=True)
@@ -213,9 +216,7 @@ def tiny() -> ModelConfig:
         channels=48, multipliers=(1, 2, 2), blocks=1, patch=4, attention=False, linear_path=True
     )
     return ModelConfig(
-        tokenizer=TokenizerConfig(
-            autoencoder=autoencoder, vocabulary=1024, fusion=FusionConfig(channels=64, blocks=10)
-        ),
+        tokenizer=TokenizerConfig(autoencoder=autoencoder, vocabulary=1024, fusion=FusionConfig(channels=64)),
         transformer=TransformerConfig(depth=8, width=256, heads=4, shared_adaln=True, aligned_conditioning=True),
     )
 

@@ -26,7 +26,19 @@ INNER_ORDER = {
     "tokenizer": ["layers", "encoder", "quantizer", "decoder", "model"],
     "transformer": ["attention", "model"],
     "evaluate": ["metrics", "perceptual", "table"],
-    "train": ["config", "plan", "distributed", "state", "record", "loop", "tokenizer", "transformer", "commands"],
+    "train": [
+        "config",
+        "plan",
+        "distributed",
+        "state",
+        "record",
+        "loop",
+        "pairs",
+        "validation",
+        "tokenizer",
+        "transformer",
+        "commands",
+    ],
 }
 # Their top level is what every command's --help waits for.
 TORCH_FREE = ["errors", "console", "config", "options", "image", "data", "pack", "data_commands", "cli"]

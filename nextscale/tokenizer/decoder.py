@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.config import AutoencoderConfig, FusionConfig
+from nextscale.errors import ModelError
 from nextscale.tokenizer.layers import PlainBlock, UpLevel, group_norm, middle, zero_
 
 
@@ -29,37 +30,54 @@ class InputFeatures(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Controllable feature transformation (CodeFormer, Zhou et al. 2022): features += w (scale * features + shift).
+    """What the picture becomes when the input has its say: a blend of codes' picture and enlarged input, corrected.
 
-    Beside it goes a direct residual on the image: the decoder's group norms divide every picture by its own contrast,
-    so that fine detail of the right strength cannot pass through them.
+    Both come from the input's features after a controllable feature transformation (CodeFormer, Zhou et al. 2022),
+    at the input's resolution: the codes' picture says how to scale and shift the features, so that it can set the
+    strength of the detail that they locate. Blocks and head have no normalisation, which would erase that strength,
+    and each doubling is followed by a convolution, so that no grid of the pixels that one place writes remains. The
+    blend starts at one half: started at the enlarged input alone, training left the codes unused.
     """
 
-    def __init__(self, channels: int, config: FusionConfig, stride: int, pixels: int) -> None:
+    def __init__(self, config: FusionConfig, factor: int) -> None:
         super().__init__()
-        self.pixels = pixels
-        self.align = nn.Conv2d(config.channels, channels, stride, stride=stride)
+        channels = config.channels
+        self.factor = factor
+        self.codes = nn.Conv2d(3 * factor**2, channels, 3, padding=1)
         self.mix = nn.Conv2d(2 * channels, channels, 3, padding=1)
         self.affine = nn.Conv2d(channels, 2 * channels, 3, padding=1)
-        self.direct = nn.Conv2d(2 * channels, 3 * pixels**2, 3, padding=1)
-        zero_(self.affine)
-        zero_(self.direct)
+        self.blocks = nn.ModuleList(PlainBlock(channels) for _ in range(config.stage_blocks))
+        self.up = nn.ModuleList()
+        self.growth: list[int] = []
+        while factor > 1:
+            double = 2 if factor % 2 == 0 else factor
+            self.up.append(nn.Conv2d(channels, (config.channels // 2) * double**2, 3, padding=1))
+            self.growth.append(double)
+            channels, factor = config.channels // 2, factor // double
+        self.conv_out = nn.Conv2d(channels, 4, 3, padding=1)
+        zero_(self.conv_out)
 
-    def forward(self, h: Tensor, features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The transformed h, and the direct residual B 3 H W of the image."""
-        aligned = self.align(features)
-        mixed = F.silu(self.mix(torch.cat([h, aligned], dim=1)))
-        scale, shift = self.affine(mixed).chunk(2, dim=1)
-        direct = F.pixel_shuffle(self.direct(torch.cat([aligned, mixed], dim=1)), self.pixels)
-        return h + weight * (scale * h + shift), weight * direct
+    def forward(self, picture: Tensor, inputs: Tensor, features: Tensor) -> Tensor:
+        """The codes' picture B 3 sH sW, the input B 3 H W and its features B C H W -> image B 3 sH sW."""
+        codes = F.relu(self.codes(F.pixel_unshuffle(picture, self.factor)))
+        scale, shift = self.affine(F.relu(self.mix(torch.cat([codes, features], dim=1)))).chunk(2, dim=1)
+        h = features + scale * features + shift
+        for block in self.blocks:
+            h = block(h)
+        for conv, growth in zip(self.up, self.growth, strict=True):
+            h = F.relu(F.pixel_shuffle(conv(h), growth))
+        correction, blend = self.conv_out(h).float().split((3, 1), dim=1)
+        enlarged = F.interpolate(inputs, size=picture.shape[-2:], mode="bicubic")
+        out: Tensor = torch.lerp(picture.float(), enlarged.float(), blend.sigmoid()) + correction
+        return out
 
 
 class Decoder(nn.Module):
     """VAR's decoder, one per stage.
 
     With a linear path, the network sees the codes' linear reconstruction pixel by pixel and corrects it. With a fusion
-    config, input features enter at the level nearest the input's resolution; with both, the image that is corrected
-    slides from the linear reconstruction (w = 0) to the enlarged input (w = 1), so that the dial moves monotonically.
+    config, the image slides from the codes' picture (w = 0) to what the input's features make of it (w = 1), in a
+    straight line, so that the dial moves monotonically.
     """
 
     def __init__(self, config: AutoencoderConfig, fusion: FusionConfig | None, factor: float) -> None:
@@ -89,14 +107,10 @@ class Decoder(nn.Module):
                 nn.init.dirac_(self.post_quant_conv.weight)
                 self.post_quant_conv.bias.zero_()  # type: ignore[union-attr]
         self.fusion: Fusion | None = None
-        self.fusion_level = 0
         if fusion is not None:
-            # The level whose features are as fine as the input's pixels, or the finest below that.
-            strides = [config.patch * 2**level / factor for level in range(len(widths))]
-            self.fusion_level = next((i for i, s in enumerate(strides) if s >= 1), len(widths) - 1)
-            entering = widths[min(self.fusion_level + 1, len(widths) - 1)]
-            pixels = config.patch * 2**self.fusion_level
-            self.fusion = Fusion(entering, fusion, max(1, round(strides[self.fusion_level])), pixels)
+            if factor < 1 or factor != int(factor):
+                raise ModelError(f"fusion needs whole factors of at least 1, a stage of this ladder has {factor:g}")
+            self.fusion = Fusion(fusion, int(factor))
 
     def forward(
         self, f: Tensor, *, inputs: Tensor | None = None, features: Tensor | None = None, weight: Tensor | None = None
@@ -109,22 +123,17 @@ class Decoder(nn.Module):
         with torch.autocast(f.device.type, enabled=False):
             f = self.post_quant_conv(f.float())
             base: Tensor | None = None if self.linear is None else self.linear(f)
-        direct: Tensor | None = None
         h = self.conv_in(f)
         for block in self.mid.values():
             h = block(h)
         for level in reversed(range(len(self.up))):
             if level == 0 and self.detail is not None and base is not None:
                 h = h + self.detail(F.pixel_unshuffle(base, self.patch))
-            if self.fusion is not None and level == self.fusion_level and weight is not None and features is not None:
-                h, direct = self.fusion(h, features, weight)
             h = self.up[level](h)
         out: Tensor = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
-        if direct is not None:
-            out = out + direct
-        if base is None:
+        if base is not None:
+            out = out + base
+        if self.fusion is None or weight is None or inputs is None or features is None:
             return out
-        if weight is not None and inputs is not None:
-            enlarged = F.interpolate(inputs, size=base.shape[-2:], mode="bicubic")
-            base = base + weight * (enlarged - base)
-        return out + base
+        faithful: Tensor = self.fusion(out, inputs, features)
+        return out + weight * (faithful - out)

@@ -46,7 +46,7 @@ class PlainBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.conv2(F.silu(self.conv1(x)))
+        h: Tensor = self.conv2(F.relu(self.conv1(x)))
         return x + h
 
 

@@ -74,12 +74,22 @@ class ReconstructionConfig:
     """Share of samples decoded from codes alone (w = 0)."""
     dial_full: float = 0.35
     """Share of samples decoded at w = 1; the rest draws w uniformly."""
+    noise: float = 0.0
+    """Noise on unquantised latents, as a share of their root mean square: what quantisation will cost them."""
+    vocabulary: bool = False
+    """Train the vocabulary and Phi along with the decoders (the paper's first phase)."""
     pixel: float = 1.0
-    """Weight of the mean absolute pixel difference."""
+    """Weight of the pixel difference."""
+    squared: bool = False
+    """Mean squared instead of mean absolute pixel difference (the paper's)."""
     feature: float = 0.1
     """Weight of the VGG19 feature difference."""
     lpips: float = 0.2
     """Weight of LPIPS-squeeze."""
+    predicted: float = 0.6
+    """Share of quantised samples decoded from codes that the transformer predicts (`train fusion`)."""
+    cycle: int = 2048
+    """Samples after which `train fusion` starts over, so that each is predicted once and then remembered."""
     grid: float = 4.0
     """Weight of the difference that repeats with every patch the decoder writes, which the other terms hardly see."""
 

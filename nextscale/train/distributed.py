@@ -150,3 +150,21 @@ def leave() -> None:
     """Wait until all processes are done, so that what the first one writes is there for all."""
     if world() > 1:
         dist.barrier()
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """Sum of every process's tensor."""
+    if world() == 1:
+        return tensor
+    total = tensor.to(device(), copy=True)
+    dist.all_reduce(total)
+    return total.to(tensor.device)
+
+
+def from_first(tensor: Tensor) -> Tensor:
+    """The first process's tensor, in every process."""
+    if world() == 1:
+        return tensor
+    same = tensor.to(device(), copy=True)
+    dist.broadcast(same, 0)
+    return same.to(tensor.device)

@@ -5,40 +5,24 @@ Encoder and decoders start as a linear patch transform (principal components), w
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from nextscale.data import Crops
-from nextscale.degrade import PRESETS, degrade, sample_recipe
 from nextscale.evaluate.perceptual import Lpips, Vgg19Features
 from nextscale.tokenizer.layers import area_downsample
-from nextscale.tokenizer.model import Tokenizer
+from nextscale.tokenizer.model import Codes, Tokenizer
 from nextscale.tokenizer.quantizer import Scan
 from nextscale.train.config import CodebookConfig, LoopConfig, ReconstructionConfig
-from nextscale.train.distributed import positions
+from nextscale.train.distributed import from_first, positions, summed
 from nextscale.train.loop import decay_groups
-
-
-def pairs(crops: Crops, step: int, batch: int, preset: str, clean: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Training pairs of one step.
-
-    Returns:
-        targets B 3 H H in [-1, 1], inputs B 3 H/4 H/4 in [-1, 1], classes B (0 degraded, 1 clean).
-    """
-    position = positions(step, batch).start
-    hr = torch.from_numpy(crops.batch(position, batch)).float() / 255
-    draws = [random.Random(crops.seed * 1_000_003 + position + i) for i in range(batch)]
-    classes = torch.tensor([int(draw.random() < clean) for draw in draws])
-    kinds = ["bilinear" if label else preset for label in classes]
-    recipes = [sample_recipe(PRESETS[kind], draw) for kind, draw in zip(kinds, draws, strict=True)]
-    # The loop's autocast would run the codec's transforms in 16 bits.
-    with torch.autocast(hr.device.type, enabled=False):
-        return hr * 2 - 1, degrade(hr, recipes) * 2 - 1, classes
+from nextscale.train.pairs import draws, pairs
+from nextscale.train.validation import Validation
 
 
 @torch.no_grad()
@@ -67,20 +51,23 @@ def start_linear(tokenizer: Tokenizer, crops: Crops, *, images: int = 128, scale
 class ReconstructionTask:
     """Decoders (and the encoder, while no sample is quantised) against the stage images.
 
-    Per stage: mean absolute pixel difference, VGG19 features and LPIPS-squeeze. A share of the samples is decoded with
-    the fidelity dial open, so that the codes learn to carry what the input lacks while w = 0 stays a whole decoder.
+    Per stage: pixel difference, VGG19 features and LPIPS-squeeze. A share of the samples is decoded with the fidelity
+    dial open, so that the codes learn to carry what the input lacks while w = 0 stays a whole decoder.
     """
 
-    def __init__(self, tokenizer: Tokenizer, crops: Crops, config: ReconstructionConfig) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, crops: Crops, config: ReconstructionConfig, validation: Validation | None = None
+    ) -> None:
         self.model = tokenizer
         self.crops = crops
         self.config = config
+        self.validation = validation
         self.ladder = tokenizer.ladder.for_input(config.side)
         self.train_encoder = config.continuous == 1
         self.vgg = Vgg19Features(("conv1_2", "conv2_2", "conv3_1")) if config.feature else None
         self.lpips = Lpips("squeeze") if config.lpips else None
         tokenizer.requires_grad_(True)
-        tokenizer.quantizer.requires_grad_(False)
+        tokenizer.quantizer.requires_grad_(config.vocabulary)
         tokenizer.encoder.requires_grad_(self.train_encoder)
         tokenizer.quant_conv.requires_grad_(self.train_encoder)
         if tokenizer.encoder.linear is not None:
@@ -91,59 +78,116 @@ class ReconstructionTask:
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
         return decay_groups(self.model.named_parameters(), config.lr, config.weight_decay)
 
-    def canvases(self, latents: list[Tensor], inputs: Tensor, classes: Tensor, step: int) -> list[Tensor]:
-        """What the decoders see of the quantised samples: the ground truth's codes."""
-        del inputs, classes, step
-        return self.model.canvases(self.model.quantise(latents, ladder=self.ladder))
+    def codes(
+        self, model: Tokenizer, latents: list[Tensor], inputs: Tensor, classes: Tensor, first: int, drawn: int
+    ) -> Codes:
+        """What the decoders see of the quantised samples: the ground truth's codes.
+
+        `first` is the position of the samples, `drawn` that of their draws; they differ once a stream starts over.
+        """
+        del inputs, classes, first, drawn
+        return model.quantise(latents, ladder=self.ladder)
+
+    def period(self, batch: int) -> int:
+        """Steps after which the samples start over (0: never)."""
+        del batch
+        return 0
 
     def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         config = self.config
-        targets, inputs, classes = pairs(self.crops, step, batch, config.preset, config.clean)
-        rng = np.random.default_rng((self.crops.seed, 4, step))
-        kind = rng.random(batch)
-        dial = np.where(
-            kind < config.dial_off, 0, np.where(kind < config.dial_off + config.dial_full, 1, rng.random(batch))
-        )
+        place = step % self.period(batch) if self.period(batch) else step
+        first, drawn = (positions(s, batch).start for s in (place, step))
+        targets, inputs, classes = pairs(self.crops, place, batch, config.preset, config.clean)
+        kind, dial, unquantised = draws(self.crops.seed, 4, drawn, batch, 3).T
+        dial = np.where(kind < config.dial_off, 0, np.where(kind < config.dial_off + config.dial_full, 1, dial))
         weight = torch.from_numpy(dial.astype(np.float32)).view(-1, 1, 1, 1)
+        rng = np.random.default_rng((self.crops.seed, 7, step))
         with torch.set_grad_enabled(self.train_encoder):
             latents = self.model.stage_latents(targets, ladder=self.ladder)
         seen = latents
+        if config.noise:
+            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            spread = latents[-1].detach().square().mean().sqrt() * config.noise
+            seen = [z + spread * torch.randn(z.shape, generator=generator).to(z) for z in latents]
         if config.continuous < 1:
-            keep = torch.from_numpy(rng.random(batch) < config.continuous).view(-1, 1, 1, 1)
+            keep = torch.from_numpy(unquantised < config.continuous).view(-1, 1, 1, 1)
             with torch.no_grad():
-                canvases = self.canvases(latents, inputs, classes, step)
-            seen = [torch.where(keep, z, f) for z, f in zip(latents, canvases, strict=True)]
+                codes = self.codes(self.model, latents, inputs, classes, first, drawn)
+            with torch.set_grad_enabled(config.vocabulary):
+                canvases = self.model.canvases(codes)
+            seen = [torch.where(keep, z, f) for z, f in zip(seen, canvases, strict=True)]
         features = self.model.input_features(inputs) if self.model.input_features is not None else None
         total = targets.new_zeros(())
         numbers: dict[str, float] = {}
         for stage, f in enumerate(seen):
             target = area_downsample(targets, self.ladder.image_sides[stage])
             output = self.model.decode_canvas(f, stage, inputs=inputs, features=features, weight=weight).float()
-            terms = {"pixel": (output - target).abs().mean()}
+            difference = output - target
+            terms = {"pixel": difference.square().mean() if config.squared else difference.abs().mean()}
             if config.grid and self.model.config.autoencoder.patch > 1:
-                terms["grid"] = _grid(output - target, self.model.config.autoencoder.patch)
+                terms["grid"] = _grid(difference, self.model.config.autoencoder.patch)
+            window = _window(output.shape[-1], rng)
             if self.lpips is not None:
-                terms["lpips"] = self.lpips(output, target).mean()
+                terms["lpips"] = self.lpips(output[window], target[window]).mean()
             if self.vgg is not None:
-                terms["feature"] = self._feature(output, target, rng)
+                terms["feature"] = self._feature(output[window], target[window])
             for name, value in terms.items():
                 total = total + getattr(config, name) * value
                 numbers[f"{name}_{stage + 1}"] = float(value.detach())
         numbers["loss"] = float(total.detach())
         return total, numbers
 
-    def _feature(self, output: Tensor, target: Tensor, rng: np.random.Generator) -> Tensor:
+    def _feature(self, output: Tensor, target: Tensor) -> Tensor:
         assert self.vgg is not None
-        side = min(128, output.shape[-1])
-        top, left = (int(rng.integers(0, output.shape[-1] - side + 1)) for _ in range(2))
-        window = (..., slice(top, top + side), slice(left, left + side))
         with torch.no_grad():
-            wanted = self.vgg(target[window] / 2 + 0.5)
-        given = self.vgg(output[window] / 2 + 0.5)
+            wanted = self.vgg(target / 2 + 0.5)
+        given = self.vgg(output / 2 + 0.5)
         return torch.stack([(a - b).abs().mean() for a, b in zip(given, wanted, strict=True)]).mean()
 
     def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
         del step, optimiser
+
+    @torch.no_grad()
+    def reconstructions(self, average: nn.Module, weight: float) -> list[Tensor]:
+        """The validation photographs at each stage, at one setting of the dial."""
+        assert self.validation is not None
+        assert isinstance(average, Tokenizer)
+        inputs = self.validation.inputs
+        seen = average.stage_latents(self.validation.targets, ladder=self.ladder)
+        if self.config.continuous < 1:
+            # Positions before the stream's start are never those of a training sample.
+            codes = self.codes(average, seen, inputs, self.validation.classes, -len(inputs), -1)
+            seen = average.canvases(codes)
+        return [
+            average.decode_canvas(f, stage, inputs=inputs, weight=weight).float().clamp(-1, 1)
+            for stage, f in enumerate(seen)
+        ]
+
+    def validate(self, average: nn.Module) -> dict[str, float]:
+        """PSNR and LPIPS of each stage's image on the validation photographs, at w = 0 and, with a dial, at w = 1."""
+        if self.validation is None:
+            return {}
+        weights = [0.0] if self.model.input_features is None else [0.0, 1.0]
+        numbers: dict[str, float] = {}
+        for weight in weights:
+            scores = self.validation.scores(self.reconstructions(average, weight))
+            numbers |= {f"{name}_w{weight:.0f}": value for name, value in scores.items()}
+        return numbers
+
+    def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
+        """LR | x1 | x2 | x4 | truth of the validation photographs, at the default dial."""
+        del step
+        if self.validation is None:
+            return None
+        weight = 0.0 if self.model.input_features is None else 1.0
+        return self.validation.sheet(self.reconstructions(average, weight))
+
+
+def _window(side: int, rng: np.random.Generator, size: int = 128) -> tuple[Any, ...]:
+    """A random square window: the perceptual networks cost more than the decoders."""
+    size = min(size, side)
+    top, left = (int(rng.integers(0, side - size + 1)) for _ in range(2))
+    return (..., slice(top, top + size), slice(left, left + size))
 
 
 def _grid(difference: Tensor, patch: int, window: int = 32) -> Tensor:
@@ -214,7 +258,7 @@ class CodebookTask:
 
     def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         quantizer = self.model.quantizer
-        latents = self._latents(step * batch, batch)
+        latents = self._latents(positions(step, batch).start, batch)
         scan = Scan(quantizer, self.ladder)
         total = latents[0].new_zeros(())
         numbers: dict[str, float] = {}
@@ -244,13 +288,21 @@ class CodebookTask:
         if not every or (step + 1) % every or self.spare is None:
             return
         weight = self.model.quantizer.codebook.weight
-        dead = (self.used < 1).nonzero().flatten()
+        # The same rows in every process, or their codebooks would drift apart.
+        dead = (summed(self.used) < 1).nonzero().flatten()
         generator = torch.Generator().manual_seed(step)
         chosen = torch.randint(len(self.spare), (len(dead),), generator=generator)
-        weight[dead] = self.spare[chosen]
+        weight[dead] = from_first(self.spare[chosen].contiguous())
         for moment in ("exp_avg", "exp_avg_sq"):
             optimiser.state[weight][moment][dead] = 0
         self.used.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the weights: the rows in use."""
+        return {"used": self.used}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.used = state["used"]
 
 
 def _kmeans(rows: Tensor, count: int, rounds: int, generator: torch.Generator) -> Tensor:

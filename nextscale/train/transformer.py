@@ -7,17 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from nextscale.config import Ladder
 from nextscale.data import Crops
 from nextscale.options import SamplingOptions
 from nextscale.sample import sample, tile_noise
-from nextscale.tokenizer.model import Tokenizer
-from nextscale.train.config import CodesConfig, LoopConfig
+from nextscale.tokenizer.model import Codes, Tokenizer
+from nextscale.train.config import CodesConfig, LoopConfig, ReconstructionConfig
 from nextscale.train.distributed import positions
 from nextscale.train.loop import decay_groups
-from nextscale.train.tokenizer import ReconstructionTask, pairs
+from nextscale.train.pairs import draws, pairs
+from nextscale.train.tokenizer import ReconstructionTask
+from nextscale.train.validation import Validation
 from nextscale.transformer.model import CLASS_FREE, Condition, Transformer
 
 
@@ -66,7 +69,12 @@ class CodesTask:
     """
 
     def __init__(
-        self, transformer: Transformer, tokenizer: Tokenizer, crops: dict[int, Crops], config: CodesConfig
+        self,
+        transformer: Transformer,
+        tokenizer: Tokenizer,
+        crops: dict[int, Crops],
+        config: CodesConfig,
+        validation: Validation | None = None,
     ) -> None:
         self.model: nn.Module = transformer
         self.transformer = transformer
@@ -74,6 +82,7 @@ class CodesTask:
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.crops = crops
         self.config = config
+        self.validation = validation
         self.ladders = {side: tokenizer.ladder.for_input(side) for side in config.sides}
         self.weights = {side: _token_weights(ladder, config.balance) for side, ladder in self.ladders.items()}
 
@@ -87,8 +96,8 @@ class CodesTask:
         ladder, crops = self.ladders[side], self.crops[side]
         batch = max(1, batch * min(config.sides) ** 2 // side**2)
         targets, inputs, classes = pairs(crops, step, batch, config.preset, config.clean)
-        draws = [np.random.default_rng((crops.seed, 5, place)).random() for place in positions(step, batch)]
-        dropped = torch.tensor(draws) < config.class_free
+        chance = draws(crops.seed, 5, positions(step, batch).start, batch, 1)[:, 0]
+        dropped = torch.from_numpy(chance < config.class_free)
         classes = torch.where(dropped, torch.full_like(classes, CLASS_FREE), classes)
         stages = config.stages or ladder.num_stages
         with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
@@ -130,22 +139,75 @@ class CodesTask:
     def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
         del step, optimiser
 
+    @torch.no_grad()
+    def restorations(self, average: nn.Module, weight: float) -> list[Tensor]:
+        """The validation photographs restored by the averaged transformer, at one setting of the dial."""
+        assert self.validation is not None
+        assert isinstance(average, Transformer)
+        inputs = self.validation.inputs
+        ladder = self.tokenizer.ladder.for_input(inputs.shape[-1])
+        codes = predict(average, self.tokenizer, ladder, inputs, self.validation.classes)
+        return [
+            self.tokenizer.decode_canvas(f, stage, inputs=inputs, weight=weight).float().clamp(-1, 1)
+            for stage, f in enumerate(self.tokenizer.canvases(codes))
+        ]
 
-class PredictedReconstructionTask(ReconstructionTask):
-    """Decoders trained on the codes that the frozen transformer itself predicts, for a share of the samples."""
+    def validate(self, average: nn.Module) -> dict[str, float]:
+        """PSNR and LPIPS of each stage's restoration from codes alone (w = 0)."""
+        return {} if self.validation is None else self.validation.scores(self.restorations(average, 0.0))
 
-    predicted = 0.7
+    def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
+        """LR | x1 | x2 | x4 | truth of the validation photographs, from codes alone (w = 0)."""
+        del step
+        return None if self.validation is None else self.validation.sheet(self.restorations(average, 0.0))
 
-    def attach(self, transformer: Transformer) -> None:
-        """Use this transformer's greedy codes."""
+
+@torch.no_grad()
+def predict(transformer: Transformer, tokenizer: Tokenizer, ladder: Ladder, inputs: Tensor, classes: Tensor) -> Codes:
+    """The transformer's greedy codes of input photographs B 3 h h in [-1, 1]."""
+    latents = tokenizer.stage_latents(enlarge(inputs, ladder.image_sides[-1]), ladder=ladder)
+    noise = tile_noise(0, [(0, 0)] * len(inputs))
+    condition = Condition(latents, classes)
+    *_, last = sample(transformer, tokenizer.quantizer, ladder, condition, SamplingOptions(), noise=noise)
+    return last.codes
+
+
+class FusionTask(ReconstructionTask):
+    """Decoders and their fusion trained on the codes that the frozen transformer itself predicts, for a share.
+
+    The stream starts over after `cycle` samples and remembers their predictions, which cost as much as training.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        transformer: Transformer,
+        crops: Crops,
+        config: ReconstructionConfig,
+        validation: Validation | None = None,
+    ) -> None:
+        super().__init__(tokenizer, crops, config, validation)
         self.transformer = transformer.eval().requires_grad_(False)
+        self.remembered: dict[int, list[Tensor]] = {}
 
-    def canvases(self, latents: list[Tensor], inputs: Tensor, classes: Tensor, step: int) -> list[Tensor]:
-        given = super().canvases(latents, inputs, classes, step)
-        enlarged = enlarge(inputs, self.ladder.image_sides[-1])
-        condition = Condition(self.model.stage_latents(enlarged, ladder=self.ladder), classes)
-        noise = tile_noise(0, [(0, 0)] * len(inputs))
-        made = sample(self.transformer, self.model.quantizer, self.ladder, condition, SamplingOptions(), noise=noise)
-        rng = np.random.default_rng((self.crops.seed, 6, step))
-        use = torch.from_numpy(rng.random(len(inputs)) < self.predicted).view(-1, 1, 1, 1)
-        return [torch.where(use, one.f, f) for one, f in zip(made, given, strict=True)]
+    def period(self, batch: int) -> int:
+        return max(1, self.config.cycle // batch)
+
+    def codes(
+        self, model: Tokenizer, latents: list[Tensor], inputs: Tensor, classes: Tensor, first: int, drawn: int
+    ) -> Codes:
+        own = super().codes(model, latents, inputs, classes, first, drawn)
+        places = range(first, first + len(inputs))
+        missing = [i for i, place in enumerate(places) if place not in self.remembered]
+        if missing:
+            made = predict(self.transformer, model, self.ladder, inputs[missing], classes[missing])
+            for row, i in enumerate(missing):
+                self.remembered[places[i]] = [ids[row].to(torch.int16) for ids in made.steps]
+        # Validation, at positions before the stream, sees what a user gets.
+        share = 1.0 if first < 0 else self.config.predicted
+        use = torch.from_numpy(draws(self.crops.seed, 6, max(0, drawn), len(inputs), 1) < share)[..., None]
+        steps = []
+        for k, ids in enumerate(own.steps):
+            predicted = torch.stack([self.remembered[place][k] for place in places]).long()
+            steps.append(torch.where(use, predicted, ids))
+        return Codes(steps, self.ladder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,15 @@ from torch import Tensor
 from nextscale.cli import main
 from nextscale.data import Crops
 from nextscale.errors import NextScaleError
+from nextscale.options import SamplingOptions
 from nextscale.sample import sample, tile_noise
-from nextscale.tokenizer.model import Tokenizer
+from nextscale.tokenizer.model import Codes, Tokenizer
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig
 from nextscale.train.loop import learning_rate, train
-from nextscale.train.tokenizer import CodebookTask, ReconstructionTask, _grid, pairs, start_linear
-from nextscale.train.transformer import CodesTask, PredictedReconstructionTask, enlarge
+from nextscale.train.pairs import draws, pairs
+from nextscale.train.tokenizer import CodebookTask, ReconstructionTask, _grid, start_linear
+from nextscale.train.transformer import CodesTask, FusionTask, enlarge, predict
+from nextscale.train.validation import Validation
 from nextscale.transformer.model import Condition
 from nextscale.upscale import NextScale
 from tests.conftest import random_model, small_config
@@ -142,25 +146,68 @@ def test_the_losses_are_cross_entropy_and_preference_of_the_same_logits(crops: C
     assert numbers["margin"] == pytest.approx(float((good - bad).mean()), abs=1e-5)
 
 
-def test_decoders_can_train_on_what_the_transformer_predicts(crops: Crops) -> None:
-    model = random_model()
-    task = PredictedReconstructionTask(model.tokenizer, crops, ReconstructionConfig(feature=0, lpips=0, continuous=0.0))
-    task.predicted = 1.0
-    task.attach(model.transformer)
-    targets, inputs, classes = pairs(crops, 0, 2, "stablesr", 0.0)
-    given = task.canvases(model.tokenizer.stage_latents(targets, ladder=task.ladder), inputs, classes, 0)
-    condition = Condition(model.tokenizer.stage_latents(enlarge(inputs, 256), ladder=task.ladder), classes)
-    from nextscale.options import SamplingOptions
+def test_draws_belong_to_samples_not_to_batches() -> None:
+    whole = draws(0, 4, 10, 4, 2)
+    assert (whole[2:] == draws(0, 4, 12, 2, 2)).all()
+    assert (whole != draws(1, 4, 10, 4, 2)).all()
 
-    made = sample(
-        model.transformer,
-        model.tokenizer.quantizer,
-        task.ladder,
-        condition,
-        SamplingOptions(),
-        noise=tile_noise(0, [(0, 0)] * 2),
-    )
-    assert all(torch.equal(one.f, f) for one, f in zip(made, given, strict=True))
+
+def test_the_fusion_trains_on_the_codes_that_upscaling_would_use(crops: Crops) -> None:
+    model = random_model()
+    config = ReconstructionConfig(feature=0, lpips=0, continuous=0.0, predicted=1.0)
+    task = FusionTask(model.tokenizer, model.transformer, crops, config)
+    targets, inputs, classes = pairs(crops, 0, 2, "stablesr", 0.0)
+    latents = model.tokenizer.stage_latents(targets, ladder=task.ladder)
+    given = task.codes(model.tokenizer, latents, inputs, classes, 0, 0)
+    condition = Condition(model.tokenizer.stage_latents(enlarge(inputs, 256), ladder=task.ladder), classes)
+    noise = tile_noise(0, [(0, 0)] * 2)
+    made = sample(model.transformer, model.tokenizer.quantizer, task.ladder, condition, SamplingOptions(), noise=noise)
+    *_, last = made
+    assert all(torch.equal(a, b) for a, b in zip(last.codes.steps, given.steps, strict=True))
+
+
+def test_the_fusion_predicts_each_sample_once_and_then_remembers(crops: Crops, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model()
+    asked: list[int] = []
+
+    def counted(*args: Any) -> Codes:
+        asked.append(len(args[3]))
+        return predict(*args)
+
+    monkeypatch.setattr("nextscale.train.transformer.predict", counted)
+    config = ReconstructionConfig(feature=0, lpips=0, continuous=0.0, predicted=1.0, cycle=4)
+    task = FusionTask(model.tokenizer, model.transformer, crops, config)
+    losses = [task.losses(step, 2)[1] for step in (0, 1, 2, 3)]
+    assert asked == [2, 2]
+    assert task.period(2) == 2
+    # The samples return, their settings of the dial and their windows are drawn anew.
+    assert losses[2] != losses[0]
+
+
+def test_validation_scores_and_shows_every_stage(crops: Crops) -> None:
+    model = random_model()
+    validation = Validation(crops, 2, "stablesr", 0.0)
+    validation.lpips = None
+    settings = ReconstructionConfig(feature=0, lpips=0, continuous=0.0)
+    task = FusionTask(model.tokenizer, model.transformer, crops, settings, validation)
+    numbers = task.validate(model.tokenizer)
+    assert set(numbers) == {f"psnr_{stage}_w{w}" for stage in (1, 2, 3) for w in (0, 1)}
+    sheet = task.sheet(model.tokenizer, 5)
+    assert sheet is not None
+    assert sheet.size == (5 * 256, 2 * 256)
+    exact = validation.scores([torch.nn.functional.avg_pool2d(validation.targets, f) + 0.01 for f in (4, 2, 1)])
+    assert exact["psnr_1"] == pytest.approx(exact["psnr_3"], abs=0.01)
+    assert exact["psnr_3"] > 45
+    transformer = CodesTask(model.transformer, model.tokenizer, {64: crops}, CodesConfig(sides=(64,)), validation)
+    assert set(transformer.validate(model.transformer)) == {"psnr_1", "psnr_2", "psnr_3"}
+
+
+def test_the_vocabulary_trains_with_the_decoders_where_asked(crops: Crops, tmp_path: Path) -> None:
+    tokenizer = random_model().tokenizer
+    before = tokenizer.quantizer.codebook.weight.detach().clone()
+    config = ReconstructionConfig(feature=0, lpips=0, continuous=0.0, vocabulary=True, squared=True)
+    train(ReconstructionTask(tokenizer, crops, config), loop(1, lr=1e-2), tmp_path)
+    assert not torch.equal(tokenizer.quantizer.codebook.weight, before)
 
 
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(crops: Crops, tmp_path: Path) -> None:
@@ -222,9 +269,11 @@ def test_the_commands_chain_from_nothing_to_a_model(
     assert main([*tokenizer, "--phase", "autoencoder", "--out", str(ae), *plain]) == 0
     kmeans = ["--codebook.kmeans-images", "8", "--codebook.kmeans-rounds", "1"]
     assert main([*tokenizer, "--phase", "codebook", "--start", str(ae / "model"), "--out", str(cb), *kmeans]) == 0
+    vocabulary = ["--phase", "vocabulary", "--start", str(cb / "model"), "--out", str(tmp_path / "vocabulary")]
+    assert main([*tokenizer, *vocabulary]) == 0
     assert main(["train", "transformer", *data, *short, "--tokenizer", str(cb / "model"), "--out", str(model)]) == 0
-    start = ["--start", str(model / "model")]
-    assert main([*tokenizer, "--phase", "decoders", *start, "--out", str(best), *plain]) == 0
+    start = ["--start", str(model / "model"), "--validation.data", str(EXAMPLES), "--validation.count", "1"]
+    assert main(["train", "fusion", *data, *short, *start, "--out", str(best), *plain]) == 0
     assert isinstance(NextScale.from_pretrained(best / "model"), NextScale)
     assert main([*tokenizer, "--phase", "codebook", "--out", str(tmp_path / "none")]) == 2
     assert "needs --start" in capsys.readouterr().err

@@ -1,0 +1,38 @@
+"""Training pairs: sharp crops and their degraded inputs, each drawn from its own position in the stream."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nextscale.data import Crops
+from nextscale.degrade import PRESETS, degrade, sample_recipe
+from nextscale.train.distributed import positions
+
+
+def draws(seed: int, stream: int, first: int, batch: int, count: int) -> np.ndarray:
+    """Uniform numbers of the samples from position `first` on: batch x count, float64 in [0, 1).
+
+    Each sample has a generator of its own, so that its draws do not depend on how a batch is split among processes.
+    """
+    return np.stack([np.random.default_rng((seed, stream, first + i)).random(count) for i in range(batch)])
+
+
+def pairs(crops: Crops, step: int, batch: int, preset: str, clean: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Training pairs of one step.
+
+    Returns:
+        targets B 3 H H in [-1, 1], inputs B 3 H/4 H/4 in [-1, 1], classes B (0 degraded, 1 clean).
+    """
+    position = positions(step, batch).start
+    hr = torch.from_numpy(crops.batch(position, batch)).float() / 255
+    chance = [random.Random(crops.seed * 1_000_003 + position + i) for i in range(batch)]
+    classes = torch.tensor([int(draw.random() < clean) for draw in chance])
+    kinds = ["bilinear" if label else preset for label in classes]
+    recipes = [sample_recipe(PRESETS[kind], draw) for kind, draw in zip(kinds, chance, strict=True)]
+    # The loop's autocast would run the codec's transforms in 16 bits.
+    with torch.autocast(hr.device.type, enabled=False):
+        return hr * 2 - 1, degrade(hr, recipes) * 2 - 1, classes
