@@ -737,7 +737,17 @@ finally:
 
 @pytest.mark.parametrize(
     "words",
-    [(), ("upscale",), ("train",), ("train", "tokenizer"), ("train", "transformer"), ("convert",), ("version",)],
+    [
+        (),
+        ("upscale",),
+        ("train",),
+        ("train", "tokenizer"),
+        ("train", "transformer"),
+        ("degrade",),
+        ("data", "pack"),
+        ("convert",),
+        ("version",),
+    ],
 )
 def test_help_is_instant_and_without_torch(words: tuple[str, ...]) -> None:
     result = help_of(*words)
@@ -785,3 +795,81 @@ def test_the_same_command_gives_the_same_bytes(run: Run) -> None:
     one, two, three = (Path(folder, "a_x1.png").read_bytes() for folder in ("one", "two", "three"))
     assert one == two
     assert one != three
+
+
+# ---- degrade and data ----
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Any `nextscale` command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> Outcome:
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else 0
+        return Outcome(status, *capfd.readouterr())
+
+    return call
+
+
+def test_degrade_says_a_line_per_picture_and_complains_of_bad_ones(command: Run) -> None:
+    photo("in/a.png", size=(30, 20))
+    Path("in/b.png").write_bytes(b"nothing")
+    outcome = command("degrade", "-i", "in", "-o", "out", "--preset", "x4plus", "--seed", 3, "--sheet", "sheet.png")
+    assert outcome.status == 1
+    assert outcome.lines == ["in/a.png: 30 x 20 -> 7 x 5 -> out/a.png"]
+    assert outcome.complaints == [
+        "nextscale: in/b.png: this is not a picture; give a JPEG, PNG, WebP, TIFF, BMP, AVIF or GIF file"
+    ]
+    assert files() == ["in/a.png", "in/b.png", "out/a.json", "out/a.png", "sheet.png"]
+    again = command("degrade", "-i", "in", "-o", "again", "--recipes", "out")
+    assert again.lines == ["in/a.png: 30 x 20 -> 7 x 5 -> again/a.png"]
+    assert Path("again/a.png").read_bytes() == Path("out/a.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("degrade", "-i", "none", "-o", "out"), 2, "-i none: no such folder"),
+        (("degrade", "-i", "in", "-o", "in/lr"), 2, "-o in/lr: lies inside the folder of photographs"),
+        (("degrade", "-i", "in", "-o", "out", "--preset", "strong"), 2, "--preset"),
+        (("degrade", "-i", "in", "-o", "out", "--factor", 0), 2, "factor must be 1 or more"),
+        (("data", "pack", "in"), 2, "needs folders of photographs, then the folder to write"),
+        (("data", "pack", "none", "out"), 2, "none: no such folder of photographs"),
+        (("data", "pack", "in", "out", "--side", 30), 2, "side must be a multiple of 4 from 32"),
+        (("data", "pack", "in", "out"), 1, "1 without a sharp window"),
+        (("data", "check", "none"), 1, "none: no such training data"),
+        (("data", "check"), 2, "data check needs"),
+    ],
+)
+def test_mistakes_in_preparing_data_are_one_line(
+    command: Run, words: tuple[object, ...], status: int, said: str
+) -> None:
+    photo("in/a.png")
+    outcome = command(*words)
+    assert outcome.status == status
+    assert said in " ".join(outcome.complaints)
+    assert "Traceback" not in " ".join(outcome.complaints)
+    assert files() == ["in/a.png"]
+
+
+def test_pack_says_its_summary_and_check_names_what_is_damaged(command: Run) -> None:
+    Path("in").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    Image.fromarray(noise).save("in/a.png")
+    outcome = command("data", "pack", "in", "out", "--side", 32, "--licence", "CC0-1.0")
+    assert outcome.status == 0
+    (line,) = outcome.lines
+    assert line.startswith(
+        "1 photographs read (0 damaged, 0 near-duplicates, 0 without a sharp window): 4 crops kept, "
+    )
+    assert line.endswith(f"; 1 shards, {Path('out/train-0000.tar').stat().st_size / 1e6:.1f} MB")
+    assert command("data", "check", "out").lines == ["4 pictures, 0 damaged (0.00%)"]
+    Path("in/b.png").write_bytes(Path("in/a.png").read_bytes()[:2000])
+    checked = command("data", "check", "in", "out/*.tar")
+    assert checked.status == 1
+    assert checked.lines == ["6 pictures, 1 damaged (16.67%)"]
+    assert checked.complaints == ["nextscale: in/b.png: the file is truncated; copy or download it again"]

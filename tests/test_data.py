@@ -218,17 +218,17 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(photos: Path, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+def server(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
     """The address of two shards, s-0.tar and s-1.tar, and the list of requests."""
     pytest.importorskip("aiohttp")
     folder = tmp_path / "served"
     folder.mkdir()
     for index in (0, 1):
         tar(photos, folder / f"s-{index}.tar")
-    handler = type("Handler", (Quiet,), {"asked": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as running:
+    monkeypatch.setattr(Quiet, "asked", [], raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}", handler.asked
+        yield f"http://127.0.0.1:{running.server_port}", Quiet.asked
         running.shutdown()
 
 

@@ -134,7 +134,7 @@ def test_near_duplicates_are_dropped_across_the_whole_set(photos: Path, tmp_path
         wide.paste(leaves(7), (0, 0))
         wide.paste(a.point(lambda value: min(255, value + 2)), (256, 0))
         wide.save(photos / "wide.png")
-    summary, _ = packed(photos, tmp_path / "out")
+    summary, _ = packed(photos, tmp_path / "out", PackOptions(side=64, per_photo=100))
     assert (summary.photos, summary.duplicate_photos, summary.duplicate_crops) == (4, 1, 12)
     assert summary.crops == 36
 
@@ -242,6 +242,6 @@ def test_pictures_named_twice_count_once_and_missing_folders_are_named(photos: P
     ("name", "value"),
     [("side", 30), ("side", 66), ("shard_mb", 0), ("per_photo", 0), ("near", 64), ("quality", 0), ("seed", -1)],
 )
-def test_wrong_options_name_themselves(name: str, value: float) -> None:
+def test_wrong_options_name_themselves(name: str, value: Any) -> None:
     with pytest.raises(OptionError, match=f"{name.replace('_', '-')} must be"):
         PackOptions(**{name: value})

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nextscale.config import PRESETS
+from nextscale.config import PRESETS, FusionConfig, ModelConfig, TokenizerConfig
 from nextscale.errors import OptionError
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig
+from nextscale.train.plan import PlanConfig, Training, plan, show
 
 if TYPE_CHECKING:
     from nextscale.tokenizer.model import Tokenizer
@@ -28,12 +29,14 @@ class ValidationConfig:
     """How many of them."""
 
     def load(self, tokenizer: Tokenizer, side: int, preset: str, clean: float) -> Validation | None:
+        """The pairs, for inputs of a side in pixels; none where no data is named."""
         from nextscale.data import Crops
+        from nextscale.train.distributed import device
         from nextscale.train.validation import Validation
 
         if not self.data:
             return None
-        return Validation(Crops(self.data, _crop_side(tokenizer, side), seed=0), self.count, preset, clean)
+        return Validation(Crops(self.data, _crop_side(tokenizer, side), seed=0), self.count, preset, clean, device())
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,28 @@ class TrainTokenizer:
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    plan: bool = False
+    """Print parameters, tokens, FLOPs, memory and time on a machine, and train nothing."""
+    machine: PlanConfig = field(default_factory=PlanConfig)
 
     def run(self) -> int:
         import torch
 
+        from nextscale.checkpoint import read_config
         from nextscale.data import Crops
         from nextscale.tokenizer.model import Tokenizer
         from nextscale.train import state
+        from nextscale.train.distributed import device, rank
         from nextscale.train.loop import train
         from nextscale.train.tokenizer import CodebookTask, ReconstructionTask, start_linear
 
+        quantising = self.phase in ("codebook", "vocabulary")
+        if self.plan:
+            side = self.codebook.side if quantising else self.reconstruction.side
+            start = None if self.start is None else read_config(self.start, "tokenizer", TokenizerConfig)
+            whole = PRESETS[self.preset]()
+            _show(self, ModelConfig(start or whole.tokenizer, whole.transformer), self.phase, (side,))
+            return 0
         torch.manual_seed(self.loop.seed)
         if self.start is not None:
             tokenizer = Tokenizer.from_pretrained(self.start)
@@ -70,8 +85,8 @@ class TrainTokenizer:
             tokenizer = Tokenizer(PRESETS[self.preset]().tokenizer)
         else:
             raise OptionError(f"the {self.phase} phase needs --start with the result of the phase before")
+        tokenizer.to(device())
         config = self.reconstruction
-        quantising = self.phase in ("codebook", "vocabulary")
         side = self.codebook.side if quantising else config.side
         crops = Crops(self.data, _crop_side(tokenizer, side), seed=self.loop.seed)
         task: CodebookTask | ReconstructionTask
@@ -88,7 +103,8 @@ class TrainTokenizer:
             task = ReconstructionTask(tokenizer, crops, config, validation)
         average = train(task, self.loop, self.out)
         assert isinstance(average, Tokenizer)
-        average.save_pretrained(self.out / "model")
+        if rank() == 0:
+            average.save_pretrained(self.out / "model")
         return 0
 
 
@@ -105,25 +121,38 @@ class TrainFusion:
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
     reconstruction: ReconstructionConfig = field(default_factory=lambda: ReconstructionConfig(continuous=0.0))
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    plan: bool = False
+    """Print parameters, tokens, FLOPs, memory and time on a machine, and train nothing."""
+    machine: PlanConfig = field(default_factory=PlanConfig)
 
     def run(self) -> int:
         import torch
 
+        from nextscale.checkpoint import read_config
         from nextscale.data import Crops
         from nextscale.tokenizer.model import Tokenizer
+        from nextscale.train.distributed import device, rank
         from nextscale.train.loop import train
-        from nextscale.train.transformer import FusionTask
+        from nextscale.train.transformer import FusionTask, with_fusion
         from nextscale.upscale import NextScale
 
-        torch.manual_seed(self.loop.seed)
         config = self.reconstruction
+        if self.plan:
+            whole = read_config(self.start, "model", ModelConfig)
+            grown = dataclasses.replace(whole.tokenizer, fusion=whole.tokenizer.fusion or FusionConfig())
+            _show(self, dataclasses.replace(whole, tokenizer=grown), "fusion", (config.side,))
+            return 0
+        torch.manual_seed(self.loop.seed)
         model = NextScale.from_pretrained(self.start, device="cpu", fp32=True)
         crops = Crops(self.data, _crop_side(model.tokenizer, config.side), seed=self.loop.seed)
-        validation = self.validation.load(model.tokenizer, config.side, config.preset, config.clean)
-        task = FusionTask(model.tokenizer, model.transformer, crops, config, validation)
+        tokenizer, transformer = with_fusion(model.tokenizer).to(device()), model.transformer.to(device())
+        validation = self.validation.load(tokenizer, config.side, config.preset, config.clean)
+        task = FusionTask(tokenizer, transformer, crops, config, validation)
         average = train(task, self.loop, self.out)
         assert isinstance(average, Tokenizer)
-        NextScale(model.config, average, model.transformer).save_pretrained(self.out / "model", half=False)
+        if rank() == 0:
+            whole = ModelConfig(tokenizer.config, model.config.transformer)
+            NextScale(whole, average, transformer).save_pretrained(self.out / "model", half=False)
         return 0
 
 
@@ -144,18 +173,28 @@ class TrainTransformer:
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
     codes: CodesConfig = field(default_factory=CodesConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    plan: bool = False
+    """Print parameters, tokens, FLOPs, memory and time on a machine, and train nothing."""
+    machine: PlanConfig = field(default_factory=PlanConfig)
 
     def run(self) -> int:
         import torch
 
-        from nextscale.config import ModelConfig
+        from nextscale.checkpoint import read_config
         from nextscale.data import Crops
         from nextscale.tokenizer.model import Tokenizer
+        from nextscale.train.distributed import device, rank
         from nextscale.train.loop import train
+        from nextscale.train.plan import rates_of_sides
         from nextscale.train.transformer import CodesTask, start_from_codebook
         from nextscale.transformer.model import Transformer
         from nextscale.upscale import NextScale
 
+        if self.plan:
+            kept = read_config(self.tokenizer, "tokenizer", TokenizerConfig)
+            whole = ModelConfig(kept, PRESETS[self.preset]().transformer)
+            _show(self, whole, "transformer", self.codes.sides, stages=self.codes.stages)
+            return 0
         torch.manual_seed(self.loop.seed)
         tokenizer = Tokenizer.from_pretrained(self.tokenizer)
         if self.start is None:
@@ -165,15 +204,34 @@ class TrainTransformer:
                 start_from_codebook(model.transformer, tokenizer)
         else:
             model = NextScale.assemble(self.tokenizer, self.start)
-        transformer = model.transformer.train().requires_grad_(True)
+        tokenizer.to(device())
+        transformer = model.transformer.to(device()).train().requires_grad_(True)
         crops = {
             side: Crops(self.data, _crop_side(tokenizer, side), seed=self.loop.seed) for side in set(self.codes.sides)
         }
         validation = self.validation.load(tokenizer, max(self.codes.sides), self.codes.preset, self.codes.clean)
-        average = train(CodesTask(transformer, tokenizer, crops, self.codes, validation), self.loop, self.out)
+        task = CodesTask(transformer, tokenizer, crops, self.codes, validation)
+        rates = rates_of_sides(model.config, self.codes.sides, stages=self.codes.stages)
+        task.tokens_per_sample, task.flops_per_sample = rates
+        average = train(task, self.loop, self.out)
         assert isinstance(average, Transformer)
-        NextScale(model.config, tokenizer, average).save_pretrained(self.out / "model", half=False)
+        if rank() == 0:
+            NextScale(model.config, tokenizer, average).save_pretrained(self.out / "model", half=False)
         return 0
+
+
+def _show(
+    command: TrainTokenizer | TrainTransformer | TrainFusion,
+    config: ModelConfig,
+    training: Training,
+    sides: tuple[int, ...],
+    *,
+    stages: int = 0,
+) -> None:
+    from nextscale.data import find_sources
+
+    photographs = len(find_sources(command.data))
+    show(plan(config, training, command.loop, command.machine, sides=sides, stages=stages, photographs=photographs))
 
 
 def _crop_side(tokenizer: Tokenizer, side: int) -> int:

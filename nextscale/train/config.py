@@ -76,6 +76,8 @@ class ReconstructionConfig:
     """Share of samples decoded at w = 1; the rest draws w uniformly."""
     noise: float = 0.0
     """Noise on unquantised latents, as a share of their root mean square: what quantisation will cost them."""
+    decoders: bool = True
+    """Train the decoders themselves (off: `train fusion` trains the dial alone, and w = 0 stays as it is)."""
     vocabulary: bool = False
     """Train the vocabulary and Phi along with the decoders (the paper's first phase)."""
     pixel: float = 1.0

@@ -21,18 +21,20 @@ def draws(seed: int, stream: int, first: int, batch: int, count: int) -> np.ndar
     return np.stack([np.random.default_rng((seed, stream, first + i)).random(count) for i in range(batch)])
 
 
-def pairs(crops: Crops, step: int, batch: int, preset: str, clean: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Training pairs of one step.
+def pairs(
+    crops: Crops, step: int, batch: int, preset: str, clean: float, device: torch.device | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Training pairs of one step; they are degraded on the device where they are used (the CPU).
 
     Returns:
         targets B 3 H H in [-1, 1], inputs B 3 H/4 H/4 in [-1, 1], classes B (0 degraded, 1 clean).
     """
     position = positions(step, batch).start
-    hr = torch.from_numpy(crops.batch(position, batch)).float() / 255
+    hr = torch.from_numpy(crops.batch(position, batch)).to(device).float() / 255
     chance = [random.Random(crops.seed * 1_000_003 + position + i) for i in range(batch)]
-    classes = torch.tensor([int(draw.random() < clean) for draw in chance])
-    kinds = ["bilinear" if label else preset for label in classes]
+    labels = [int(draw.random() < clean) for draw in chance]
+    kinds = ["bilinear" if label else preset for label in labels]
     recipes = [sample_recipe(PRESETS[kind], draw) for kind, draw in zip(kinds, chance, strict=True)]
     # The loop's autocast would run the codec's transforms in 16 bits.
     with torch.autocast(hr.device.type, enabled=False):
-        return hr * 2 - 1, degrade(hr, recipes) * 2 - 1, classes
+        return hr * 2 - 1, degrade(hr, recipes) * 2 - 1, torch.tensor(labels, device=device)

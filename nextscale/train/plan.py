@@ -209,18 +209,7 @@ def encoder_cost(config: AutoencoderConfig, side: int, precision: Precision) -> 
     return total([*parts, _conv(config.latent_channels, config.latent_channels, at, operand)])
 
 
-@dataclass(frozen=True)
-class DecoderCost:
-    """One stage's decoder; `after` is what follows the fusion, or all of it without one."""
-
-    before: Cost
-    fusion: Cost
-    after: Cost
-
-
-def decoder_cost(
-    config: AutoencoderConfig, fusion: FusionConfig | None, factor: float, canvas: int, precision: Precision
-) -> DecoderCost:
+def decoder_cost(config: AutoencoderConfig, canvas: int, precision: Precision) -> Cost:
     """A decoder on a canvas of a side in latents."""
     widths = [config.channels * m for m in config.multipliers]
     channels, latent, operand = widths[-1], config.latent_channels, precision.operand
@@ -232,16 +221,10 @@ def decoder_cost(
         weights = latent * 3 * size**2
         parts.append(Cost(weights + 3, 2 * weights * at**2, latent * at**2 * WIDE))
     parts.append(_middle(channels, at, precision, attention=config.attention))
-    strides = [config.patch * 2**level / factor for level in range(len(widths))]
-    fusion_level = next((i for i, stride in enumerate(strides) if stride >= 1), len(widths) - 1)
-    before, fused = Cost(), Cost()
     for level in reversed(range(len(widths))):
         lowest = level == len(widths) - 1
         if level == 0 and config.linear_path:
             parts.append(_conv(pixels, channels, at, operand))
-        if fusion is not None and level == fusion_level:
-            before, parts = total(parts), []
-            fused = _fusion_cost(channels, fusion, max(1, round(strides[level])), 2**level * config.patch, at, operand)
         for _ in range(config.blocks + 1):
             parts.append(_res_block(channels, widths[level], at, precision))
             channels = widths[level]
@@ -253,23 +236,35 @@ def decoder_cost(
     parts.append(_norm_silu_conv(channels, pixels, at, precision))
     # The image in float32, and its difference from the target.
     parts.append(Cost(kept=2 * pixels * at**2 * WIDE))
-    return DecoderCost(before, fused, total(parts))
+    return total(parts)
 
 
-def _fusion_cost(channels: int, config: FusionConfig, stride: int, pixels: int, at: float, operand: int) -> Cost:
-    align = _conv(config.channels, channels, at, operand, kernel=stride, stride=stride)
-    mix = _conv(2 * channels, channels, at, operand)
-    affine = _conv(channels, 2 * channels, at, operand)
-    direct = _conv(2 * channels, 3 * pixels**2, at, operand)
-    # The SiLU's input, and both factors of the modulation.
-    return total([align, mix, affine, direct, Cost(kept=3 * channels * at**2 * operand)])
+def fusion_cost(config: FusionConfig, factor: int, side: int, precision: Precision) -> Cost:
+    """One stage's fusion, for an input photograph of a side in pixels."""
+    channels, operand = config.channels, precision.operand
+    parts = [
+        _conv(3 * factor**2, channels, side, operand),
+        _conv(2 * channels, channels, side, operand),
+        _conv(channels, 2 * channels, side, operand),
+        # A rectifier's output, and both halves of the modulation.
+        Cost(kept=3 * channels * side**2 * operand),
+    ]
+    parts += [_conv(channels, channels, side, operand)] * (2 * config.stage_blocks)
+    at = float(side)
+    half = channels // 2
+    while factor > 1:
+        growth = 2 if factor % 2 == 0 else factor
+        parts.append(_conv(channels, half * growth**2, at, operand))
+        channels, factor, at = half, factor // growth, at * growth
+    # Enlarged input, blend, codes' picture and image in float32.
+    parts += [_conv(channels, 4, at, operand), Cost(kept=10 * at**2 * WIDE)]
+    return total(parts)
 
 
 def input_features_cost(config: FusionConfig, side: int, precision: Precision) -> Cost:
     """The branch that reads the input photograph of a side in pixels."""
     channels, operand = config.channels, precision.operand
-    silu = Cost(kept=channels * side**2 * operand)
-    block = [_conv(channels, channels, side, operand), silu, _conv(channels, channels, side, operand)]
+    block = [_conv(channels, channels, side, operand)] * 2
     return total([_conv(3, channels, side, operand), *block * config.blocks])
 
 
@@ -403,20 +398,19 @@ def pieces(
     encode = total([encoders[-1], *(cost.again() for cost in encoders[:-1])])
     quantise = nearest_cost(tokenizer, ladder, stages) + scan_cost(tokenizer, ladder, stages)
     codebook = Cost(quantizer_parameters(tokenizer))
-    decoders = [
-        decoder_cost(auto, fusion, factor, canvas, precision)
-        for factor, canvas in zip(ladder.factors, ladder.canvases, strict=True)
-    ]
-    before, fused, after = (total([getattr(d, name) for d in decoders]) for name in ("before", "fusion", "after"))
-    features = Cost() if fusion is None else input_features_cost(fusion, ladder.input_side, precision)
+    decoders = total([decoder_cost(auto, canvas, precision) for canvas in ladder.canvases])
+    fused = Cost()
+    if fusion is not None:
+        stages_fused = [fusion_cost(fusion, int(factor), ladder.input_side, precision) for factor in ladder.factors]
+        fused = total([*stages_fused, input_features_cost(fusion, ladder.input_side, precision)])
     if training == "autoencoder":
         return [
             Piece("encoder", encode, 3),
             Piece("codebook", codebook, 1),
-            Piece("decoders", before + after, 3),
-            *([Piece("fusion", fused + features, 3)] if fusion else []),
+            Piece("decoders", decoders, 3),
+            *([Piece("fusion", fused, 3)] if fusion else []),
         ]
-    idle = [Piece("decoders", (before + after + fused + features).held(), 1)]
+    idle = [Piece("decoders", (decoders + fused).held(), 1)]
     if training in ("codebook", "vocabulary"):
         return [
             Piece("encoder", encode, 1),
@@ -428,20 +422,17 @@ def pieces(
         return [
             Piece("encoder", encode, 1),
             Piece("codebook", codebook + quantise, 1),
-            Piece("decoders", before + after, 3),
-            *([Piece("fusion", fused + features, 3)] if fusion else []),
+            Piece("decoders", decoders, 3),
+            *([Piece("fusion", fused, 3)] if fusion else []),
         ]
     if training == "fusion":
-        if fusion is None:
-            raise OptionError("this model has no fusion to train")
         run = total(list(transformer_costs(config, ladder, stages, precision).values()))
         return [
             Piece("encoder", encode, 1),
             Piece("codebook", codebook + scan_cost(tokenizer, ladder, stages), 1),
             Piece("transformer", run, 1),
-            Piece("decoders", before, 1),
-            Piece("fusion", fused + features, 3),
-            Piece("decoders after it", after, 2),
+            Piece("decoders", decoders, 3),
+            *([Piece("fusion", fused, 3)] if fusion else []),
         ]
     parts = transformer_costs(config, ladder, stages, precision, recompute=recompute)
     # The photograph's first stages and all of the enlarged input's.

@@ -62,10 +62,11 @@ class ReconstructionTask:
         self.crops = crops
         self.config = config
         self.validation = validation
+        self.device = tokenizer.quant_conv.weight.device
         self.ladder = tokenizer.ladder.for_input(config.side)
         self.train_encoder = config.continuous == 1
-        self.vgg = Vgg19Features(("conv1_2", "conv2_2", "conv3_1")) if config.feature else None
-        self.lpips = Lpips("squeeze") if config.lpips else None
+        self.vgg = Vgg19Features(("conv1_2", "conv2_2", "conv3_1")).to(self.device) if config.feature else None
+        self.lpips = Lpips("squeeze").to(self.device) if config.lpips else None
         tokenizer.requires_grad_(True)
         tokenizer.quantizer.requires_grad_(config.vocabulary)
         tokenizer.encoder.requires_grad_(self.train_encoder)
@@ -97,10 +98,10 @@ class ReconstructionTask:
         config = self.config
         place = step % self.period(batch) if self.period(batch) else step
         first, drawn = (positions(s, batch).start for s in (place, step))
-        targets, inputs, classes = pairs(self.crops, place, batch, config.preset, config.clean)
+        targets, inputs, classes = pairs(self.crops, place, batch, config.preset, config.clean, self.device)
         kind, dial, unquantised = draws(self.crops.seed, 4, drawn, batch, 3).T
         dial = np.where(kind < config.dial_off, 0, np.where(kind < config.dial_off + config.dial_full, 1, dial))
-        weight = torch.from_numpy(dial.astype(np.float32)).view(-1, 1, 1, 1)
+        weight = torch.from_numpy(dial.astype(np.float32)).view(-1, 1, 1, 1).to(self.device)
         rng = np.random.default_rng((self.crops.seed, 7, step))
         with torch.set_grad_enabled(self.train_encoder):
             latents = self.model.stage_latents(targets, ladder=self.ladder)
@@ -110,7 +111,7 @@ class ReconstructionTask:
             spread = latents[-1].detach().square().mean().sqrt() * config.noise
             seen = [z + spread * torch.randn(z.shape, generator=generator).to(z) for z in latents]
         if config.continuous < 1:
-            keep = torch.from_numpy(unquantised < config.continuous).view(-1, 1, 1, 1)
+            keep = torch.from_numpy(unquantised < config.continuous).view(-1, 1, 1, 1).to(self.device)
             with torch.no_grad():
                 codes = self.codes(self.model, latents, inputs, classes, first, drawn)
             with torch.set_grad_enabled(config.vocabulary):
@@ -216,7 +217,7 @@ class CodebookTask:
         self.ladder = tokenizer.ladder.for_input(config.side)
         tokenizer.requires_grad_(False)
         tokenizer.quantizer.requires_grad_(True)
-        self.used = torch.zeros(tokenizer.config.vocabulary)
+        self.used = torch.zeros(tokenizer.config.vocabulary, device=tokenizer.quant_conv.weight.device)
         self.spare: Tensor | None = None
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
@@ -227,7 +228,7 @@ class CodebookTask:
         ]
 
     def _latents(self, position: int, batch: int) -> list[Tensor]:
-        targets = torch.from_numpy(self.crops.batch(position, batch)).float() / 127.5 - 1
+        targets = torch.from_numpy(self.crops.batch(position, batch)).to(self.used.device).float() / 127.5 - 1
         with torch.no_grad():
             return self.model.stage_latents(targets, ladder=self.ladder)
 
@@ -302,7 +303,7 @@ class CodebookTask:
         return {"used": self.used}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.used = state["used"]
+        self.used = state["used"].to(self.used)
 
 
 def _kmeans(rows: Tensor, count: int, rounds: int, generator: torch.Generator) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from nextscale.config import Ladder
+from nextscale.config import FusionConfig, Ladder
 from nextscale.data import Crops
 from nextscale.options import SamplingOptions
 from nextscale.sample import sample, tile_noise
@@ -79,6 +81,8 @@ class CodesTask:
         self.model: nn.Module = transformer
         self.transformer = transformer
         self.accumulate = 1
+        self.tokens_per_sample = self.flops_per_sample = 0.0
+        self.device = tokenizer.quant_conv.weight.device
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.crops = crops
         self.config = config
@@ -95,9 +99,11 @@ class CodesTask:
         side = config.sides[step // self.accumulate % len(config.sides)]
         ladder, crops = self.ladders[side], self.crops[side]
         batch = max(1, batch * min(config.sides) ** 2 // side**2)
-        targets, inputs, classes = pairs(crops, step, batch, config.preset, config.clean)
+        started = time.monotonic()
+        targets, inputs, classes = pairs(crops, step, batch, config.preset, config.clean, self.device)
+        degraded = time.monotonic()
         chance = draws(crops.seed, 5, positions(step, batch).start, batch, 1)[:, 0]
-        dropped = torch.from_numpy(chance < config.class_free)
+        dropped = torch.from_numpy(chance < config.class_free).to(self.device)
         classes = torch.where(dropped, torch.full_like(classes, CLASS_FREE), classes)
         stages = config.stages or ladder.num_stages
         with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
@@ -106,6 +112,7 @@ class CodesTask:
             latents = self.tokenizer.stage_latents(enlarge(inputs, targets.shape[-1]), ladder=ladder)
             own = self.tokenizer.quantise(latents[:stages], ladder=ladder)
             maps = self.tokenizer.step_inputs(codes)
+        tokenised = time.monotonic()
         condition = Condition(latents, classes)
         segments = [self.transformer.start(condition)]
         segments += [self.transformer.embed(m, k) for k, m in enumerate(maps, start=1)]
@@ -127,6 +134,8 @@ class CodesTask:
             "preference": float(preference.detach()),
             "margin": float(margin.detach().mean()),
             "differ": float((wanted != avoided).float().mean()),
+            "seconds_degrade": degraded - started,
+            "seconds_tokenise": tokenised - degraded,
         }
         right = (logits.detach().argmax(-1) == wanted).float()
         ends = np.cumsum([ids[0].numel() for ids in codes.steps])
@@ -162,6 +171,15 @@ class CodesTask:
         return None if self.validation is None else self.validation.sheet(self.restorations(average, 0.0))
 
 
+def with_fusion(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with an untrained fusion, where it has none."""
+    if tokenizer.config.fusion is not None:
+        return tokenizer
+    grown = Tokenizer(dataclasses.replace(tokenizer.config, fusion=FusionConfig()))
+    grown.load_state_dict({**grown.state_dict(), **tokenizer.state_dict()})
+    return grown.eval()
+
+
 @torch.no_grad()
 def predict(transformer: Transformer, tokenizer: Tokenizer, ladder: Ladder, inputs: Tensor, classes: Tensor) -> Codes:
     """The transformer's greedy codes of input photographs B 3 h h in [-1, 1]."""
@@ -187,6 +205,11 @@ class FusionTask(ReconstructionTask):
         validation: Validation | None = None,
     ) -> None:
         super().__init__(tokenizer, crops, config, validation)
+        if not config.decoders:
+            tokenizer.requires_grad_(False)
+            for part in (tokenizer.input_features, *(decoder.fusion for decoder in tokenizer.decoders)):
+                assert isinstance(part, nn.Module)
+                part.requires_grad_(True)
         self.transformer = transformer.eval().requires_grad_(False)
         self.remembered: dict[int, list[Tensor]] = {}
 
@@ -205,7 +228,9 @@ class FusionTask(ReconstructionTask):
                 self.remembered[places[i]] = [ids[row].to(torch.int16) for ids in made.steps]
         # Validation, at positions before the stream, sees what a user gets.
         share = 1.0 if first < 0 else self.config.predicted
-        use = torch.from_numpy(draws(self.crops.seed, 6, max(0, drawn), len(inputs), 1) < share)[..., None]
+        use = torch.from_numpy(draws(self.crops.seed, 6, max(0, drawn), len(inputs), 1) < share)[..., None].to(
+            self.device
+        )
         steps = []
         for k, ids in enumerate(own.steps):
             predicted = torch.stack([self.remembered[place][k] for place in places]).long()

@@ -20,12 +20,12 @@ from nextscale.train.pairs import pairs
 class Validation:
     """Fixed pairs that no training step sees: targets B 3 H H, inputs B 3 H/4 H/4, both in [-1, 1], and classes."""
 
-    def __init__(self, crops: Crops, count: int, preset: str, clean: float) -> None:
-        self.targets, self.inputs, self.classes = pairs(crops, 0, min(count, len(crops)), preset, clean)
+    def __init__(self, crops: Crops, count: int, preset: str, clean: float, device: torch.device | None = None) -> None:
+        self.targets, self.inputs, self.classes = pairs(crops, 0, min(count, len(crops)), preset, clean, device)
         # LPIPS-alex judges and is never trained on.
         self.lpips: Lpips | None = None
         with contextlib.suppress(MissingWeights):
-            self.lpips = Lpips("alex")
+            self.lpips = Lpips("alex").to(device)
 
     @torch.no_grad()
     def scores(self, outputs: list[Tensor]) -> dict[str, float]:
@@ -44,5 +44,5 @@ class Validation:
         columns = [self.inputs, *outputs, self.targets]
         grown = [F.interpolate(c[:rows].float(), size=(side, side), mode="nearest") for c in columns]
         strip = torch.cat(grown, dim=3).permute(0, 2, 3, 1).flatten(0, 1)
-        pixels: np.ndarray = ((strip / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        pixels: np.ndarray = ((strip / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
         return Image.fromarray(pixels)

@@ -285,13 +285,11 @@ def test_the_tables_tell_the_numbers() -> None:
     assert "given device" in text(plan(tiny(), "fusion", LoopConfig(), PlanConfig(tflops=50, memory_gib=12)))
 
 
-def test_fusion_trains_its_own_part_and_passes_through_what_follows() -> None:
-    parts = {part.name: part for part in pieces(tiny(), "fusion")}
-    assert parts["fusion"].passes == 3
-    assert parts["decoders after it"].passes == 2
-    assert parts["transformer"].passes == parts["decoders"].passes == 1
-    with pytest.raises(OptionError, match="no fusion"):
-        pieces(paper(), "fusion")
+def test_fusion_trains_decoders_and_dial_on_what_the_frozen_transformer_says() -> None:
+    passes = {part.name: part.passes for part in pieces(tiny(), "fusion")}
+    assert passes == {"encoder": 1, "codebook": 1, "transformer": 1, "decoders": 3, "fusion": 3}
+    # A model without a dial trains its decoders alone.
+    assert "fusion" not in {part.name for part in pieces(paper(), "fusion")}
 
 
 @pytest.mark.parametrize("wrong", [{"processes": 0}, {"utilisation": 1.5}, {"tflops": -1.0}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, Reco
 from nextscale.train.loop import learning_rate, train
 from nextscale.train.pairs import draws, pairs
 from nextscale.train.tokenizer import CodebookTask, ReconstructionTask, _grid, start_linear
-from nextscale.train.transformer import CodesTask, FusionTask, enlarge, predict
+from nextscale.train.transformer import CodesTask, FusionTask, enlarge, predict, with_fusion
 from nextscale.train.validation import Validation
 from nextscale.transformer.model import Condition
 from nextscale.upscale import NextScale
@@ -182,6 +183,26 @@ def test_the_fusion_predicts_each_sample_once_and_then_remembers(crops: Crops, m
     assert task.period(2) == 2
     # The samples return, their settings of the dial and their windows are drawn anew.
     assert losses[2] != losses[0]
+
+
+def test_a_model_without_a_dial_gets_one_and_keeps_its_decoders(crops: Crops, tmp_path: Path) -> None:
+    model = random_model()
+    plain = Tokenizer(dataclasses.replace(model.tokenizer.config, fusion=None)).eval()
+    grown = with_fusion(plain)
+    assert with_fusion(grown) is grown
+    f = model.tokenizer.canvases(model.tokenizer.encode(torch.zeros(1, 3, 512, 512)))[0]
+    before = plain.decode_canvas(f, 0)
+    config = ReconstructionConfig(feature=0, lpips=0, continuous=0.0, decoders=False, dial_off=0.0)
+    task = FusionTask(grown, model.transformer, crops, config)
+    average = train(task, loop(2, lr=1e-2), tmp_path)
+    assert isinstance(average, Tokenizer)
+    inputs = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(average.decode_canvas(f, 0, inputs=inputs, weight=0.0), before)
+        assert not torch.equal(
+            average.decode_canvas(f, 0, inputs=inputs, weight=1.0),
+            with_fusion(plain).decode_canvas(f, 0, inputs=inputs, weight=1.0),
+        )
 
 
 def test_validation_scores_and_shows_every_stage(crops: Crops) -> None:

@@ -1,0 +1,92 @@
+"""What the codes are worth: the photograph's, the predicted ones and the enlarged input's, decoded alike.
+
+    python benchmarks/codes.py DIR [--model tiny] [--limit N] [--weights 1 0]
+
+DIR holds pairs LR (of the model's own input side) and HR. One JSON object: codes -> w -> factor ->
+[PSNR-Y, LPIPS-alex], and the share of predicted codes and of the input's that equal the photograph's, by step.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from quality import load, pair_paths
+
+from nextscale import NextScale
+from nextscale.console import complain
+from nextscale.errors import ImageError, NextScaleError
+from nextscale.evaluate.metrics import psnr
+from nextscale.evaluate.perceptual import Lpips
+from nextscale.tokenizer.layers import area_downsample
+from nextscale.train.transformer import enlarge, predict
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure."""
+
+    bench: tyro.conf.Positional[Path]
+    """Folder with LR and HR."""
+    model: Annotated[str, tyro.conf.arg(aliases=["-n"])] = "tiny"
+    limit: int = 0
+    """Only the first pictures (0: all)."""
+    weights: tuple[float, ...] = (1.0, 0.0)
+    """Settings of the fidelity dial."""
+
+
+@torch.no_grad()
+def main() -> int:
+    """Print the JSON object."""
+    settings = tyro.cli(Settings)
+    model = NextScale.from_pretrained(settings.model, device="cpu", fp32=True)
+    tokenizer, ladder = model.tokenizer, model.tokenizer.ladder
+    distance = Lpips("alex")
+    scores: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
+    equal: dict[str, list[list[float]]] = {"predicted": [], "input": []}
+    for lr_path, hr_path in pair_paths(settings.bench, settings.limit):
+        inputs, truth = load(lr_path), load(hr_path)
+        if inputs.shape[-2:] != (ladder.input_side, ladder.input_side):
+            raise ImageError(f"{lr_path}: this benchmark needs inputs of {ladder.input_side} px a side")
+        kinds = {
+            "truth": tokenizer.encode(truth),
+            "predicted": predict(model.transformer, tokenizer, ladder, inputs, torch.zeros(1, dtype=torch.long)),
+            "input": tokenizer.encode(enlarge(inputs, truth.shape[-1])),
+        }
+        for name, shares in equal.items():
+            both = zip(kinds[name].steps, kinds["truth"].steps, strict=True)
+            shares.append([float((a == b).float().mean()) for a, b in both])
+        for name, codes in kinds.items():
+            for stage, f in enumerate(tokenizer.canvases(codes)):
+                target = area_downsample(truth, ladder.image_sides[stage])
+                for weight in settings.weights:
+                    with torch.autocast("cpu", torch.bfloat16):
+                        image = tokenizer.decode_canvas(f, stage, inputs=inputs, weight=weight)
+                    image = image.float().clamp(-1, 1)
+                    row = [float(psnr(image / 2 + 0.5, target / 2 + 0.5)), float(distance(image, target))]
+                    by_factor = scores.setdefault(name, {}).setdefault(f"w={weight:g}", {})
+                    by_factor.setdefault(f"x{ladder.factors[stage]:g}", []).append(row)
+    table = {
+        name: {
+            weight: {factor: np.mean(rows, axis=0).round(4).tolist() for factor, rows in factors.items()}
+            for weight, factors in weights.items()
+        }
+        for name, weights in scores.items()
+    }
+    shares_equal = {name: np.mean(rows, axis=0).round(3).tolist() for name, rows in equal.items()}
+    sys.stdout.write(json.dumps({"scores": table, "equal to the photograph's, by step": shares_equal}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except NextScaleError as error:
+        complain(str(error))
+        sys.exit(1)

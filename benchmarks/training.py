@@ -1,0 +1,253 @@
+"""Speed of transformer training beside a large matrix product of the same run, and what feeds it.
+
+    python benchmarks/training.py [--preset paper] [--batch 8] [--compile] > training.json
+
+Measured on a GPU where there is one, else on the CPU by the same code: the peak of a large bfloat16 matrix product; the
+training step (forward, backward, clipping, AdamW) in tokens a second and in TFLOPS of unmasked model FLOPs
+(`nextscale.train.plan`), whose ratio to that peak should be at least 0.40 on a GPU; and, in images a second,
+degradation and tokenisation beside the training. The table goes to stderr, one JSON object to stdout. Weights and
+pictures are random.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from nextscale.config import PRESETS, ModelConfig
+from nextscale.console import complain
+from nextscale.degrade import PRESETS as DEGRADATIONS
+from nextscale.degrade import degrade, sample_recipes
+from nextscale.errors import NextScaleError
+from nextscale.tokenizer.model import Codes, Tokenizer
+from nextscale.train.config import LoopConfig
+from nextscale.train.loop import blocks, decay_groups, recomputed
+from nextscale.train.plan import count, pieces, preparation_flops, tokens_per_sample, training_flops_per_sample
+from nextscale.train.transformer import enlarge
+from nextscale.transformer.model import Condition, Transformer
+
+TARGET = 0.40
+"""Share of the peak that a GPU should reach."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to time."""
+
+    preset: Literal["paper", "tiny"] = "paper"
+    batch: int = 1
+    """Samples of a training step."""
+    side: int = 0
+    """Side in pixels of the input photographs (0: the model's own)."""
+    runs: int = 3
+    """Timed repetitions, after one that is not; the median counts."""
+    product: int = 0
+    """Side of the matrix product (0: 8192 on a GPU, 2048 on a CPU)."""
+    degradation: str = "x4plus"
+    compile: bool = False
+    """Compile the transformer's blocks and head."""
+    recompute: bool = False
+    """Activation checkpointing; what it computes twice is counted once."""
+    fp32: bool = False
+    """Without autocast to bfloat16."""
+    device: str = "auto"
+    threads: int = 0
+    """CPU threads (0: all)."""
+    cpu_time: bool = False
+    """Count the processor's seconds, not the clock's: for a CPU that others use meanwhile, with one thread."""
+
+
+class Timer:
+    """Seconds of an action on a device."""
+
+    def __init__(self, device: torch.device, settings: Settings) -> None:
+        self.device = device
+        self.runs = settings.runs
+        self.clock = time.process_time if settings.cpu_time and device.type == "cpu" else time.perf_counter
+
+    def once(self, action: Callable[[], Any]) -> float:
+        """Seconds of one run, everything the device was given included."""
+        self._wait()
+        started = self.clock()
+        action()
+        self._wait()
+        return self.clock() - started
+
+    def median(self, action: Callable[[], Any]) -> float:
+        """The median of the runs after a first one, which loads kernels and allocates."""
+        self.once(action)
+        return statistics.median(self.once(action) for _ in range(self.runs))
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def product_tflops(side: int, timer: Timer) -> float:
+    """The best of ten products of two square bfloat16 matrices, in 10^12 FLOPs a second."""
+    a, b = (torch.randn(side, side, device=timer.device).bfloat16() for _ in range(2))
+    timer.once(lambda: a @ b)
+    return 2e-12 * side**3 / min(timer.once(lambda: a @ b) for _ in range(10))
+
+
+class Step:
+    """One optimisation step of the transformer on codes at hand."""
+
+    def __init__(self, config: ModelConfig, codes: Codes, maps: list[Tensor], condition: Condition, settings: Settings):
+        tokenizer = config.tokenizer
+        loop = LoopConfig()
+        self.device = condition.latent.device
+        self.transformer = Transformer(
+            config.transformer, tokenizer.ladder, tokenizer.vocabulary, tokenizer.autoencoder.latent_channels
+        ).to(self.device)
+        self.optimiser = torch.optim.AdamW(
+            decay_groups(self.transformer.named_parameters(), loop.lr, loop.weight_decay), betas=loop.betas, fused=True
+        )
+        self.clip = loop.clip
+        self.bf16 = not settings.fp32
+        self.maps, self.condition = maps, condition
+        self.wanted = torch.cat([ids.flatten(1) for ids in codes.steps], dim=1)
+
+    def __call__(self) -> None:
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            tokens = [self.transformer.start(self.condition)]
+            tokens += [self.transformer.embed(m, k) for k, m in enumerate(self.maps, start=1)]
+            logits = self.transformer.logits(tokens, self.condition)
+        F.cross_entropy(logits.flatten(0, 1), self.wanted.flatten()).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.transformer.parameters(), self.clip)
+        self.optimiser.step()
+
+
+@torch.no_grad()
+def tokenise(tokenizer: Tokenizer, targets: Tensor, inputs: Tensor, side: int) -> tuple[Codes, list[Tensor], Condition]:
+    """What transformer training tokenises: the photograph, and its enlarged input for prefix and preference."""
+    ladder = tokenizer.ladder.for_input(side)
+    codes = tokenizer.encode(targets, ladder=ladder)
+    latents = tokenizer.stage_latents(enlarge(inputs, targets.shape[-1]), ladder=ladder)
+    tokenizer.quantise(latents, ladder=ladder)
+    maps = tokenizer.step_inputs(codes)
+    return codes, maps, Condition(latents, torch.zeros(len(targets), dtype=torch.long, device=targets.device))
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """All numbers of one run."""
+    torch.manual_seed(0)
+    config = PRESETS[settings.preset]()
+    ladder = config.tokenizer.ladder
+    side, batch = settings.side or ladder.input_side, settings.batch
+    name = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    timer = Timer(device, settings)
+    product = settings.product or (8192 if device.type == "cuda" else 2048)
+    before = product_tflops(product, timer)
+
+    pixels = ladder.for_input(side).image_sides[-1]
+    targets = torch.rand(batch, 3, pixels, pixels, device=device)
+    recipes = sample_recipes(DEGRADATIONS[settings.degradation], batch, random.Random(0))
+    degrading = timer.median(lambda: degrade(targets, recipes))
+    inputs = degrade(targets, recipes) * 2 - 1
+
+    tokenizer = Tokenizer(config.tokenizer).to(device).eval().requires_grad_(False)
+    tokenising = timer.median(lambda: tokenise(tokenizer, targets * 2 - 1, inputs, side))
+    step = Step(config, *tokenise(tokenizer, targets * 2 - 1, inputs, side), settings)
+    with ExitStack() as stack:
+        if settings.recompute:
+            stack.enter_context(recomputed(blocks(step.transformer)))
+        if settings.compile:
+            step.transformer.stack.compile()
+        training = timer.median(step)
+    # A machine that others use, or that heats up, is not the same at the end.
+    peak = max(before, product_tflops(product, timer))
+
+    flops = training_flops_per_sample(config, side=side)
+    tokens = sum(tokens_per_sample(config, side))
+    achieved = 1e-12 * flops * batch / training
+    parts = {"degradation": degrading, "tokenisation": tokenising, "training": training}
+    speeds = {name: batch / seconds for name, seconds in parts.items()}
+    return {
+        "preset": settings.preset,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "dtype": "float32" if settings.fp32 else "bfloat16",
+        "compiled": settings.compile,
+        "recompute": settings.recompute,
+        "clock": "processor" if settings.cpu_time else "wall",
+        "batch": batch,
+        "input_side": side,
+        "tokens_per_sample": tokens,
+        "flops_per_sample": flops,
+        "tokenisation_flops_per_sample": preparation_flops(pieces(config, "transformer", side)),
+        "matrix_product_tflops": round(peak, 4),
+        "matrix_product_side": product,
+        "step_seconds": round(training, 4),
+        "tokens_per_second": round(tokens * batch / training, 1),
+        "training_tflops": round(achieved, 4),
+        "training_over_matrix_product": round(achieved / peak, 3),
+        "target": TARGET if device.type == "cuda" else None,
+        "images_per_second": {name: round(speed, 4) for name, speed in speeds.items()},
+        "bottleneck": min(speeds, key=lambda name: speeds[name]),
+        "share_of_time": {name: round(seconds / sum(parts.values()), 3) for name, seconds in parts.items()},
+        "peak_memory_mib": round(_peak_bytes(device) / 2**20),
+    }
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def as_table(report: dict[str, Any]) -> Table:
+    """The report for people."""
+    title = f"{report['preset']}, batch {report['batch']} of {report['input_side']} px, {report['device']}"
+    table = Table("", "", title=title, show_header=False)
+    table.add_row("matrix product", f"{report['matrix_product_tflops']:.4g} TFLOPS")
+    table.add_row(
+        "training step", f"{report['step_seconds']:.3g} s for {count(report['flops_per_sample'])} FLOPs a sample"
+    )
+    table.add_row("tokens a second", f"{report['tokens_per_second']:.4g}")
+    wanted = f" (wanted: {report['target']:.2f})" if report["target"] else ""
+    ratio = (
+        f"{report['training_tflops']:.4g} TFLOPS, {report['training_over_matrix_product']:.2f} of the product{wanted}"
+    )
+    table.add_row("achieved", ratio)
+    for name, speed in report["images_per_second"].items():
+        mark = ", the bottleneck" if name == report["bottleneck"] else ""
+        table.add_row(name, f"{speed:.3g} images/s, {report['share_of_time'][name]:.0%} of the time in turn{mark}")
+    return table
+
+
+def main() -> int:
+    """Table on stderr, JSON on stdout."""
+    settings = tyro.cli(Settings, config=(tyro.conf.FlagCreatePairsOff,), description=__doc__)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    report = measure(settings)
+    Console(stderr=True).print(as_table(report))
+    sys.stdout.write(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except NextScaleError as error:
+        complain(str(error))
+        sys.exit(1)
