@@ -15,8 +15,19 @@ from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, Reco
 from nextscale.train.plan import PlanConfig, Training, plan, show
 
 if TYPE_CHECKING:
+    from nextscale.data import Crops
     from nextscale.tokenizer.model import Tokenizer
     from nextscale.train.validation import Validation
+
+
+@dataclass(frozen=True)
+class SourcesConfig:
+    """How training photographs are read."""
+
+    max_damaged: float = 0.01
+    """Share of the photographs that may be damaged before the run stops; a damaged one is replaced by another."""
+    cache: Path | None = None
+    """Folder for shards fetched from addresses (`~/.cache/nextscale/shards`)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class TrainTokenizer:
     """Train the tokenizer: autoencoder, codebook, decoders from scratch; decoders, vocabulary to fine-tune one."""
 
     data: tuple[str, ...]
-    """Folders, .tar shards or globs of photographs."""
+    """Folders, .tar shards, globs or addresses of photographs."""
     out: Path
     """Folder of the run: state, log, and the result in `model/`."""
     phase: Literal["autoencoder", "codebook", "decoders", "vocabulary"]
@@ -52,6 +63,7 @@ class TrainTokenizer:
     """Tokenizer to go on from: the result of the phase before, or a converted checkpoint."""
     preset: Literal["tiny", "paper"] = "tiny"
     """Configuration of a new tokenizer."""
+    sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
@@ -64,7 +76,6 @@ class TrainTokenizer:
         import torch
 
         from nextscale.checkpoint import read_config
-        from nextscale.data import Crops
         from nextscale.tokenizer.model import Tokenizer
         from nextscale.train import state
         from nextscale.train.distributed import device, rank
@@ -88,7 +99,7 @@ class TrainTokenizer:
         tokenizer.to(device())
         config = self.reconstruction
         side = self.codebook.side if quantising else config.side
-        crops = Crops(self.data, _crop_side(tokenizer, side), seed=self.loop.seed)
+        crops = _crops(self, tokenizer, side)
         task: CodebookTask | ReconstructionTask
         if quantising:
             task = CodebookTask(tokenizer, crops, self.codebook)
@@ -113,11 +124,12 @@ class TrainFusion:
     """Train a whole model's decoders and its fidelity dial on the codes that its frozen transformer predicts."""
 
     data: tuple[str, ...]
-    """Folders, .tar shards or globs of photographs."""
+    """Folders, .tar shards, globs or addresses of photographs."""
     out: Path
     """Folder of the run: state, log, and the result in `model/`."""
     start: Path
     """The whole model, as `train transformer` leaves it."""
+    sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
     reconstruction: ReconstructionConfig = field(default_factory=lambda: ReconstructionConfig(continuous=0.0))
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -129,7 +141,6 @@ class TrainFusion:
         import torch
 
         from nextscale.checkpoint import read_config
-        from nextscale.data import Crops
         from nextscale.tokenizer.model import Tokenizer
         from nextscale.train.distributed import device, rank
         from nextscale.train.loop import train
@@ -144,7 +155,7 @@ class TrainFusion:
             return 0
         torch.manual_seed(self.loop.seed)
         model = NextScale.from_pretrained(self.start, device="cpu", fp32=True)
-        crops = Crops(self.data, _crop_side(model.tokenizer, config.side), seed=self.loop.seed)
+        crops = _crops(self, model.tokenizer, config.side)
         tokenizer, transformer = with_fusion(model.tokenizer).to(device()), model.transformer.to(device())
         validation = self.validation.load(tokenizer, config.side, config.preset, config.clean)
         task = FusionTask(tokenizer, transformer, crops, config, validation)
@@ -161,7 +172,7 @@ class TrainTransformer:
     """Train the transformer on a trained tokenizer's codes; the result is a whole model."""
 
     data: tuple[str, ...]
-    """Folders, .tar shards or globs of photographs."""
+    """Folders, .tar shards, globs or addresses of photographs."""
     out: Path
     """Folder of the run: state, log, and the result in `model/`."""
     tokenizer: Path
@@ -170,6 +181,7 @@ class TrainTransformer:
     """A converted transformer, or a model whose transformer to continue from."""
     preset: Literal["tiny", "paper"] = "tiny"
     """Configuration of a new transformer."""
+    sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
     codes: CodesConfig = field(default_factory=CodesConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -181,7 +193,6 @@ class TrainTransformer:
         import torch
 
         from nextscale.checkpoint import read_config
-        from nextscale.data import Crops
         from nextscale.tokenizer.model import Tokenizer
         from nextscale.train.distributed import device, rank
         from nextscale.train.loop import train
@@ -206,9 +217,7 @@ class TrainTransformer:
             model = NextScale.assemble(self.tokenizer, self.start)
         tokenizer.to(device())
         transformer = model.transformer.to(device()).train().requires_grad_(True)
-        crops = {
-            side: Crops(self.data, _crop_side(tokenizer, side), seed=self.loop.seed) for side in set(self.codes.sides)
-        }
+        crops = {side: _crops(self, tokenizer, side) for side in set(self.codes.sides)}
         validation = self.validation.load(tokenizer, max(self.codes.sides), self.codes.preset, self.codes.clean)
         task = CodesTask(transformer, tokenizer, crops, self.codes, validation)
         rates = rates_of_sides(model.config, self.codes.sides, stages=self.codes.stages)
@@ -230,8 +239,22 @@ def _show(
 ) -> None:
     from nextscale.data import find_sources
 
-    photographs = len(find_sources(command.data))
+    photographs = len(find_sources(command.data, command.sources.cache))
     show(plan(config, training, command.loop, command.machine, sides=sides, stages=stages, photographs=photographs))
+
+
+def _crops(command: TrainTokenizer | TrainTransformer | TrainFusion, tokenizer: Tokenizer, side: int) -> Crops:
+    """The training stream of crops for inputs of a side; ranks are counted in the positions that the tasks ask for."""
+    from nextscale.data import Crops
+
+    sources = command.sources
+    return Crops(
+        command.data,
+        _crop_side(tokenizer, side),
+        seed=command.loop.seed,
+        max_damaged=sources.max_damaged,
+        cache=sources.cache,
+    )
 
 
 def _crop_side(tokenizer: Tokenizer, side: int) -> int:

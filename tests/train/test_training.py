@@ -298,3 +298,14 @@ def test_the_commands_chain_from_nothing_to_a_model(
     assert isinstance(NextScale.from_pretrained(best / "model"), NextScale)
     assert main([*tokenizer, "--phase", "codebook", "--out", str(tmp_path / "none")]) == 2
     assert "needs --start" in capsys.readouterr().err
+
+
+def test_a_plan_tells_the_cost_and_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    command = ["train", "tokenizer", "--phase", "autoencoder", "--data", str(EXAMPLES), "--out", str(out), "--plan"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "parameters" in said
+    assert "FLOPs" in said
+    assert "It fits" in said
+    assert not out.exists()
