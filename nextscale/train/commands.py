@@ -39,7 +39,7 @@ class ValidationConfig:
     count: int = 8
     """How many of them."""
 
-    def load(self, tokenizer: Tokenizer, side: int, preset: str, clean: float) -> Validation | None:
+    def load(self, tokenizer: Tokenizer, side: int, presets: tuple[str, ...], clean: float) -> Validation | None:
         """The pairs, for inputs of a side in pixels; none where no data is named."""
         from nextscale.data import Crops
         from nextscale.train.distributed import device
@@ -47,7 +47,7 @@ class ValidationConfig:
 
         if not self.data:
             return None
-        return Validation(Crops(self.data, _crop_side(tokenizer, side), seed=0), self.count, preset, clean, device())
+        return Validation(Crops(self.data, _crop_side(tokenizer, side), seed=0), self.count, presets, clean, device())
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class TrainTokenizer:
                 start_linear(tokenizer, crops)
             if self.phase == "autoencoder":
                 config = dataclasses.replace(config, continuous=1.0)
-            validation = self.validation.load(tokenizer, side, config.preset, config.clean)
+            validation = self.validation.load(tokenizer, side, config.presets, config.clean)
             task = ReconstructionTask(tokenizer, crops, config, validation)
         average = train(task, self.loop, self.out)
         assert isinstance(average, Tokenizer)
@@ -157,7 +157,7 @@ class TrainFusion:
         model = NextScale.from_pretrained(self.start, device="cpu", fp32=True)
         crops = _crops(self, model.tokenizer, config.side)
         tokenizer, transformer = with_fusion(model.tokenizer).to(device()), model.transformer.to(device())
-        validation = self.validation.load(tokenizer, config.side, config.preset, config.clean)
+        validation = self.validation.load(tokenizer, config.side, config.presets, config.clean)
         task = FusionTask(tokenizer, transformer, crops, config, validation)
         average = train(task, self.loop, self.out)
         assert isinstance(average, Tokenizer)
@@ -218,7 +218,7 @@ class TrainTransformer:
         tokenizer.to(device())
         transformer = model.transformer.to(device()).train().requires_grad_(True)
         crops = {side: _crops(self, tokenizer, side) for side in set(self.codes.sides)}
-        validation = self.validation.load(tokenizer, max(self.codes.sides), self.codes.preset, self.codes.clean)
+        validation = self.validation.load(tokenizer, max(self.codes.sides), self.codes.presets, self.codes.clean)
         task = CodesTask(transformer, tokenizer, crops, self.codes, validation)
         rates = rates_of_sides(model.config, self.codes.sides, stages=self.codes.stages)
         task.tokens_per_sample, task.flops_per_sample = rates

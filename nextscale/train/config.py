@@ -63,8 +63,8 @@ class ReconstructionConfig:
 
     side: int = 64
     """Side in pixels of the input photograph: crops are four times that."""
-    preset: str = "stablesr"
-    """Degradation of the inputs that the fidelity dial sees."""
+    presets: tuple[str, ...] = ("stablesr",)
+    """Degradations of the inputs that the fidelity dial sees, drawn alike."""
     clean: float = 0.1
     """Share of inputs that are only reduced, not degraded."""
     continuous: float = 0.5
@@ -118,7 +118,8 @@ class CodesConfig:
     sides: tuple[int, ...] = (64, 64, 64, 128)
     """Side in pixels of the input photograph at each step, in turn. A quarter of the area costs less than a quarter of
     the time; larger ones take fewer samples, so that a step sees as many pixels."""
-    preset: str = "stablesr"
+    presets: tuple[str, ...] = ("stablesr",)
+    """Degradations of the inputs, drawn alike."""
     clean: float = 0.25
     """Share of samples that are only reduced bilinearly (class 1)."""
     class_free: float = 0.1

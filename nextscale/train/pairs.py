@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,9 +23,13 @@ def draws(seed: int, stream: int, first: int, batch: int, count: int) -> np.ndar
 
 
 def pairs(
-    crops: Crops, step: int, batch: int, preset: str, clean: float, device: torch.device | None = None
+    crops: Crops, step: int, batch: int, presets: Sequence[str], clean: float, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Training pairs of one step; they are degraded on the device where they are used (the CPU).
+
+    Args:
+        presets: names of degradations, drawn alike for each sample.
+        clean: share of samples that are only reduced bilinearly.
 
     Returns:
         targets B 3 H H in [-1, 1], inputs B 3 H/4 H/4 in [-1, 1], classes B (0 degraded, 1 clean).
@@ -33,7 +38,9 @@ def pairs(
     hr = torch.from_numpy(crops.batch(position, batch)).to(device).float() / 255
     chance = [random.Random(crops.seed * 1_000_003 + position + i) for i in range(batch)]
     labels = [int(draw.random() < clean) for draw in chance]
-    kinds = ["bilinear" if label else preset for label in labels]
+    # A single preset draws nothing.
+    chosen = [presets[0] if len(presets) == 1 else draw.choice(presets) for draw in chance]
+    kinds = ["bilinear" if label else name for label, name in zip(labels, chosen, strict=True)]
     recipes = [sample_recipe(PRESETS[kind], draw) for kind, draw in zip(kinds, chance, strict=True)]
     # The loop's autocast would run the codec's transforms in 16 bits.
     with torch.autocast(hr.device.type, enabled=False):

@@ -98,7 +98,7 @@ class ReconstructionTask:
         config = self.config
         place = step % self.period(batch) if self.period(batch) else step
         first, drawn = (positions(s, batch).start for s in (place, step))
-        targets, inputs, classes = pairs(self.crops, place, batch, config.preset, config.clean, self.device)
+        targets, inputs, classes = pairs(self.crops, place, batch, config.presets, config.clean, self.device)
         kind, dial, unquantised = draws(self.crops.seed, 4, drawn, batch, 3).T
         dial = np.where(kind < config.dial_off, 0, np.where(kind < config.dial_off + config.dial_full, 1, dial))
         weight = torch.from_numpy(dial.astype(np.float32)).view(-1, 1, 1, 1).to(self.device)

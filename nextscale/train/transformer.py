@@ -100,7 +100,7 @@ class CodesTask:
         ladder, crops = self.ladders[side], self.crops[side]
         batch = max(1, batch * min(config.sides) ** 2 // side**2)
         started = time.monotonic()
-        targets, inputs, classes = pairs(crops, step, batch, config.preset, config.clean, self.device)
+        targets, inputs, classes = pairs(crops, step, batch, config.presets, config.clean, self.device)
         degraded = time.monotonic()
         chance = draws(crops.seed, 5, positions(step, batch).start, batch, 1)[:, 0]
         dropped = torch.from_numpy(chance < config.class_free).to(self.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,8 +21,10 @@ from nextscale.train.pairs import pairs
 class Validation:
     """Fixed pairs that no training step sees: targets B 3 H H, inputs B 3 H/4 H/4, both in [-1, 1], and classes."""
 
-    def __init__(self, crops: Crops, count: int, preset: str, clean: float, device: torch.device | None = None) -> None:
-        self.targets, self.inputs, self.classes = pairs(crops, 0, min(count, len(crops)), preset, clean, device)
+    def __init__(
+        self, crops: Crops, count: int, presets: Sequence[str], clean: float, device: torch.device | None = None
+    ) -> None:
+        self.targets, self.inputs, self.classes = pairs(crops, 0, min(count, len(crops)), presets, clean, device)
         # LPIPS-alex judges and is never trained on.
         self.lpips: Lpips | None = None
         with contextlib.suppress(MissingWeights):

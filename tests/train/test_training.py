@@ -57,12 +57,21 @@ def test_the_linear_start_reconstructs_before_any_training(crops: Crops) -> None
 
 
 def test_pairs_are_the_same_for_the_same_step(crops: Crops) -> None:
-    first, again = (pairs(crops, 3, 2, "stablesr", 0.5) for _ in range(2))
+    first, again = (pairs(crops, 3, 2, ["stablesr"], 0.5) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     targets, inputs, classes = first
     assert targets.shape == (2, 3, 256, 256)
     assert inputs.shape == (2, 3, 64, 64)
     assert set(classes.tolist()) <= {0, 1}
+
+
+def test_several_degradations_are_mixed(crops: Crops) -> None:
+    strong, mild = (pairs(crops, 0, 8, [name], 0.0)[1] for name in ("x4plus", "stablesr"))
+    both = pairs(crops, 0, 8, ["x4plus", "stablesr"], 0.0)[1]
+    again = pairs(crops, 0, 8, ["x4plus", "stablesr"], 0.0)[1]
+    assert torch.equal(both, again)
+    assert not torch.equal(both, strong)
+    assert not torch.equal(both, mild)
 
 
 def test_reconstruction_learns_and_keeps_the_quantiser(crops: Crops, tmp_path: Path) -> None:
@@ -128,7 +137,7 @@ def test_the_losses_are_cross_entropy_and_preference_of_the_same_logits(crops: C
     tokenizer, ladder = model.tokenizer, model.tokenizer.ladder.for_input(64)
     config = CodesConfig(class_free=0.0, beta=2.0, sides=(64,), balance=0.0)
     total, numbers = CodesTask(model.transformer, tokenizer, {64: crops}, config).losses(0, 2)
-    targets, inputs, classes = pairs(crops, 0, 2, config.preset, config.clean)
+    targets, inputs, classes = pairs(crops, 0, 2, config.presets, config.clean)
     codes = tokenizer.encode(targets, ladder=ladder)
     own = tokenizer.encode(enlarge(inputs, 256), ladder=ladder)
     condition = Condition(tokenizer.stage_latents(enlarge(inputs, 256), ladder=ladder), classes)
@@ -157,7 +166,7 @@ def test_the_fusion_trains_on_the_codes_that_upscaling_would_use(crops: Crops) -
     model = random_model()
     config = ReconstructionConfig(feature=0, lpips=0, continuous=0.0, predicted=1.0)
     task = FusionTask(model.tokenizer, model.transformer, crops, config)
-    targets, inputs, classes = pairs(crops, 0, 2, "stablesr", 0.0)
+    targets, inputs, classes = pairs(crops, 0, 2, ["stablesr"], 0.0)
     latents = model.tokenizer.stage_latents(targets, ladder=task.ladder)
     given = task.codes(model.tokenizer, latents, inputs, classes, 0, 0)
     condition = Condition(model.tokenizer.stage_latents(enlarge(inputs, 256), ladder=task.ladder), classes)
@@ -207,7 +216,7 @@ def test_a_model_without_a_dial_gets_one_and_keeps_its_decoders(crops: Crops, tm
 
 def test_validation_scores_and_shows_every_stage(crops: Crops) -> None:
     model = random_model()
-    validation = Validation(crops, 2, "stablesr", 0.0)
+    validation = Validation(crops, 2, ["stablesr"], 0.0)
     validation.lpips = None
     settings = ReconstructionConfig(feature=0, lpips=0, continuous=0.0)
     task = FusionTask(model.tokenizer, model.transformer, crops, settings, validation)
