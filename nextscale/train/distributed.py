@@ -5,6 +5,7 @@ One process is the same code with nothing to join; it needs neither accelerate n
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +70,8 @@ def spread(module: nn.Module, units: list[nn.Module], parallel: Literal["ddp", "
         raise OptionError("accelerate launch asks for FSDP: add --parallel fsdp, or launch without it")
     # A step may leave parameters out: a stage's decoder, a side's table. (torch warns once where none is.)
     kind = DistributedDataParallelKwargs(find_unused_parameters=True)
+    # Threads of a group that is still open would abort the process as it ends.
+    atexit.register(_leave)
     joined = Accelerator(cpu=device().type == "cpu", mixed_precision="no", kwargs_handlers=[kind])
     if parallel == "ddp":
         wrapped: nn.Module = joined.prepare(module)
@@ -82,6 +85,11 @@ def spread(module: nn.Module, units: list[nn.Module], parallel: Literal["ddp", "
     for part in (*units, module):
         fully_shard(part)
     return module
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager
