@@ -7,10 +7,12 @@ latents (side = the stage's last step) on which a stage's codes are summed.
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from nextscale.errors import ModelError, OptionError
@@ -156,6 +158,8 @@ class FusionConfig:
     """Residual blocks on the input's features, for all stages."""
     stage_blocks: int = 4
     """Further ones of each stage, after its codes have come in."""
+    refine: int = 0
+    """Further ones at the output's resolution, for factors above 1: without them, fine lines come out as dots."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,7 @@ def tiny() -> ModelConfig:
         channels=48, multipliers=(1, 2, 2), blocks=1, patch=4, attention=False, linear_path=True
     )
     return ModelConfig(
-        tokenizer=TokenizerConfig(autoencoder=autoencoder, vocabulary=1024, fusion=FusionConfig(channels=64)),
+        tokenizer=TokenizerConfig(autoencoder=autoencoder, vocabulary=1024, fusion=FusionConfig(channels=64, refine=1)),
         transformer=TransformerConfig(depth=8, width=256, heads=4, shared_adaln=True, aligned_conditioning=True),
     )
 
@@ -250,6 +254,41 @@ def from_dict(kind: type[ConfigT], data: Any, *, where: str = "config") -> Confi
         raise ModelError(f"missing key {where}.{missing[0]}")
     values = {name: _read(hints[name], data[name], f"{where}.{name}") for name in sorted(fields)}
     return typing.cast(ConfigT, kind(**values))
+
+
+def changed(config: ConfigT, difference: Any, *, where: str = "config") -> ConfigT:
+    """A configuration with some values replaced; `difference` holds these alone, nested as in config.json.
+
+    Raises:
+        ModelError: an unknown key or a value of the wrong type, named as `where.key`, or values that do not fit.
+    """
+
+    def merged(old: Any, new: Any) -> Any:
+        if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+            return new
+        return {**old, **{key: merged(old.get(key), value) for key, value in new.items()}}
+
+    if not isinstance(difference, Mapping):
+        raise ModelError(f"{where} must be an object, got {type(difference).__name__}")
+    return from_dict(type(config), merged(to_dict(config), difference), where=where)
+
+
+def read_difference(config: ConfigT, file: Path | None) -> ConfigT:
+    """A configuration with what a JSON file changes in it (`changed`); itself without a file.
+
+    Raises:
+        ModelError: the file is missing or no JSON, or does not fit; the message names it.
+    """
+    if file is None:
+        return config
+    try:
+        return changed(config, json.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ModelError(f"{file}: it cannot be read ({error.strerror}); check --config") from None
+    except ValueError as error:
+        raise ModelError(f"{file}: not readable as JSON ({error})") from None
+    except ModelError as error:
+        raise ModelError(f"{file}: {error}") from None
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:

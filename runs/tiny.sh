@@ -28,10 +28,17 @@ train fusion --out "$out/fusion" --start "$out/transformer/model" \
   --reconstruction.dial-off 0.2 --reconstruction.dial-full 0.7 \
   --reconstruction.predicted 0.4 --reconstruction.cycle 800 \
   --reconstruction.pixel 0.4 --reconstruction.feature 0.6 --reconstruction.lpips 0.4
+train fusion --out "$out/texture" --start "$out/fusion/model" \
+  --steps "$(steps 1500)" --batch 4 --lr 3e-4 --warmup 30 --final-lr 0.05 --ema 0.99 \
+  --reconstruction.side "$side" --reconstruction.clean 0.2 --reconstruction.soft 0.4 \
+  --reconstruction.dial-off 0.2 --reconstruction.dial-full 0.7 \
+  --reconstruction.predicted 0.5 --reconstruction.cycle 1200 \
+  --reconstruction.pixel 0.6 --reconstruction.feature 0.5 --reconstruction.lpips 0.4 \
+  --reconstruction.adversarial 1.0
 python - "$out" <<'PYTHON'
 import sys
 from nextscale import NextScale
 
-whole = NextScale.from_pretrained(f"{sys.argv[1]}/fusion/model", device="cpu", fp32=True)
+whole = NextScale.from_pretrained(f"{sys.argv[1]}/texture/model", device="cpu", fp32=True)
 whole.save_pretrained(f"{sys.argv[1]}/tiny")
 PYTHON

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,14 +12,17 @@ import torch
 
 from nextscale.config import (
     PRESETS,
+    FusionConfig,
     Ladder,
     ModelConfig,
     TokenizerConfig,
     TransformerConfig,
+    changed,
     flat_ladder,
     from_dict,
     paper,
     phi_schedule,
+    read_difference,
     tiny,
     to_dict,
 )
@@ -103,6 +107,39 @@ def test_unknown_missing_and_mistyped_keys_are_named() -> None:
     data["transformer"]["depth"] = "8"
     with pytest.raises(ModelError, match=r"config\.transformer\.depth must be int"):
         from_dict(ModelConfig, data)
+
+
+def test_a_difference_changes_only_what_it_names(tmp_path: Path) -> None:
+    file = tmp_path / "flat.json"
+    file.write_text('{"tokenizer": {"ladder": {"stage_ends": [10]}}, "transformer": {"depth": 3}}')
+    found = read_difference(tiny(), file)
+    assert found.tokenizer.ladder == dataclasses.replace(tiny().tokenizer.ladder, stage_ends=(10,))
+    assert found.transformer == dataclasses.replace(tiny().transformer, depth=3)
+    assert found.tokenizer.autoencoder == tiny().tokenizer.autoencoder
+    assert read_difference(tiny(), None) == tiny()
+    assert changed(tiny(), {"tokenizer": {"fusion": None}}).tokenizer.fusion is None
+    assert changed(paper(), {"tokenizer": {"fusion": to_dict(FusionConfig())}}).tokenizer.fusion == FusionConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"transformer": {"dept": 3}}', r"flat\.json: unknown key config\.transformer\.dept"),
+        (
+            '{"tokenizer": {"ladder": {"stage_ends": [9]}}}',
+            r"flat\.json: a ladder's stage_ends must rise and end at 10",
+        ),
+        ("{", r"flat\.json: not readable as JSON"),
+        ("[]", r"flat\.json: config must be an object"),
+    ],
+)
+def test_a_wrong_difference_is_one_line_that_names_the_file(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "flat.json"
+    file.write_text(text)
+    with pytest.raises(ModelError, match=message):
+        read_difference(tiny(), file)
+    with pytest.raises(ModelError, match=r"gone\.json: it cannot be read"):
+        read_difference(tiny(), tmp_path / "gone.json")
 
 
 def test_configs_that_contradict_themselves_are_refused() -> None:

@@ -54,6 +54,9 @@ class Fusion(nn.Module):
             self.up.append(nn.Conv2d(channels, (config.channels // 2) * double**2, 3, padding=1))
             self.growth.append(double)
             channels, factor = config.channels // 2, factor // double
+        self.refine = nn.ModuleList(PlainBlock(channels) for _ in range(config.refine if self.factor > 1 else 0))
+        for block in self.refine:
+            zero_(block.conv2)  # type: ignore[arg-type]
         self.conv_out = nn.Conv2d(channels, 4, 3, padding=1)
         zero_(self.conv_out)
 
@@ -66,6 +69,8 @@ class Fusion(nn.Module):
             h = block(h)
         for conv, growth in zip(self.up, self.growth, strict=True):
             h = F.relu(F.pixel_shuffle(conv(h), growth))
+        for block in self.refine:
+            h = block(h)
         correction, blend = self.conv_out(h).float().split((3, 1), dim=1)
         enlarged = F.interpolate(inputs, size=picture.shape[-2:], mode="bicubic")
         out: Tensor = torch.lerp(picture.float(), enlarged.float(), blend.sigmoid()) + correction

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,25 @@ class Tokenizer(nn.Module):
         """The ladder of the model's own tile size."""
         return self.config.ladder
 
+    def with_ladder(self, ladder: Ladder) -> Tokenizer:
+        """The same weights on another ladder: fewer stages, other steps, one stage for all.
+
+        A stage keeps the decoder of its canvas; one that has none gets a copy of the largest's. Then there is no
+        fidelity dial, whose branches belong to the factors.
+        """
+        own = self.ladder
+        places = {side: place for place, side in enumerate(own.canvases)}
+        taken = [places.get(side, own.num_stages - 1) for side in ladder.canvases]
+        whole = ladder.input_canvas == own.input_canvas and set(ladder.canvases) <= set(own.canvases)
+        fusion = self.config.fusion if whole else None
+        other = Tokenizer(dataclasses.replace(self.config, ladder=ladder, fusion=fusion))
+        state = self.state_dict()
+        for stage, place in enumerate(taken):
+            decoder = self.decoders[place].state_dict()
+            state |= {f"decoders.{stage}.{name}": tensor for name, tensor in decoder.items()}
+        other.load_state_dict({name: state[name] for name in other.state_dict()})
+        return other.to(self.quant_conv.weight.device).eval()
+
     def latents(self, images: Tensor) -> Tensor:
         """Images B 3 H W in [-1, 1], sides multiples of 16 -> latents B 32 H/16 W/16, float32."""
         out: Tensor = self.quant_conv(self.encoder(images))
@@ -113,12 +133,26 @@ class Tokenizer(nn.Module):
                 scan.push(steps[-1])
         return Codes(steps, ladder)
 
-    def canvases(self, codes: Codes) -> list[Tensor]:
-        """f of each complete stage: B C h w on that stage's canvas, float32."""
+    def corrections(self, latents: list[Tensor], history: Codes) -> Codes:
+        """What Algorithm 1 would choose at each step if the steps before were those of `history`."""
+        scan = Scan(self.quantizer, history.ladder)
+        steps = []
+        for ids in history.steps:
+            latent = latents[history.ladder.stage_of(scan.step)]
+            steps.append(self.quantizer.nearest(scan.residual(latent)))
+            scan.push(ids)
+        return Codes(steps, history.ladder)
+
+    def canvases(self, codes: Codes, expected: list[Tensor] | None = None) -> list[Tensor]:
+        """f of each complete stage: B C h w on that stage's canvas, float32.
+
+        Args:
+            expected: per step what takes the gradient in the place of the codes, see `Scan.push`.
+        """
         scan = Scan(self.quantizer, codes.ladder)
         out = []
-        for ids in codes.steps:
-            scan.push(ids)
+        for step, ids in enumerate(codes.steps):
+            scan.push(ids, None if expected is None else expected[step])
             if scan.step == codes.ladder.stage_ends[scan.stage]:
                 assert scan.f is not None
                 out.append(scan.f)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nextscale.config import PRESETS, FusionConfig, ModelConfig, TokenizerConfig
+from nextscale.config import PRESETS, FusionConfig, ModelConfig, TokenizerConfig, read_difference
 from nextscale.errors import OptionError
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig
 from nextscale.train.plan import PlanConfig, Training, plan, show
@@ -63,6 +63,9 @@ class TrainTokenizer:
     """Tokenizer to go on from: the result of the phase before, or a converted checkpoint."""
     preset: Literal["tiny", "paper"] = "tiny"
     """Configuration of a new tokenizer."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON of what differs in the configuration, as in {"tokenizer": {"ladder": {"stage_ends": [10]}}}: anything in a
+    new tokenizer's, the ladder alone in that of --start."""
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
@@ -87,13 +90,16 @@ class TrainTokenizer:
             side = self.codebook.side if quantising else self.reconstruction.side
             start = None if self.start is None else read_config(self.start, "tokenizer", TokenizerConfig)
             whole = PRESETS[self.preset]()
-            _show(self, ModelConfig(start or whole.tokenizer, whole.transformer), self.phase, (side,))
+            wanted = read_difference(ModelConfig(start or whole.tokenizer, whole.transformer), self.config)
+            _show(self, wanted, self.phase, (side,))
             return 0
         torch.manual_seed(self.loop.seed)
         if self.start is not None:
             tokenizer = Tokenizer.from_pretrained(self.start)
+            wanted = read_difference(ModelConfig(tokenizer.config), self.config)
+            tokenizer = _on_ladder(tokenizer, wanted.tokenizer, self.start)
         elif self.phase == "autoencoder":
-            tokenizer = Tokenizer(PRESETS[self.preset]().tokenizer)
+            tokenizer = Tokenizer(read_difference(PRESETS[self.preset](), self.config).tokenizer)
         else:
             raise OptionError(f"the {self.phase} phase needs --start with the result of the phase before")
         tokenizer.to(device())
@@ -121,7 +127,7 @@ class TrainTokenizer:
 
 @dataclass(frozen=True)
 class TrainFusion:
-    """Train a whole model's decoders and its fidelity dial on the codes that its frozen transformer predicts."""
+    """Train a whole model's decoders and its fidelity dial on the codes that its transformer predicts."""
 
     data: tuple[str, ...]
     """Folders, .tar shards, globs or addresses of photographs."""
@@ -144,13 +150,13 @@ class TrainFusion:
         from nextscale.tokenizer.model import Tokenizer
         from nextscale.train.distributed import device, rank
         from nextscale.train.loop import train
-        from nextscale.train.transformer import FusionTask, with_fusion
+        from nextscale.train.transformer import Both, FusionTask, JointTask, with_fusion
         from nextscale.upscale import NextScale
 
         config = self.reconstruction
         if self.plan:
             whole = read_config(self.start, "model", ModelConfig)
-            grown = dataclasses.replace(whole.tokenizer, fusion=whole.tokenizer.fusion or FusionConfig())
+            grown = dataclasses.replace(whole.tokenizer, fusion=whole.tokenizer.fusion or FusionConfig(refine=1))
             _show(self, dataclasses.replace(whole, tokenizer=grown), "fusion", (config.side,))
             return 0
         torch.manual_seed(self.loop.seed)
@@ -158,12 +164,16 @@ class TrainFusion:
         crops = _crops(self, model.tokenizer, config.side)
         tokenizer, transformer = with_fusion(model.tokenizer).to(device()), model.transformer.to(device())
         validation = self.validation.load(tokenizer, config.side, config.presets, config.clean)
-        task = FusionTask(tokenizer, transformer, crops, config, validation)
-        average = train(task, self.loop, self.out)
-        assert isinstance(average, Tokenizer)
+        kind = JointTask if config.transformer else FusionTask
+        average = train(kind(tokenizer, transformer, crops, config, validation), self.loop, self.out)
+        if isinstance(average, Both):
+            tokenizer, transformer = average.tokenizer, average.transformer
+        else:
+            assert isinstance(average, Tokenizer)
+            tokenizer = average
         if rank() == 0:
             whole = ModelConfig(tokenizer.config, model.config.transformer)
-            NextScale(whole, average, transformer).save_pretrained(self.out / "model", half=False)
+            NextScale(whole, tokenizer, transformer).save_pretrained(self.out / "model", half=False)
         return 0
 
 
@@ -181,6 +191,9 @@ class TrainTransformer:
     """A converted transformer, or a model whose transformer to continue from."""
     preset: Literal["tiny", "paper"] = "tiny"
     """Configuration of a new transformer."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON of what differs in the configuration, as in {"transformer": {"aligned_conditioning": false}}: anything of a
+    new transformer, and the ladder on which the tokenizer is read."""
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
     codes: CodesConfig = field(default_factory=CodesConfig)
@@ -203,13 +216,16 @@ class TrainTransformer:
 
         if self.plan:
             kept = read_config(self.tokenizer, "tokenizer", TokenizerConfig)
-            whole = ModelConfig(kept, PRESETS[self.preset]().transformer)
+            whole = read_difference(ModelConfig(kept, PRESETS[self.preset]().transformer), self.config)
             _show(self, whole, "transformer", self.codes.sides, stages=self.codes.stages)
             return 0
         torch.manual_seed(self.loop.seed)
         tokenizer = Tokenizer.from_pretrained(self.tokenizer)
+        if self.start is not None and self.config is not None:
+            raise OptionError("--config is for a new transformer, and --start brings its own configuration")
         if self.start is None:
-            config = ModelConfig(tokenizer.config, PRESETS[self.preset]().transformer)
+            config = read_difference(ModelConfig(tokenizer.config, PRESETS[self.preset]().transformer), self.config)
+            tokenizer = _on_ladder(tokenizer, config.tokenizer, self.tokenizer)
             model = NextScale.create(config)
             if config.transformer.aligned_conditioning:
                 start_from_codebook(model.transformer, tokenizer)
@@ -255,6 +271,20 @@ def _crops(command: TrainTokenizer | TrainTransformer | TrainFusion, tokenizer: 
         max_damaged=sources.max_damaged,
         cache=sources.cache,
     )
+
+
+def _on_ladder(tokenizer: Tokenizer, wanted: TokenizerConfig, where: Path) -> Tokenizer:
+    """A trained tokenizer as --config wants it.
+
+    Raises:
+        OptionError: the two differ in more than the ladder, or the ladder has stages for which there is no dial.
+    """
+    if wanted == tokenizer.config:
+        return tokenizer
+    other = tokenizer.with_ladder(wanted.ladder)
+    if other.config != wanted:
+        raise OptionError(f"--config: {where} is trained already; only its ladder can change, to some of its stages")
+    return other
 
 
 def _crop_side(tokenizer: Tokenizer, side: int) -> int:

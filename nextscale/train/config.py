@@ -67,6 +67,8 @@ class ReconstructionConfig:
     """Degradations of the inputs that the fidelity dial sees, drawn alike."""
     clean: float = 0.1
     """Share of inputs that are only reduced, not degraded."""
+    soft: float = 0.0
+    """Share of photographs of which a part is enlarged 1.2 to 2.2 times: most are not sharp to the pixel."""
     continuous: float = 0.5
     """Share of samples whose decoder sees the unquantised latent; at 1 the encoder trains too, as it always does in the
     autoencoder phase, which has no codes yet."""
@@ -88,8 +90,20 @@ class ReconstructionConfig:
     """Weight of the VGG19 feature difference."""
     lpips: float = 0.2
     """Weight of LPIPS-squeeze."""
+    adversarial: float = 0.0
+    """Weight of deceiving a critic that learns to tell pictures from photographs (0: no critic). Its gradient at the
+    VGG19 activations is kept as large as that of the feature difference, so the two weights compare."""
+    judged_from: int = 2
+    """The first stage that the critic judges, counted from 1: what the first one lacks is noise to remove."""
+    critic_lr: float = 1e-3
+    """Learning rate of the critic."""
     predicted: float = 0.6
     """Share of quantised samples decoded from codes that the transformer predicts (`train fusion`)."""
+    transformer: float = 0.0
+    """Learning rate of the transformer in `train fusion`, as a share of the decoders' (0: frozen). It learns which
+    codes make the better picture: the picture's gradient reaches the probabilities straight through the choice."""
+    entropy: float = 0.1
+    """Weight of the cross-entropy that keeps such a transformer to the photograph's codes."""
     cycle: int = 2048
     """Samples after which `train fusion` starts over, so that each is predicted once and then remembered."""
     grid: float = 4.0
@@ -122,6 +136,8 @@ class CodesConfig:
     """Degradations of the inputs, drawn alike."""
     clean: float = 0.25
     """Share of samples that are only reduced bilinearly (class 1)."""
+    soft: float = 0.0
+    """Share of photographs of which a part is enlarged 1.2 to 2.2 times: most are not sharp to the pixel."""
     class_free: float = 0.1
     """Share of samples whose class is dropped (class 2)."""
     beta: float = 1.0

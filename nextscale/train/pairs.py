@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale.data import Crops
@@ -23,13 +24,21 @@ def draws(seed: int, stream: int, first: int, batch: int, count: int) -> np.ndar
 
 
 def pairs(
-    crops: Crops, step: int, batch: int, presets: Sequence[str], clean: float, device: torch.device | None = None
+    crops: Crops,
+    step: int,
+    batch: int,
+    presets: Sequence[str],
+    clean: float,
+    device: torch.device | None = None,
+    *,
+    soft: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Training pairs of one step; they are degraded on the device where they are used (the CPU).
 
     Args:
         presets: names of degradations, drawn alike for each sample.
         clean: share of samples that are only reduced bilinearly.
+        soft: share of samples whose target is a part of the crop, enlarged 1.2 to 2.2 times.
 
     Returns:
         targets B 3 H H in [-1, 1], inputs B 3 H/4 H/4 in [-1, 1], classes B (0 degraded, 1 clean).
@@ -40,8 +49,22 @@ def pairs(
     labels = [int(draw.random() < clean) for draw in chance]
     # A single preset draws nothing.
     chosen = [presets[0] if len(presets) == 1 else draw.choice(presets) for draw in chance]
+    if soft:
+        hr = torch.cat(
+            [_softened(hr[i : i + 1], draw) if draw.random() < soft else hr[i : i + 1] for i, draw in enumerate(chance)]
+        )
     kinds = ["bilinear" if label else name for label, name in zip(labels, chosen, strict=True)]
     recipes = [sample_recipe(PRESETS[kind], draw) for kind, draw in zip(kinds, chance, strict=True)]
     # The loop's autocast would run the codec's transforms in 16 bits.
     with torch.autocast(hr.device.type, enabled=False):
         return hr * 2 - 1, degrade(hr, recipes) * 2 - 1, torch.tensor(labels, device=device)
+
+
+def _softened(image: Tensor, draw: random.Random) -> Tensor:
+    """A random part of an image 1 3 H H in [0, 1], enlarged to its size: no longer sharp to the pixel, as most real
+    photographs are not."""
+    side = image.shape[-1]
+    part = round(side / draw.uniform(1.2, 2.2))
+    top, left = draw.randint(0, side - part), draw.randint(0, side - part)
+    window = image[..., top : top + part, left : left + part]
+    return F.interpolate(window, size=(side, side), mode="bicubic").clamp(0, 1)

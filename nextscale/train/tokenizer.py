@@ -18,6 +18,7 @@ from nextscale.evaluate.perceptual import Lpips, Vgg19Features
 from nextscale.tokenizer.layers import area_downsample
 from nextscale.tokenizer.model import Codes, Tokenizer
 from nextscale.tokenizer.quantizer import Scan
+from nextscale.train.adversary import Adversary
 from nextscale.train.config import CodebookConfig, LoopConfig, ReconstructionConfig
 from nextscale.train.distributed import from_first, positions, summed
 from nextscale.train.loop import decay_groups
@@ -58,14 +59,19 @@ class ReconstructionTask:
     def __init__(
         self, tokenizer: Tokenizer, crops: Crops, config: ReconstructionConfig, validation: Validation | None = None
     ) -> None:
-        self.model = tokenizer
+        self.model: nn.Module = tokenizer
+        self.tokenizer = tokenizer
         self.crops = crops
         self.config = config
         self.validation = validation
         self.device = tokenizer.quant_conv.weight.device
         self.ladder = tokenizer.ladder.for_input(config.side)
         self.train_encoder = config.continuous == 1
-        self.vgg = Vgg19Features(("conv1_2", "conv2_2", "conv3_1")).to(self.device) if config.feature else None
+        layers = ("conv1_2", "conv2_2", "conv3_1")
+        self.vgg = Vgg19Features(layers).to(self.device) if config.feature or config.adversarial else None
+        self.adversary: Adversary | None = None
+        if config.adversarial:
+            self.adversary = Adversary(self.ladder.num_stages, (64, 128, 256), config.critic_lr, self.device)
         self.lpips = Lpips("squeeze").to(self.device) if config.lpips else None
         tokenizer.requires_grad_(True)
         tokenizer.quantizer.requires_grad_(config.vocabulary)
@@ -89,6 +95,15 @@ class ReconstructionTask:
         del inputs, classes, first, drawn
         return model.quantise(latents, ladder=self.ladder)
 
+    def quantised(
+        self, latents: list[Tensor], inputs: Tensor, classes: Tensor, first: int, drawn: int
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Canvases of the quantised samples, and terms of the loss that arise on the way, by their weight's name."""
+        with torch.no_grad():
+            codes = self.codes(self.tokenizer, latents, inputs, classes, first, drawn)
+        with torch.set_grad_enabled(self.config.vocabulary):
+            return self.tokenizer.canvases(codes), {}
+
     def period(self, batch: int) -> int:
         """Steps after which the samples start over (0: never)."""
         del batch
@@ -98,77 +113,101 @@ class ReconstructionTask:
         config = self.config
         place = step % self.period(batch) if self.period(batch) else step
         first, drawn = (positions(s, batch).start for s in (place, step))
-        targets, inputs, classes = pairs(self.crops, place, batch, config.presets, config.clean, self.device)
+        targets, inputs, classes = pairs(
+            self.crops, place, batch, config.presets, config.clean, self.device, soft=config.soft
+        )
         kind, dial, unquantised = draws(self.crops.seed, 4, drawn, batch, 3).T
         dial = np.where(kind < config.dial_off, 0, np.where(kind < config.dial_off + config.dial_full, 1, dial))
         weight = torch.from_numpy(dial.astype(np.float32)).view(-1, 1, 1, 1).to(self.device)
         rng = np.random.default_rng((self.crops.seed, 7, step))
         with torch.set_grad_enabled(self.train_encoder):
-            latents = self.model.stage_latents(targets, ladder=self.ladder)
+            latents = self.tokenizer.stage_latents(targets, ladder=self.ladder)
         seen = latents
+        more: dict[str, Tensor] = {}
         if config.noise:
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             spread = latents[-1].detach().square().mean().sqrt() * config.noise
             seen = [z + spread * torch.randn(z.shape, generator=generator).to(z) for z in latents]
         if config.continuous < 1:
             keep = torch.from_numpy(unquantised < config.continuous).view(-1, 1, 1, 1).to(self.device)
-            with torch.no_grad():
-                codes = self.codes(self.model, latents, inputs, classes, first, drawn)
-            with torch.set_grad_enabled(config.vocabulary):
-                canvases = self.model.canvases(codes)
+            canvases, more = self.quantised(latents, inputs, classes, first, drawn)
             seen = [torch.where(keep, z, f) for z, f in zip(seen, canvases, strict=True)]
-        features = self.model.input_features(inputs) if self.model.input_features is not None else None
+        tokenizer = self.tokenizer
+        features = tokenizer.input_features(inputs) if tokenizer.input_features is not None else None
         total = targets.new_zeros(())
         numbers: dict[str, float] = {}
+        for name, value in more.items():
+            total = total + getattr(config, name) * value
+            numbers[name] = float(value.detach())
         for stage, f in enumerate(seen):
             target = area_downsample(targets, self.ladder.image_sides[stage])
-            output = self.model.decode_canvas(f, stage, inputs=inputs, features=features, weight=weight).float()
+            output = tokenizer.decode_canvas(f, stage, inputs=inputs, features=features, weight=weight).float()
             difference = output - target
             terms = {"pixel": difference.square().mean() if config.squared else difference.abs().mean()}
-            if config.grid and self.model.config.autoencoder.patch > 1:
-                terms["grid"] = _grid(difference, self.model.config.autoencoder.patch)
+            if config.grid and tokenizer.config.autoencoder.patch > 1:
+                terms["grid"] = _grid(difference, tokenizer.config.autoencoder.patch)
             window = _window(output.shape[-1], rng)
             if self.lpips is not None:
-                terms["lpips"] = self.lpips(output[window], target[window]).mean()
+                terms["lpips"] = self.lpips(*_resampled(output[window], target[window], rng)).mean()
             if self.vgg is not None:
-                terms["feature"] = self._feature(output[window], target[window])
+                with torch.no_grad():
+                    wanted = self.vgg(target[window] / 2 + 0.5)
+                given = self.vgg(output[window] / 2 + 0.5)
+                terms["feature"] = torch.stack(
+                    [(a - b).abs().mean() for a, b in zip(given, wanted, strict=True)]
+                ).mean()
+                if self.adversary is not None and stage + 1 >= config.judged_from:
+                    terms["adversarial"], doubt = self.adversary.deceive(stage, given)
+                    numbers[f"doubt_{stage + 1}"] = doubt
+                    numbers |= self.adversary.learn(stage, given, wanted)
             for name, value in terms.items():
                 total = total + getattr(config, name) * value
-                numbers[f"{name}_{stage + 1}"] = float(value.detach())
+                if name != "adversarial":
+                    # Its value means nothing, only its gradient.
+                    numbers[f"{name}_{stage + 1}"] = float(value.detach())
         numbers["loss"] = float(total.detach())
         return total, numbers
 
-    def _feature(self, output: Tensor, target: Tensor) -> Tensor:
-        assert self.vgg is not None
-        with torch.no_grad():
-            wanted = self.vgg(target / 2 + 0.5)
-        given = self.vgg(output / 2 + 0.5)
-        return torch.stack([(a - b).abs().mean() for a, b in zip(given, wanted, strict=True)]).mean()
-
     def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
         del step, optimiser
+        if self.adversary is not None:
+            self.adversary.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the weights: the critic."""
+        return {} if self.adversary is None else self.adversary.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state)
 
     @torch.no_grad()
     def reconstructions(self, average: nn.Module, weight: float) -> list[Tensor]:
         """The validation photographs at each stage, at one setting of the dial."""
         assert self.validation is not None
-        assert isinstance(average, Tokenizer)
         inputs = self.validation.inputs
+        tokenizer, seen = self.validated(average)
+        return [
+            tokenizer.decode_canvas(f, stage, inputs=inputs, weight=weight).float().clamp(-1, 1)
+            for stage, f in enumerate(seen)
+        ]
+
+    def validated(self, average: nn.Module) -> tuple[Tokenizer, list[Tensor]]:
+        """The averaged tokenizer, and what its decoders see of the validation photographs."""
+        assert self.validation is not None
+        assert isinstance(average, Tokenizer)
         seen = average.stage_latents(self.validation.targets, ladder=self.ladder)
         if self.config.continuous < 1:
             # Positions before the stream's start are never those of a training sample.
-            codes = self.codes(average, seen, inputs, self.validation.classes, -len(inputs), -1)
-            seen = average.canvases(codes)
-        return [
-            average.decode_canvas(f, stage, inputs=inputs, weight=weight).float().clamp(-1, 1)
-            for stage, f in enumerate(seen)
-        ]
+            inputs, classes = self.validation.inputs, self.validation.classes
+            seen = average.canvases(self.codes(average, seen, inputs, classes, -len(inputs), -1))
+        return average, seen
 
     def validate(self, average: nn.Module) -> dict[str, float]:
         """PSNR and LPIPS of each stage's image on the validation photographs, at w = 0 and, with a dial, at w = 1."""
         if self.validation is None:
             return {}
-        weights = [0.0] if self.model.input_features is None else [0.0, 1.0]
+        weights = [0.0] if self.tokenizer.input_features is None else [0.0, 1.0]
         numbers: dict[str, float] = {}
         for weight in weights:
             scores = self.validation.scores(self.reconstructions(average, weight))
@@ -180,7 +219,7 @@ class ReconstructionTask:
         del step
         if self.validation is None:
             return None
-        weight = 0.0 if self.model.input_features is None else 1.0
+        weight = 0.0 if self.tokenizer.input_features is None else 1.0
         return self.validation.sheet(self.reconstructions(average, weight))
 
 
@@ -189,6 +228,18 @@ def _window(side: int, rng: np.random.Generator, size: int = 128) -> tuple[Any, 
     size = min(size, side)
     top, left = (int(rng.integers(0, side - size + 1)) for _ in range(2))
     return (..., slice(top, top + size), slice(left, left + size))
+
+
+def _resampled(given: Tensor, wanted: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Both pictures resampled by a random factor, 0.75 to 1.5.
+
+    SqueezeNet's strides of two see some phases of a fine grid and not others: on pictures as they are, its distance
+    falls as dots of two pixels appear, and LPIPS-alex rises.
+    """
+    side = int(given.shape[-1] * rng.uniform(0.75, 1.5))
+    small = F.interpolate(torch.cat([given, wanted]), size=(side, side), mode="bilinear", antialias=True)
+    first, second = small.chunk(2)
+    return first, second
 
 
 def _grid(difference: Tensor, patch: int, window: int = 32) -> Tensor:

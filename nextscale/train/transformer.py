@@ -100,7 +100,9 @@ class CodesTask:
         ladder, crops = self.ladders[side], self.crops[side]
         batch = max(1, batch * min(config.sides) ** 2 // side**2)
         started = time.monotonic()
-        targets, inputs, classes = pairs(crops, step, batch, config.presets, config.clean, self.device)
+        targets, inputs, classes = pairs(
+            crops, step, batch, config.presets, config.clean, self.device, soft=config.soft
+        )
         degraded = time.monotonic()
         chance = draws(crops.seed, 5, positions(step, batch).start, batch, 1)[:, 0]
         dropped = torch.from_numpy(chance < config.class_free).to(self.device)
@@ -175,7 +177,7 @@ def with_fusion(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with an untrained fusion, where it has none."""
     if tokenizer.config.fusion is not None:
         return tokenizer
-    grown = Tokenizer(dataclasses.replace(tokenizer.config, fusion=FusionConfig()))
+    grown = Tokenizer(dataclasses.replace(tokenizer.config, fusion=FusionConfig(refine=1)))
     grown.load_state_dict({**grown.state_dict(), **tokenizer.state_dict()})
     return grown.eval()
 
@@ -216,23 +218,117 @@ class FusionTask(ReconstructionTask):
     def period(self, batch: int) -> int:
         return max(1, self.config.cycle // batch)
 
+    def drawn_predictions(self, drawn: int, batch: int) -> Tensor:
+        """Which samples are decoded from predicted codes, B; of validation, at positions before the stream, all."""
+        share = 1.0 if drawn < 0 else self.config.predicted
+        return torch.from_numpy(draws(self.crops.seed, 6, max(0, drawn), batch, 1)[:, 0] < share).to(self.device)
+
     def codes(
         self, model: Tokenizer, latents: list[Tensor], inputs: Tensor, classes: Tensor, first: int, drawn: int
     ) -> Codes:
         own = super().codes(model, latents, inputs, classes, first, drawn)
         places = range(first, first + len(inputs))
-        missing = [i for i, place in enumerate(places) if place not in self.remembered]
+        use = self.drawn_predictions(drawn, len(inputs))
+        missing = [i for i, place in enumerate(places) if use[i] and place not in self.remembered]
         if missing:
             made = predict(self.transformer, model, self.ladder, inputs[missing], classes[missing])
             for row, i in enumerate(missing):
                 self.remembered[places[i]] = [ids[row].to(torch.int16) for ids in made.steps]
-        # Validation, at positions before the stream, sees what a user gets.
-        share = 1.0 if first < 0 else self.config.predicted
-        use = torch.from_numpy(draws(self.crops.seed, 6, max(0, drawn), len(inputs), 1) < share)[..., None].to(
-            self.device
-        )
         steps = []
         for k, ids in enumerate(own.steps):
-            predicted = torch.stack([self.remembered[place][k] for place in places]).long()
-            steps.append(torch.where(use, predicted, ids))
+            rows = [self.remembered[place][k].to(ids) if use[i] else ids[i] for i, place in enumerate(places)]
+            steps.append(torch.stack(rows))
         return Codes(steps, self.ladder)
+
+
+class Both(nn.Module):
+    """A tokenizer and a transformer that are trained together."""
+
+    def __init__(self, tokenizer: Tokenizer, transformer: Transformer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.transformer = transformer
+
+
+class JointTask(FusionTask):
+    """The fusion and the transformer together: codes are chosen for the picture that they make.
+
+    One teacher-forced pass gives every step's probabilities. Its history is what the transformer chose at the last
+    visit of the sample (or the photograph's codes, as `predicted` says), so a pass costs one step of training, not a
+    sampling. The best codes are decoded, and the picture's gradient goes straight through the choice. Cross-entropy
+    asks for the codes that correct the history, as Algorithm 1 would go on from it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        transformer: Transformer,
+        crops: Crops,
+        config: ReconstructionConfig,
+        validation: Validation | None = None,
+    ) -> None:
+        super().__init__(tokenizer, transformer, crops, config, validation)
+        transformer.train().requires_grad_(True)
+        self.model = Both(tokenizer, transformer)
+
+    def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
+        rate = config.lr * self.config.transformer
+        return [
+            *decay_groups(self.tokenizer.named_parameters(), config.lr, config.weight_decay),
+            *decay_groups(self.transformer.named_parameters(), rate, config.weight_decay),
+        ]
+
+    def quantised(
+        self, latents: list[Tensor], inputs: Tensor, classes: Tensor, first: int, drawn: int
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        tokenizer, ladder = self.tokenizer, self.ladder
+        with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+            history = self.codes(tokenizer, latents, inputs, classes, first, drawn)
+            maps = tokenizer.step_inputs(history)
+            wanted = tokenizer.corrections(latents, history)
+            near = tokenizer.stage_latents(enlarge(inputs, ladder.image_sides[-1]), ladder=ladder)
+        condition = Condition(near, classes)
+        segments = [self.transformer.start(condition)]
+        segments += [self.transformer.embed(m, k) for k, m in enumerate(maps, start=1)]
+        logits = self.transformer.logits(segments, condition)
+        own = self.drawn_predictions(drawn, len(inputs))
+        with torch.autocast(inputs.device.type, enabled=False):
+            steps, expected = [], []
+            rows = tokenizer.quantizer.codebook.weight.float()
+            parts = torch.split(logits, [ids[0].numel() for ids in history.steps], dim=1)
+            for part, ids in zip(parts, history.steps, strict=True):
+                best = part.argmax(-1).view_as(ids)
+                steps.append(torch.where(own[:, None, None], best, ids))
+                vectors = (part.softmax(-1) @ rows).view(*ids.shape, -1)
+                # The photograph's own codes were nobody's choice.
+                expected.append(torch.where(own[:, None, None, None], vectors, vectors.detach()))
+            for row in own.nonzero().flatten().tolist():
+                self.remembered[first + row] = [ids[row].to(torch.int16) for ids in steps]
+            targets = torch.cat([ids.flatten(1) for ids in wanted.steps], dim=1)
+            entropy = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            return tokenizer.canvases(Codes(steps, ladder), expected), {"entropy": entropy}
+
+    def validated(self, average: nn.Module) -> tuple[Tokenizer, list[Tensor]]:
+        assert self.validation is not None
+        assert isinstance(average, Both)
+        codes = predict(
+            average.transformer, average.tokenizer, self.ladder, self.validation.inputs, self.validation.classes
+        )
+        return average.tokenizer, average.tokenizer.canvases(codes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Also what was chosen at the last visits, which no seed brings back."""
+        return super().state_dict() | {
+            "remembered": {
+                place: torch.cat([ids.flatten() for ids in steps]) for place, steps in self.remembered.items()
+            }
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        sides = self.ladder.sides
+        for place, ids in state.pop("remembered", {}).items():
+            parts = torch.split(ids, [side * side for side in sides])
+            self.remembered[place] = [part.view(side, side) for part, side in zip(parts, sides, strict=True)]
+        if state:
+            super().load_state_dict(state)

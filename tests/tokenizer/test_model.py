@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -166,3 +167,27 @@ def test_the_fidelity_dial_is_monotone_towards_the_input(model: NextScale) -> No
 def test_codes_know_their_complete_stages() -> None:
     steps = [torch.zeros(1, s, s, dtype=torch.int64) for s in Ladder().sides[:7]]
     assert Codes(steps, Ladder()).num_stages == 2
+
+
+def test_another_ladder_keeps_the_decoder_of_each_canvas(model: NextScale) -> None:
+    tokenizer = model.tokenizer
+    ladder = dataclasses.replace(tokenizer.ladder, stage_ends=(6, 10))
+    other = tokenizer.with_ladder(ladder)
+    assert other.ladder == ladder
+    assert other.config.fusion == tokenizer.config.fusion
+    for stage, own in ((0, 1), (1, 2)):
+        kept, wanted = (part.state_dict() for part in (other.decoders[stage], tokenizer.decoders[own]))
+        assert kept.keys() == wanted.keys()
+        assert all(torch.equal(kept[name], wanted[name]) for name in wanted)
+    assert torch.equal(other.quantizer.codebook.weight, tokenizer.quantizer.codebook.weight)
+
+
+def test_a_stage_without_a_decoder_gets_the_largest_and_no_dial(model: NextScale) -> None:
+    flat = dataclasses.replace(model.tokenizer.ladder, stage_ends=(10,))
+    one = model.tokenizer.with_ladder(flat)
+    three = one.with_ladder(model.tokenizer.ladder)
+    assert one.config.fusion is not None
+    assert three.config.fusion is None
+    f = torch.randn((1, 32, 4, 4), generator=torch.Generator().manual_seed(0))
+    for stage in range(3):
+        assert torch.equal(three.decode_canvas(f, stage), one.decode_canvas(f, 0))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale.cli import main
@@ -72,6 +73,17 @@ def test_several_degradations_are_mixed(crops: Crops) -> None:
     assert torch.equal(both, again)
     assert not torch.equal(both, strong)
     assert not torch.equal(both, mild)
+
+
+def test_soft_photographs_are_parts_of_the_crops_without_their_finest_detail(crops: Crops) -> None:
+    sharp, soft, again = (pairs(crops, 0, 4, ["stablesr"], 0.0, soft=share)[0] for share in (0.0, 1.0, 1.0))
+    assert torch.equal(soft, again)
+    assert not torch.equal(soft, sharp)
+    finest = [(x - F.avg_pool2d(x, 3, 1, 1))[..., 1:-1, 1:-1].abs().mean() for x in (soft, sharp)]
+    assert float(finest[0]) < 0.7 * float(finest[1])
+    some = pairs(crops, 0, 8, ["stablesr"], 0.0, soft=0.5)[0]
+    kept = [torch.equal(a, b) for a, b in zip(some, pairs(crops, 0, 8, ["stablesr"], 0.0)[0], strict=True)]
+    assert 0 < sum(kept) < 8
 
 
 def test_reconstruction_learns_and_keeps_the_quantiser(crops: Crops, tmp_path: Path) -> None:
