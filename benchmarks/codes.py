@@ -17,13 +17,14 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
-from quality import load, pair_paths
 
 from nextscale import NextScale
 from nextscale.console import complain
 from nextscale.errors import ImageError, NextScaleError
+from nextscale.evaluate.layouts import pairs
 from nextscale.evaluate.metrics import psnr
 from nextscale.evaluate.perceptual import Lpips
+from nextscale.evaluate.scores import read_pixels, to_tensor
 from nextscale.tokenizer.layers import area_downsample
 from nextscale.train.transformer import enlarge, predict
 
@@ -50,10 +51,10 @@ def main() -> int:
     distance = Lpips("alex")
     scores: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
     equal: dict[str, list[list[float]]] = {"predicted": [], "input": []}
-    for lr_path, hr_path in pair_paths(settings.bench, settings.limit):
-        inputs, truth = load(lr_path), load(hr_path)
+    for pair in pairs(settings.bench)[: settings.limit or None]:
+        inputs, truth = (to_tensor(read_pixels(path)).float() * 2 - 1 for path in (pair.lr, pair.hr))
         if inputs.shape[-2:] != (ladder.input_side, ladder.input_side):
-            raise ImageError(f"{lr_path}: this benchmark needs inputs of {ladder.input_side} px a side")
+            raise ImageError(f"{pair.lr}: this benchmark needs inputs of {ladder.input_side} px a side")
         kinds = {
             "truth": tokenizer.encode(truth),
             "predicted": predict(model.transformer, tokenizer, ladder, inputs, torch.zeros(1, dtype=torch.long)),

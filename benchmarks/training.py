@@ -14,10 +14,7 @@ from __future__ import annotations
 import json
 import random
 import resource
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -34,6 +31,7 @@ from nextscale.console import complain
 from nextscale.degrade import PRESETS as DEGRADATIONS
 from nextscale.degrade import degrade, sample_recipes
 from nextscale.errors import NextScaleError
+from nextscale.peaks import Timer, product_rate
 from nextscale.tokenizer.model import Codes, Tokenizer
 from nextscale.train.config import LoopConfig
 from nextscale.train.loop import blocks, decay_groups, recomputed
@@ -70,39 +68,6 @@ class Settings:
     """CPU threads (0: all)."""
     cpu_time: bool = False
     """Count the processor's seconds, not the clock's: for a CPU that others use meanwhile, with one thread."""
-
-
-class Timer:
-    """Seconds of an action on a device."""
-
-    def __init__(self, device: torch.device, settings: Settings) -> None:
-        self.device = device
-        self.runs = settings.runs
-        self.clock = time.process_time if settings.cpu_time and device.type == "cpu" else time.perf_counter
-
-    def once(self, action: Callable[[], Any]) -> float:
-        """Seconds of one run, everything the device was given included."""
-        self._wait()
-        started = self.clock()
-        action()
-        self._wait()
-        return self.clock() - started
-
-    def median(self, action: Callable[[], Any]) -> float:
-        """The median of the runs after a first one, which loads kernels and allocates."""
-        self.once(action)
-        return statistics.median(self.once(action) for _ in range(self.runs))
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-def product_tflops(side: int, timer: Timer) -> float:
-    """The best of ten products of two square bfloat16 matrices, in 10^12 FLOPs a second."""
-    a, b = (torch.randn(side, side, device=timer.device).bfloat16() for _ in range(2))
-    timer.once(lambda: a @ b)
-    return 2e-12 * side**3 / min(timer.once(lambda: a @ b) for _ in range(10))
 
 
 class Step:
@@ -153,27 +118,27 @@ def measure(settings: Settings) -> dict[str, Any]:
     side, batch = settings.side or ladder.input_side, settings.batch
     name = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    timer = Timer(device, settings)
+    timer = Timer(device, cpu_time=settings.cpu_time)
     product = settings.product or (8192 if device.type == "cuda" else 2048)
-    before = product_tflops(product, timer)
+    before = product_rate(product, torch.bfloat16, timer)
 
     pixels = ladder.for_input(side).image_sides[-1]
     targets = torch.rand(batch, 3, pixels, pixels, device=device)
     recipes = sample_recipes(DEGRADATIONS[settings.degradation], batch, random.Random(0))
-    degrading = timer.median(lambda: degrade(targets, recipes))
+    degrading = timer.median(lambda: degrade(targets, recipes), settings.runs)
     inputs = degrade(targets, recipes) * 2 - 1
 
     tokenizer = Tokenizer(config.tokenizer).to(device).eval().requires_grad_(False)
-    tokenising = timer.median(lambda: tokenise(tokenizer, targets * 2 - 1, inputs, side))
+    tokenising = timer.median(lambda: tokenise(tokenizer, targets * 2 - 1, inputs, side), settings.runs)
     step = Step(config, *tokenise(tokenizer, targets * 2 - 1, inputs, side), settings)
     with ExitStack() as stack:
         if settings.recompute:
             stack.enter_context(recomputed(blocks(step.transformer)))
         if settings.compile:
             step.transformer.stack.compile()
-        training = timer.median(step)
+        training = timer.median(step, settings.runs)
     # A machine that others use, or that heats up, is not the same at the end.
-    peak = max(before, product_tflops(product, timer))
+    peak = 1e-12 * max(before, product_rate(product, torch.bfloat16, timer))
 
     flops = training_flops_per_sample(config, side=side)
     tokens = sum(tokens_per_sample(config, side))

@@ -21,6 +21,10 @@ import tyro
 
 from nextscale import NextScale, UpscaleOptions
 from nextscale.config import PRESETS
+from nextscale.peaks import Timer, product_rate
+
+PRODUCT = 2048
+"""Side of the matrices, in float32."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +36,6 @@ class Settings:
     threads: int = 2
     runs: int = 5
     fp32: bool = False
-
-
-def matmul_seconds() -> float:
-    """Seconds of 2048 x 2048 x 2048 in float32, the best of five."""
-    a = torch.randn(2048, 2048)
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        a @ a
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 def main() -> int:
@@ -60,7 +53,7 @@ def main() -> int:
     model.upscale(photo, options)
     runs = [model.upscale(photo, options).timings for _ in range(settings.runs)]
     parts = {name: round(statistics.median(run[name] for run in runs), 4) for name in runs[0]}
-    product = matmul_seconds()
+    product = 2 * PRODUCT**3 / product_rate(PRODUCT, torch.float32, Timer(torch.device("cpu")), runs=5)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     report = {
         "model": settings.model,

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nextscale import __version__
+from nextscale.bench import Bench
 from nextscale.console import complain, say
 from nextscale.data_commands import Data, Degrade
 from nextscale.errors import ImageError, NextScaleError, OptionError
+from nextscale.evaluate.commands import Evaluate
+from nextscale.evaluate.paper_commands import Report
 from nextscale.options import UpscaleOptions
 from nextscale.train.commands import Train
 
@@ -302,6 +305,9 @@ class Version:
 
 Command = (
     Annotated[Upscale, tyro.conf.subcommand("upscale")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Degrade, tyro.conf.subcommand("degrade")]
     | Annotated[Data, tyro.conf.subcommand("data")]

@@ -175,7 +175,7 @@ class NextScale:
             self.tokenizer.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.transformer.to(self.device, self.dtype)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise NextScaleError(
                 f"out of memory for the model on {self.device}; close other programs, or use another --device"
@@ -530,7 +530,7 @@ class _Run:
                     ):
                         yield tiles, stage
                 except (MemoryError, RuntimeError) as error:
-                    if not _is_out_of_memory(error):
+                    if not is_out_of_memory(error):
                         raise
                     exhausted = True
                 if exhausted:  # outside `except`: the error holds on to all tensors of the failed attempt
@@ -618,7 +618,8 @@ def _pad(pixels: Array, side: int) -> Array:
     return np.pad(pixels, short, mode="symmetric") if np.any(short) else pixels
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch or Python says that memory ran out."""
     signs = ("out of memory", "can't allocate memory", "alloc_failed")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in signs)
 

@@ -105,6 +105,6 @@ train fusion --data "$photos" --out "$out/fusion" --start "$out/transformer/mode
 
 # 5. Tables: the paper's are those of w = 0. The rest of the row is what the dial adds.
 for bench in DIV2K RealSR DRealSR; do
-  first nextscale evaluate -n "$out/transformer/model" --bench "$benches/$bench"
-  first nextscale evaluate -n "$out/fusion/model" --bench "$benches/$bench"
+  first nextscale evaluate -n "$out/transformer/model" --bench "$benches/$bench" --out "$out/tables/$bench-paper"
+  first nextscale evaluate -n "$out/fusion/model" --bench "$benches/$bench" --out "$out/tables/$bench-dial"
 done

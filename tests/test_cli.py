@@ -740,6 +740,7 @@ finally:
     [
         (),
         ("upscale",),
+        ("evaluate",),
         ("train",),
         ("train", "tokenizer"),
         ("train", "transformer"),

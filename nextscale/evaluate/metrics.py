@@ -60,13 +60,14 @@ def _comparable(pred: Tensor, target: Tensor, channel: Channel, border: int) -> 
     inside = (..., slice(border, height - border), slice(border, width - border))
     x_BCHW, y_BCHW = pred[inside].double(), target[inside].double()
     if channel == "y":
-        return _luma(x_BCHW), _luma(y_BCHW)
+        return luma(x_BCHW), luma(y_BCHW)
     if channel == "rgb":
         return x_BCHW * _RANGE, y_BCHW * _RANGE
     raise ValueError(f"channel must be 'y' or 'rgb', got {channel!r}")
 
 
-def _luma(image_BCHW: Tensor) -> Tensor:
+def luma(image_BCHW: Tensor) -> Tensor:
+    """B x 1 x H x W in 16..235, not rounded, of B x 3 x H x W in [0, 1]."""
     weights = image_BCHW.new_tensor(_LUMA).view(1, 3, 1, 1)
     return (image_BCHW * weights).sum(dim=1, keepdim=True) + _LUMA_OFFSET
 

@@ -1,21 +1,14 @@
 """Distances in the features of trained networks: LPIPS for reporting, VGG19 activations for training.
 
 The backbones are written out here, with torchvision's layer numbers so that its official weights load; torchvision
-itself is never imported. Where weights come from: the folder named by the environment variable NEXTSCALE_WEIGHTS,
-then torch's hub cache, then a download into that cache. Without weights there is an error, never a number.
+itself is never imported.
 
 Shapes: B images, C channels, h w feature positions, H W pixels.
 """
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import importlib.util
-import os
-import pickle
-import tempfile
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.errors import NextScaleError
+from nextscale.evaluate.weights import MissingWeights as MissingWeights
+from nextscale.evaluate.weights import first_file, hub_folder, load_into, official_file, user_folder
 
 LpipsNet = Literal["alex", "squeeze", "vgg"]
 
 _OFFICIAL_URL = "https://download.pytorch.org/models/"
-_TIMEOUT_SECONDS = 30
-
-
-class MissingWeights(NextScaleError):  # noqa: N818 - named for what the user lacks
-    """Weights of a metric that are nowhere to be found, cannot be downloaded, or are not what their name says."""
 
 
 # --- LPIPS (Zhang et al. 2018, version 0.1) ---------------------------------------------------------------------------
@@ -54,11 +43,11 @@ class Lpips(nn.Module):
         spec = _BACKBONES[net]
         self.taps = spec.taps
         self.features = spec.build()
-        _load_into(self.features, _backbone_file(spec), prefix="features.")
+        load_into(self.features, _backbone_file(spec), prefix="features.")
         heads = [nn.Conv2d(width, 1, 1, bias=False) for width in spec.widths]
         self.heads = nn.ModuleList(heads)
         names = {f"{i}.weight": f"lin{i}.model.1.weight" for i in range(len(heads))}
-        _load_into(self.heads, _head_file(net), names=names)
+        load_into(self.heads, _head_file(net), names=names)
         # ImageNet's mean and deviation, for images in [-1, 1].
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
@@ -109,13 +98,13 @@ class Vgg19Features(nn.Module):
         names = {"to_bgr.weight": "0.weight", "to_bgr.bias": "0.bias"}
         for name, (number, _) in _VGG19.items():
             names |= {f"convs.{name}.{part}": f"{number}.{part}" for part in ("weight", "bias")}
-        file = _first_file([_user_folder() / self.FILE, _hub_folder() / self.FILE])
+        file = first_file([user_folder() / self.FILE, hub_folder() / self.FILE])
         if file is None:
             raise MissingWeights(
                 f"The VGG19 features need {self.FILE}, which has no official download: put it into the folder "
                 "named by NEXTSCALE_WEIGHTS or train without this loss"
             )
-        _load_into(self, file, names=names)
+        load_into(self, file, names=names)
         self.requires_grad_(False).eval()
 
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
@@ -233,77 +222,24 @@ _BACKBONES: Mapping[str, _Backbone] = {
 }
 
 
-# --- finding and reading weights --------------------------------------------------------------------------------------
-
-
-def _user_folder() -> Path:
-    # Unset, it names a folder that holds nothing.
-    return Path(os.environ.get("NEXTSCALE_WEIGHTS") or os.devnull)
-
-
-def _hub_folder() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def _first_file(candidates: Sequence[Path]) -> Path | None:
-    return next((path for path in candidates if path.is_file()), None)
+# --- files of weights -------------------------------------------------------------------------------------------------
 
 
 def _backbone_file(spec: _Backbone) -> Path:
-    user, cached = _user_folder(), _hub_folder() / spec.official
-    return _first_file([user / spec.file, user / spec.official, cached]) or _download(spec.official, cached)
+    return official_file(_OFFICIAL_URL + spec.official, also=[spec.file])
 
 
 def _head_file(net: str) -> Path:
     """The LPIPS linear layers: the user's folder, else those that an installed lpips or torchmetrics brings along."""
-    candidates = [_user_folder() / "lin" / f"{net}.pth"]
+    candidates = [user_folder() / "lin" / f"{net}.pth"]
     for package, inside in (("lpips", "weights/v0.1"), ("torchmetrics", "functional/image/lpips_models")):
         spec = importlib.util.find_spec(package)
         for root in (spec.submodule_search_locations or []) if spec else []:
             candidates.append(Path(root) / inside / f"{net}.pth")
-    file = _first_file(candidates)
+    file = first_file(candidates)
     if file is None:
         raise MissingWeights(
             f"LPIPS needs its linear layers lin/{net}.pth: put them into the folder named by NEXTSCALE_WEIGHTS, "
             "or run `pip install torchmetrics`, which brings them"
         )
     return file
-
-
-def _download(name: str, target: Path) -> Path:
-    """Fetch an official file into the hub cache; its sha256 must begin with the eight digits in its name."""
-    url = _OFFICIAL_URL + name
-    digest = hashlib.sha256()
-    part: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response,
-            tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as out,
-        ):
-            part = Path(out.name)
-            while chunk := response.read(1 << 20):
-                digest.update(chunk)
-                out.write(chunk)
-        if not digest.hexdigest().startswith(name.removesuffix(".pth").rsplit("-", 1)[1]):
-            raise MissingWeights(f"The download of {url} is damaged (its sha256 does not fit): try again")
-        part.replace(target)
-    except (OSError, http.client.HTTPException) as error:
-        raise MissingWeights(
-            f"The weights {name} cannot be downloaded ({error}): fetch {url} into {target.parent} "
-            "or into the folder named by NEXTSCALE_WEIGHTS"
-        ) from error
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
-    return target
-
-
-def _load_into(module: nn.Module, file: Path, *, prefix: str = "", names: Mapping[str, str] | None = None) -> None:
-    """Copy the file's tensors into the module: under `prefix`, or by `names` (ours -> the file's); others are left."""
-    wanted = names if names is not None else {name: prefix + name for name in module.state_dict()}
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        module.load_state_dict({ours: state[theirs] for ours, theirs in wanted.items()})
-    except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise MissingWeights(f"{file} does not hold the weights its name promises: remove or replace it") from error

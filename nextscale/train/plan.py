@@ -8,7 +8,6 @@ operations, the degradation and the perceptual networks are left out of the FLOP
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -87,17 +86,12 @@ def this_cpu(side: int = 1024) -> Hardware:
     """This machine's CPU, by matrix products with the threads that torch would use."""
     import torch
 
-    def tflops(dtype: torch.dtype) -> float:
-        a = torch.ones(side, side, dtype=dtype)
-        best = float("inf")
-        for _ in range(4):
-            started = time.perf_counter()
-            a @ a
-            best = min(best, time.perf_counter() - started)
-        return 2e-12 * side**3 / best
+    from nextscale.peaks import Timer, product_rate
 
+    timer = Timer(torch.device("cpu"))
+    bf16, fp32 = (1e-12 * product_rate(side, dtype, timer, runs=4) for dtype in (torch.bfloat16, torch.float32))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    return Hardware(tflops(torch.bfloat16), tflops(torch.float32), memory)
+    return Hardware(bf16, fp32, memory)
 
 
 @dataclass(frozen=True)
@@ -256,6 +250,8 @@ def fusion_cost(config: FusionConfig, factor: int, side: int, precision: Precisi
         growth = 2 if factor % 2 == 0 else factor
         parts.append(_conv(channels, half * growth**2, at, operand))
         channels, factor, at = half, factor // growth, at * growth
+        if factor == 1:
+            parts += [_conv(channels, channels, at, operand)] * (2 * config.refine)
     # Enlarged input, blend, codes' picture and image in float32.
     parts += [_conv(channels, 4, at, operand), Cost(kept=10 * at**2 * WIDE)]
     return total(parts)

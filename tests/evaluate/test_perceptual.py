@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import io
-import os
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
-import skimage.data
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -20,46 +14,15 @@ from torch import Tensor
 from torchmetrics.functional.image import lpips as oracle
 
 from nextscale.errors import NextScaleError
-from nextscale.evaluate import perceptual
 from nextscale.evaluate.metrics import psnr, ssim
-from nextscale.evaluate.perceptual import Lpips, LpipsNet, MissingWeights, Vgg19Features
-
-SHARED = Path(__file__).parents[3] / "shared"
-
-
-def folder(variable: str, default: str) -> Path:
-    path = Path(os.environ.get(variable) or SHARED / default)
-    if not path.is_dir():
-        pytest.skip(f"no folder {path}: set {variable}")
-    return path
-
-
-@pytest.fixture
-def weights(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of real weights, in force for the test."""
-    path = folder("NEXTSCALE_WEIGHTS", "weights")
-    monkeypatch.setenv("NEXTSCALE_WEIGHTS", str(path))
-    return path
-
-
-@pytest.fixture
-def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine without weights and without a network; returns its empty hub cache."""
-
-    def offline(url: str, timeout: float) -> None:
-        raise urllib.error.URLError(f"no network for {url} within {timeout} s")
-
-    monkeypatch.delenv("NEXTSCALE_WEIGHTS", raising=False)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(urllib.request, "urlopen", offline)
-    return tmp_path / "checkpoints"
+from nextscale.evaluate.perceptual import Lpips, LpipsNet, Vgg19Features
+from nextscale.evaluate.weights import MissingWeights
+from tests.evaluate.conftest import folder, photograph
 
 
 def astronaut() -> Tensor:
     """One photograph, 1 x 3 x 128 x 160 in [0, 1]."""
-    with Image.open(Path(skimage.data.__file__).with_name("astronaut.png")) as image:
-        crop = np.array(image.crop((140, 0, 300, 128)))
-    return (torch.from_numpy(crop).permute(2, 0, 1) / 255)[None]
+    return photograph("astronaut.png")[..., :128, 140:300]
 
 
 def pair(batch: int = 2, side: int = 64) -> tuple[Tensor, Tensor]:
@@ -144,8 +107,9 @@ def assert_agrees_with_oracle(net: LpipsNet, monkeypatch: pytest.MonkeyPatch) ->
     # Its backbone comes from a library that is not here; its taps, normalisation and heads are its own.
     monkeypatch.setattr(oracle, "_get_tv_model_features", lambda *_: ours.features)
     theirs = oracle._LPIPS(net=net)
-    a, b = pair()
-    torch.testing.assert_close(ours(a, b), theirs(a, b).flatten(), rtol=1e-5, atol=1e-7)
+    photo = astronaut() * 2 - 1
+    for a, b in (pair(), (photo, F.avg_pool2d(photo, 5, stride=1, padding=2))):
+        torch.testing.assert_close(ours(a, b), theirs(a, b).flatten(), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.usefixtures("weights")
@@ -289,21 +253,3 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("NEXTSCALE_WEIGHTS", str(tmp_path))
     with pytest.raises(MissingWeights, match="remove or replace"):
         Lpips("alex")
-
-
-def test_a_download_is_checked_and_lands_in_the_cache(no_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = b"weights" * 1000
-    name = f"net-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-    asked = []
-
-    def urlopen(url: str, timeout: float) -> io.BytesIO:
-        asked.append((url, timeout > 0))
-        return io.BytesIO(content)
-
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    path = perceptual._download(name, no_weights / name)
-    assert path.read_bytes() == content
-    assert asked == [(f"https://download.pytorch.org/models/{name}", True)]
-    with pytest.raises(MissingWeights, match="sha256"):
-        perceptual._download("net-00000000.pth", no_weights / "net-00000000.pth")
-    assert [file.name for file in no_weights.iterdir()] == [name]

@@ -1,0 +1,111 @@
+"""Where the weights of the metrics come from, and what is said when they are nowhere.
+
+The folder named by the environment variable NEXTSCALE_WEIGHTS, then torch's hub cache, then a download of the official
+file into that cache. Without weights there is an error, never a number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import pickle
+import tempfile
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nextscale.errors import NextScaleError
+
+_TIMEOUT_SECONDS = 30
+
+
+class MissingWeights(NextScaleError):  # noqa: N818 - named for what the user lacks
+    """Weights of a metric that are nowhere to be found, cannot be downloaded, or are not what their name says."""
+
+
+def user_folder() -> Path:
+    """The folder in NEXTSCALE_WEIGHTS; unset, a path that holds nothing."""
+    return Path(os.environ.get("NEXTSCALE_WEIGHTS") or os.devnull)
+
+
+def hub_folder() -> Path:
+    """Where torch's hub keeps downloaded checkpoints."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def first_file(candidates: Sequence[Path]) -> Path | None:
+    """The first of the candidates that is a file."""
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def official_file(url: str, *, also: Sequence[str] = ()) -> Path:
+    """The file that `url` ends in, from the user's folder (there also under other names), the hub cache or the net.
+
+    Raises:
+        MissingWeights: it is nowhere, and the download failed or is not what its name says.
+    """
+    name = url.rsplit("/", 1)[1]
+    user, cached = user_folder(), hub_folder() / name
+    return first_file([*(user / other for other in also), user / name, cached]) or download(url, cached)
+
+
+def download(url: str, target: Path) -> Path:
+    """Fetch an official file; its sha256 must begin with the eight digits that end its name.
+
+    Raises:
+        MissingWeights: it cannot be fetched or stored, or its content does not fit its name.
+    """
+    name = url.rsplit("/", 1)[1]
+    digest = hashlib.sha256()
+    part: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response,
+            tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as out,
+        ):
+            part = Path(out.name)
+            while chunk := response.read(1 << 20):
+                digest.update(chunk)
+                out.write(chunk)
+        if not digest.hexdigest().startswith(name.removesuffix(".pth").rsplit("-", 1)[1]):
+            raise MissingWeights(f"The download of {url} is damaged (its sha256 does not fit): try again")
+        part.replace(target)
+    except (OSError, http.client.HTTPException) as error:
+        raise MissingWeights(
+            f"The weights {name} cannot be downloaded ({error}): fetch {url} into {target.parent} "
+            "or into the folder named by NEXTSCALE_WEIGHTS"
+        ) from error
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+    return target
+
+
+def load_into(module: nn.Module, file: Path, *, prefix: str = "", names: Mapping[str, str] | None = None) -> None:
+    """Copy the file's tensors into the module: under `prefix`, or by `names` (ours -> the file's); others are left.
+
+    Raises:
+        MissingWeights: the file is damaged, lacks a tensor or holds one of another shape.
+    """
+    wanted = names if names is not None else {name: prefix + name for name in module.state_dict()}
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        # Files older than BatchNorm's counter lack it, and it takes no part in a result.
+        load: dict[str, Tensor] = {
+            ours: state[theirs]
+            for ours, theirs in wanted.items()
+            if theirs in state or not ours.endswith("num_batches_tracked")
+        }
+        module.load_state_dict(load)
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise damaged(file) from error
+
+
+def damaged(file: Path) -> MissingWeights:
+    """The error for a file that is there, but cannot be what it should be."""
+    return MissingWeights(f"{file} does not hold the weights its name promises: remove or replace it")
