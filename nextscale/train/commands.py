@@ -157,7 +157,8 @@ class TrainFusion:
         if self.plan:
             whole = read_config(self.start, "model", ModelConfig)
             grown = dataclasses.replace(whole.tokenizer, fusion=whole.tokenizer.fusion or FusionConfig(refine=1))
-            _show(self, dataclasses.replace(whole, tokenizer=grown), "fusion", (config.side,))
+            together: Training = "joint" if config.transformer else "fusion"
+            _show(self, dataclasses.replace(whole, tokenizer=grown), together, (config.side,))
             return 0
         torch.manual_seed(self.loop.seed)
         model = NextScale.from_pretrained(self.start, device="cpu", fp32=True)
