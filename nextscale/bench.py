@@ -14,12 +14,13 @@ import tyro
 
 from nextscale import image as images
 from nextscale.console import say
-from nextscale.errors import NextScaleError
+from nextscale.errors import NextScaleError, OptionError
+from nextscale.evaluate.commands import named
 from nextscale.evaluate.table import dump, markdown_table
 from nextscale.options import Names, SpeedOptions
 
 if TYPE_CHECKING:
-    from nextscale.measure import ModelReport
+    from nextscale.measure import ModelReport, PictureRow
 
 _MIB = 2**20
 
@@ -41,11 +42,14 @@ class Bench:
     """Draw time and memory against size, and each part beside its limit."""
 
     def run(self) -> int:
+        if not self.models or not self.devices:
+            raise OptionError("bench needs at least one of --models and of --devices")
         if self.plot is not None:
             figure_class()
         for file in (self.json, self.plot):
             if file is not None:
-                images.check_folder(file)
+                with named(file):
+                    images.check_folder(file)
         import torch
 
         from nextscale.measure import measure
@@ -55,9 +59,11 @@ class Bench:
         reports = [measure(name, device, self.options, progress) for device in self.devices for name in self.models]
         if self.json is not None:
             content = {"torch": torch.__version__, "models": [report.as_json() for report in reports]}
-            images.write_bytes(self.json, dump(content).encode())
+            with named(self.json):
+                images.write_bytes(self.json, dump(content).encode())
         if self.plot is not None:
-            images.write_bytes(self.plot, draw(reports))
+            with named(self.plot):
+                images.write_bytes(self.plot, draw(reports))
         for report in reports:
             for line in table(report):
                 say(line)
@@ -74,9 +80,10 @@ def table(report: ModelReport) -> Iterator[str]:
     """Lines of Markdown: the machine, each batch of tiles part by part, the pictures, what was skipped."""
     yield f"## {report.model} ({report.weights} weights) on {report.device}"
     yield ""
+    loaded = f", {report.dtype}, loaded in {report.load_seconds:.2g} s" if report.dtype else ""
     yield (
-        f"{report.parameters / 1e6:.1f} million parameters, {report.dtype or 'not loaded'}, {report.threads} CPU "
-        f"threads, {report.clock} time, tiles of {report.tile} px."
+        f"{report.parameters / 1e6:.1f} million parameters, {report.threads} CPU threads, tiles of {report.tile} px"
+        f"{loaded}. Peak memory while loading {report.load_peak_bytes / _MIB:.0f} MiB."
     )
     if report.peaks is not None:
         rates = ", ".join(f"{rate / 1e12:.3g} TFLOPS in {name}" for name, rate in report.peaks.flops.items())
@@ -85,7 +92,7 @@ def table(report: ModelReport) -> Iterator[str]:
         yield f"Skipped: {report.skipped}."
     for row in report.tiles:
         yield ""
-        yield f"### {row.batch} tile{'s' * (row.batch > 1)} at once"
+        yield f"### Tiles, batch of {row.batch}"
         yield ""
         if row.skipped:
             yield f"Skipped: {row.skipped}."
@@ -97,7 +104,7 @@ def table(report: ModelReport) -> Iterator[str]:
                 f"{part.seconds:.3g}",
                 f"{part.seconds / row.seconds:.0%}",
                 f"{part.peak_bytes / _MIB:.0f}",
-                f"{sum(part.work.flops.values()) / 1e9:.3g}",
+                f"{part.work.all_flops / 1e9:.3g}",
                 f"{part.work.least_bytes / 1e9:.3g}",
                 f"{part.work.moved_bytes / 1e9:.3g}",
                 f"{part.limit_seconds:.3g}",
@@ -109,7 +116,7 @@ def table(report: ModelReport) -> Iterator[str]:
         limit = sum(part.limit_seconds for part in row.parts)
         peak = max(part.peak_bytes for part in row.parts)
         sums = [
-            sum(sum(part.work.flops.values()) for part in row.parts),
+            sum(part.work.all_flops for part in row.parts),
             sum(part.work.least_bytes for part in row.parts),
             sum(part.work.moved_bytes for part in row.parts),
         ]
@@ -120,12 +127,12 @@ def table(report: ModelReport) -> Iterator[str]:
         yield ""
         yield "### Pictures, to every native factor"
         yield ""
-        header = ["side, px", "tiles at once", "tiles", "s", "runs", "peak MiB", "limit, s", "time / limit"]
+        header = ["side, px", "batch", "tiles", "s", "runs", "peak MiB", "limit, s", "time / limit"]
         yield from markdown_table(header, [_picture_cells(row) for row in report.pictures]).splitlines()
     yield ""
 
 
-def _picture_cells(row: Any) -> list[str]:
+def _picture_cells(row: PictureRow) -> list[str]:
     start = [str(row.size), str(row.batch), str(row.tiles)]
     if row.skipped:
         return [*start, f"skipped: {row.skipped}", "", "", "", ""]
@@ -159,17 +166,17 @@ def draw(reports: Sequence[ModelReport]) -> bytes:
         for batch in dict.fromkeys(row.batch for row in measured):
             rows = [row for row in measured if row.batch == batch]
             sizes = [row.size for row in rows]
-            (line,) = time.plot(sizes, [row.seconds for row in rows], "o-", label=f"{batch} tiles at once")
-            time.plot(sizes, [row.limit_seconds for row in rows], ":", color=line.get_color())
-            memory.plot(sizes, [row.peak_bytes / _MIB for row in rows], "o-", label=f"{batch} tiles at once")
+            (line,) = time.plot(sizes, [row.seconds for row in rows], "o-", label=f"batch of {batch}")
+            time.plot(sizes, [row.limit_seconds for row in rows], "_:", color=line.get_color())
+            memory.plot(sizes, [row.peak_bytes / _MIB for row in rows], "o-", label=f"batch of {batch}")
         if measured:
-            time.plot([], [], ":", color="black", label="limit")
+            time.plot([], [], "_:", color="black", label="limit")
             ticks = sorted({row.size for row in measured})
             for axes in (time, memory):
                 axes.set_xticks(ticks, [str(tick) for tick in ticks])
-                axes.minorticks_off()
+                axes.xaxis.minorticks_off()
                 axes.legend()
-            memory.set_ylim(bottom=0)
+            memory.set_ylim(0, 1.1 * max(row.peak_bytes for row in measured) / _MIB)
         _draw_parts(parts, report)
     out = io.BytesIO()
     figure.savefig(out, format="png")
@@ -183,12 +190,11 @@ def _draw_parts(axes: Any, report: ModelReport) -> None:
     if not rows:
         return
     names = [part.name for part in rows[0].parts]
-    chosen = [rows[0], rows[-1]] if len(rows) > 1 else rows
+    chosen = [*rows[:1], *rows[1:][-1:]]
     width = 0.8 / len(chosen)
     for number, row in enumerate(chosen):
         places = [place + number * width for place in range(len(names))]
-        label = f"{row.batch} tile{'s' * (row.batch > 1)} at once"
-        axes.bar(places, [part.seconds / row.batch for part in row.parts], width, label=label)
+        axes.bar(places, [part.seconds / row.batch for part in row.parts], width, label=f"batch of {row.batch}")
         limits = [part.limit_seconds / row.batch or math.nan for part in row.parts]
         axes.plot(places, limits, "k_", label="limit" if number == 0 else None)
     axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names], rotation=60, ha="right")

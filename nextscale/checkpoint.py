@@ -158,7 +158,9 @@ def load_state(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
             )
         if not tensor.dtype.is_floating_point or not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{where}: {name} holds values that are not finite numbers; the file is damaged")
-    module.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in state.items()})
+    with torch.no_grad():  # one by one: a second copy of all weights in float32 would double the memory
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
 
 
 def half_precision(state: dict[str, Tensor]) -> dict[str, Tensor]:

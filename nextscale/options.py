@@ -243,15 +243,13 @@ class SpeedOptions:
     sizes: Numbers = (64, 128, 256, 512, 1024, 2048)
     """Sides of the square input pictures in pixels."""
     batches: Numbers = (1, 2, 4, 8, 16, 32)
-    """Tiles that run at once."""
+    """Tiles that run at once; pictures take as many as a row of theirs has, at most."""
     runs: int = 3
     """Timed runs, of which the median counts."""
     max_minutes: float = 5.0
     """Skip what would take longer, judging by what ran before; a row that has begun is not repeated beyond it."""
     fp32: bool = False
     """Compute in float32 even where 16 bit is faster."""
-    cpu_time: bool = False
-    """Count the processor's seconds, not the clock's: for a CPU that others use meanwhile, with one thread."""
 
     def __post_init__(self) -> None:
         checks = [

@@ -120,11 +120,13 @@ def sample(
     scan = Scan(quantizer, ladder)
     guided = options.cfg != 0
     conditions = [condition, condition.class_free()] if guided else [condition]
-    caches = [Cache() if cached else None for _ in conditions]
+    steps = ladder.stage_ends[(stages or ladder.num_stages) - 1]
+    later = sum(side * side for side in ladder.sides[1:steps])
+    caches = [Cache(later) if cached else None for _ in conditions]
     history: list[list[Tensor]] = [[] for _ in conditions]
     chosen: list[Tensor] = []
     probabilities: list[Tensor] = []
-    for step in range(ladder.stage_ends[(stages or ladder.num_stages) - 1]):
+    for step in range(steps):
         input_map = scan.input() if step else None
         side = ladder.sides[step]
         both = []
@@ -141,6 +143,9 @@ def sample(
         chosen.append(ids.view(-1, side, side))
         probabilities.append(share.view(-1, side, side))
         scan.push(chosen[-1])
+        if step == steps - 1:  # the decoder comes next and needs the memory
+            for cache in filter(None, caches):
+                cache.clear()
         if on_step is not None:
             on_step(step)
         if scan.step == ladder.stage_ends[scan.stage]:

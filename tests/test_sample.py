@@ -184,3 +184,20 @@ def test_the_probability_of_each_chosen_token_is_the_models_own(model: NextScale
     wanted = logits.softmax(-1).gather(-1, stage.codes.steps[0].flatten(1)[..., None]).view(1, 4, 4)
     assert torch.allclose(stage.probabilities[0], wanted, atol=1e-6)
     assert [tuple(p.shape) for p in stage.probabilities] == [(1, 4, 4), (1, 6, 6), (1, 8, 8)]
+
+
+def test_keys_are_let_go_before_the_last_stage_is_decoded(model: NextScale, monkeypatch: pytest.MonkeyPatch) -> None:
+    caches = []
+
+    class Noted(Cache):
+        def __init__(self, later: int) -> None:
+            super().__init__(later)
+            caches.append(self)
+
+    monkeypatch.setattr("nextscale.sample.Cache", Noted)
+    tokenizer = model.tokenizer
+    drawn = sample(
+        model.transformer, tokenizer.quantizer, tokenizer.ladder, condition_of(1), GREEDY, noise=tile_noise(0, [(0, 0)])
+    )
+    # The prefix and the steps of the first stages; then nothing.
+    assert [caches[0].segments for _ in drawn] == [1 + 3, 1 + 6, 0]

@@ -18,21 +18,34 @@ from torch import Tensor, nn
 class Cache:
     """Keys and values of the segments run so far, per layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, later: int = 0) -> None:
+        """Room for so many tokens after those of the first call; more than that are copied along."""
         self.segments = 0
         """Number of segments held."""
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
+        self._later = later
+        self._held: list[Tensor] = []
+        """Per layer, keys and values: 2 B H L D with room."""
+        self._lengths: list[int] = []
 
     def extend(self, layer: int, k_BHLD: Tensor, v_BHLD: Tensor) -> tuple[Tensor, Tensor]:
         """Add a layer's new keys and values; returns all of them."""
-        if layer == len(self._keys):
-            self._keys.append(k_BHLD)
-            self._values.append(v_BHLD)
-        else:
-            self._keys[layer] = torch.cat([self._keys[layer], k_BHLD], dim=2)
-            self._values[layer] = torch.cat([self._values[layer], v_BHLD], dim=2)
-        return self._keys[layer], self._values[layer]
+        batch, heads, count, width = k_BHLD.shape
+        if layer == len(self._held):
+            self._held.append(k_BHLD.new_empty(2, batch, heads, count + self._later, width))
+            self._lengths.append(0)
+        start = self._lengths[layer]
+        end = self._lengths[layer] = start + count
+        held = self._held[layer]
+        if end > held.shape[3]:
+            held = self._held[layer] = torch.cat([held[:, :, :, :start], held.new_empty(2, *k_BHLD.shape)], dim=3)
+        held[0, :, :, start:end], held[1, :, :, start:end] = k_BHLD, v_BHLD
+        return held[0, :, :, :end], held[1, :, :, :end]
+
+    def clear(self) -> None:
+        """Let go of everything, as before the first segment."""
+        self.segments = 0
+        self._held.clear()
+        self._lengths.clear()
 
 
 class SelfAttention(nn.Module):
