@@ -11,6 +11,7 @@
 #   SIDE=64     side in pixels of the training inputs, a multiple of 64
 #   LIMIT=0     only the first pictures of BENCH (0: all)
 #   RATE=6e-4   learning rate of decoders and transformers
+#   AUTOENCODER=  a trained tokenizer's or model's folder to start from, instead of an autoencoder trained here
 # The perceptual terms need VGG19 and SqueezeNet weights: NEXTSCALE_WEIGHTS names their folder.
 #
 # All rows are the paper's decoder (w = 0), so no fusion is trained. What they share is trained once: the autoencoder,
@@ -28,7 +29,7 @@ changes=$(cd "$(dirname "$0")" && pwd)/ablations
 train() { python -m nextscale.cli train "$@" --data "$data"; }
 report() { python -m nextscale.cli report "$@" --limit "$limit"; }
 vocabulary() { # NAME [option ...]
-  train tokenizer --phase codebook --out "$out/$1/codebook" --start "$out/autoencoder/model" \
+  train tokenizer --phase codebook --out "$out/$1/codebook" --start "$autoencoder" \
     --steps "$steps" --batch 16 --lr 0.02 --warmup 10 --weight-decay 0 --final-lr 0.01 --ema 0.98 \
     --codebook.side "$side" "${@:2}"
 }
@@ -44,9 +45,12 @@ transformer() { # NAME TOKENIZER [option ...]
     --codes.sides "$side" "$side" "$side" "$((2 * side))" --codes.beta 3 "${@:3}"
 }
 
-train tokenizer --phase autoencoder --out "$out/autoencoder" \
-  --steps "$steps" --batch 4 --lr "$rate" --warmup 20 --final-lr 0.1 --ema 0.99 \
-  --reconstruction.side "$side" --reconstruction.noise 0.2
+autoencoder=${AUTOENCODER:-$out/autoencoder/model}
+if [[ -z ${AUTOENCODER:-} ]]; then
+  train tokenizer --phase autoencoder --out "$out/autoencoder" \
+    --steps "$steps" --batch 4 --lr "$rate" --warmup 20 --final-lr 0.1 --ema 0.99 \
+    --reconstruction.side "$side" --reconstruction.noise 0.2
+fi
 
 # The row all others differ from: three stages, hierarchical codes, half of the decoders' samples unquantised,
 # preference with beta 3, aligned conditioning.

@@ -81,7 +81,7 @@ class TrainTokenizer:
         from nextscale.checkpoint import read_config
         from nextscale.tokenizer.model import Tokenizer
         from nextscale.train import state
-        from nextscale.train.distributed import device, rank
+        from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
         from nextscale.train.tokenizer import CodebookTask, ReconstructionTask, start_linear
 
@@ -122,7 +122,7 @@ class TrainTokenizer:
         assert isinstance(average, Tokenizer)
         if rank() == 0:
             average.save_pretrained(self.out / "model")
-        return 0
+        return end(0)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class TrainFusion:
 
         from nextscale.checkpoint import read_config
         from nextscale.tokenizer.model import Tokenizer
-        from nextscale.train.distributed import device, rank
+        from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
         from nextscale.train.transformer import Both, FusionTask, JointTask, with_fusion
         from nextscale.upscale import NextScale
@@ -175,7 +175,7 @@ class TrainFusion:
         if rank() == 0:
             whole = ModelConfig(tokenizer.config, model.config.transformer)
             NextScale(whole, tokenizer, transformer).save_pretrained(self.out / "model", half=False)
-        return 0
+        return end(0)
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class TrainTransformer:
 
         from nextscale.checkpoint import read_config
         from nextscale.tokenizer.model import Tokenizer
-        from nextscale.train.distributed import device, rank
+        from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
         from nextscale.train.plan import rates_of_sides
         from nextscale.train.transformer import CodesTask, start_from_codebook
@@ -243,7 +243,7 @@ class TrainTransformer:
         assert isinstance(average, Transformer)
         if rank() == 0:
             NextScale(model.config, tokenizer, average).save_pretrained(self.out / "model", half=False)
-        return 0
+        return end(0)
 
 
 def _show(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nextscale.data import Crops
 from nextscale.train.config import CodesConfig, LoopConfig
-from nextscale.train.distributed import is_sharded, positions, rank
+from nextscale.train.distributed import end, is_sharded, positions, rank
 from nextscale.train.loop import Task, decay_groups, train
 from nextscale.train.transformer import CodesTask
 from tests.conftest import random_model
@@ -79,7 +79,7 @@ def codes_task() -> Task:
     return CodesTask(transformer, model.tokenizer, {64: Crops([str(EXAMPLES)], 256)}, config)
 
 
-def main() -> None:
+def main() -> int:
     """Train, and leave the averaged weights, the task's own state and whether its weights are sharded in `final.pt`."""
     kind, folder, config = sys.argv[1:]
     task: Task = Toy() if kind == "toy" else codes_task()
@@ -88,7 +88,8 @@ def main() -> None:
         sharded = is_sharded(next(task.model.parameters()))
         final = {"average": average.state_dict(), "own": getattr(task, "state_dict", dict)(), "sharded": sharded}
         torch.save(final, Path(folder) / "final.pt")
+    return end(0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
