@@ -1,4 +1,4 @@
-"""Makes the example photographs: small, worn copies of four free pictures in scikit-image's wheel.
+"""Makes the example photographs: small, worn copies of five free pictures in scikit-image's wheel.
 
     .venv/bin/python examples/make.py
 
@@ -34,6 +34,7 @@ class Wear:
 
 EXAMPLES = {
     "astronaut.jpg": Wear("astronaut.png", (60, 0, 410, 512), long_side=192, blur=0.5, noise=4, quality=70),
+    "camera.jpg": Wear("camera.png", (60, 20, 460, 420), long_side=160, blur=0.5, noise=4, quality=75),
     "chelsea.jpg": Wear("chelsea.png", (0, 0, 451, 300), long_side=181, blur=0.4, noise=3, quality=75),
     "coffee.jpg": Wear("coffee.png", (100, 30, 520, 390), long_side=160, blur=0.6, noise=5, quality=70),
     "rocket.jpg": Wear("rocket.jpg", (200, 0, 455, 427), long_side=200, blur=0.4, noise=2, quality=65),

@@ -23,6 +23,7 @@ from nextscale.errors import ImageError, NextScaleError, OptionError
 from nextscale.evaluate.commands import Evaluate
 from nextscale.evaluate.paper_commands import Report
 from nextscale.options import UpscaleOptions
+from nextscale.serve import Serve
 from nextscale.train.commands import Train
 
 if TYPE_CHECKING:
@@ -305,6 +306,7 @@ class Version:
 
 Command = (
     Annotated[Upscale, tyro.conf.subcommand("upscale")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
@@ -337,7 +339,7 @@ class ProgressLines:
         now = time.monotonic()
         if not self.quiet and now - self.said >= self.EVERY:
             self.said = now
-            share = share_done(progress)
+            share = progress.share
             left = (now - self.started) * (1 - share) / share
             say(f"{self.name}: {share:.0%}, {position(progress)}, about {left:.0f} s left")
 
@@ -358,17 +360,11 @@ class ProgressBars(ProgressLines):
         self.current = self.bars.add_task(source.name, total=1.0, detail="")
 
     def __call__(self, progress: Progress) -> None:
-        self.bars.update(self.current, completed=share_done(progress), detail=position(progress))
+        self.bars.update(self.current, completed=progress.share, detail=position(progress))
 
     def finish(self) -> None:
         self.bars.remove_task(self.current)
         self.bars.advance(self.files)
-
-
-def share_done(progress: Progress) -> float:
-    """How much of a picture is done, 0 to 1."""
-    tiles = progress.tiles_done + progress.step / progress.steps
-    return (progress.passes_done + tiles / progress.tiles) / progress.passes
 
 
 def position(progress: Progress) -> str:

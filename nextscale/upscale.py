@@ -48,6 +48,12 @@ class Progress:
     """Whole runs over the picture done before this one (alpha, cascades)."""
     passes: int = 1
 
+    @property
+    def share(self) -> float:
+        """How much of the picture is done, above 0 to 1."""
+        tiles = self.tiles_done + self.step / self.steps
+        return (self.passes_done + tiles / self.tiles) / self.passes
+
 
 @dataclass(frozen=True)
 class Reveal:
@@ -58,6 +64,8 @@ class Reveal:
     """The canvas so far, without alpha; where tiles are yet to come it shows the input enlarged."""
     complete: bool
     """Whether this is the result at this factor, equal to that of `upscale` without `stream`."""
+    confidence: NDArray[np.uint8] | None = None
+    """Of a complete picture, where the options ask for it; as in `UpscaleResult`."""
 
 
 @dataclass
@@ -414,12 +422,12 @@ class _Run:
                 if stream and not output.complete:
                     yield Reveal(total, dataclasses.replace(picture, rgb=output.pixels.copy(), alpha=None), False)
                 elif stream and total in asked:
-                    yield Reveal(total, out.images[total], True)
+                    yield Reveal(total, out.images[total], True, out.confidence.get(total))
             native *= factor
             whole = out.images[native]
         if options.scale != native:
             self._resize(native)
-            yield Reveal(options.scale, out.images[options.scale], True)
+            yield Reveal(options.scale, out.images[options.scale], True, out.confidence.get(options.scale))
         out.images = {f: out.images[f] for f in asked}
         out.confidence = {f: out.confidence[f] for f in asked if options.confidence}
 

@@ -392,7 +392,7 @@ def test_a_terminal_gets_bars_and_the_pipe_its_lines(run: Run, monkeypatch: pyte
 def test_progress_counts_passes_tiles_and_steps() -> None:
     progress = Progress(tiles_done=1, tiles=4, step=5, steps=10, passes_done=1, passes=2)
     assert cli.position(progress) == "pass 2/2 tile 2/4 step 5/10"
-    assert cli.share_done(progress) == (1 + 1.5 / 4) / 2
+    assert progress.share == (1 + 1.5 / 4) / 2
 
 
 def test_names_that_the_terminal_cannot_print_are_escaped(run: Run) -> None:
