@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +24,15 @@ from nextscale.data_commands import Data, Degrade
 from nextscale.errors import ImageError, NextScaleError, OptionError
 from nextscale.evaluate.commands import Evaluate
 from nextscale.evaluate.paper_commands import Report
+from nextscale.manifest import Manifest, default_path, settings_key, stamp_of, unfinished
 from nextscale.options import UpscaleOptions
 from nextscale.serve import Serve
 from nextscale.train.commands import Train
 
 if TYPE_CHECKING:
+    from nextscale.folder import Engine, Place
     from nextscale.image import Picture
-    from nextscale.upscale import NextScale, Progress, UpscaleResult
+    from nextscale.upscale import Progress, UpscaleResult
 
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".webp")
 """Suffixes of formats that can hold a lossless result."""
@@ -61,45 +65,107 @@ class Upscale:
     """Compute in float32 even where 16 bit is faster."""
     json: bool = False
     """Print one JSON object per picture."""
+    recursive: Annotated[bool, tyro.conf.arg(aliases=["-r"])] = False
+    """Take the pictures of folders inside the folders, too; the output keeps them apart the same way."""
+    resume: bool = False
+    """Leave out what an earlier run with the same -o and options finished, whether it was killed or not."""
+    manifest: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Where the state of every picture of a folder is kept (default: a file of the user's, named by -o)."""
 
     def run(self) -> int:
         named = [path for group in self.pictures for path in group]
         if not named:
             raise OptionError("-i needs at least one picture or folder")
         folder = output_folder(self, named)
-        sources, refused = list_inputs(named)
+        sources, refused = list_inputs(named, recursive=self.recursive, without=folder)
         for path, reason in refused:
             self._report({"input": str(path), "error": reason})
         if not sources:
             return 1
+        started = time.perf_counter()
+        manifest = self._manifest(folder, named)
+        with contextlib.closing(manifest) if manifest else contextlib.nullcontext():
+            stamps = {source: stamp_of(source) for source in sources}
+            todo = list(sources)
+            if manifest is not None and self.resume:
+                todo = unfinished({str(s): (stamps[s], s) for s in sources}, manifest, os.path.exists)
+            failed = self._restore(todo, Targets(self, folder, sources, named), manifest, stamps) if todo else 0
+        if manifest is not None:
+            before = len(sources) - len(todo)
+            self._summary(len(todo) - failed, before, failed + len(refused), time.perf_counter() - started)
+        return 1 if failed or refused else 0
+
+    def _manifest(self, folder: Path | None, named: list[Path]) -> Manifest | None:
+        """The list of finished pictures, if there is a folder of them."""
+        if folder is None or not (self.resume or self.manifest or any(os.path.isdir(path) for path in named)):
+            if self.resume or self.manifest:
+                raise OptionError("--resume and --manifest are for pictures that go to a folder; name one with -o")
+            return None
+        from nextscale import __version__
+
+        # An absolute path, so that the same folder is found from elsewhere; a model folder by what is in it now.
+        weights = Path(self.model, "model.safetensors")
+        model = [os.path.abspath(self.model), stamp_of(weights)] if weights.exists() else [self.model]
+        key = settings_key(self.options, model, self.suffix, self.ext, self.fp32, __version__)
+        path = self.manifest or default_path(os.path.abspath(folder))
+        try:
+            return Manifest(path, key, resume=self.resume)
+        except NextScaleError as error:
+            if self.resume or self.manifest:
+                raise
+            complain(f"{error}; going on without one, so --resume will not know of this run")
+            return None
+
+    def _restore(
+        self, todo: list[Path], targets: Targets, manifest: Manifest | None, stamps: dict[Path, list[int]]
+    ) -> int:
+        """Restore pictures, several in flight; how many failed."""
+        from nextscale.folder import Engine, run_all
         from nextscale.upscale import NextScale
 
         model = NextScale.from_pretrained(self.model, device=self.device, fp32=self.fp32)
-        targets = Targets(self, folder, sources, self.options.factors(model.ladder_for(self.options).factors))
-        failed = len(refused)
-        with progress(len(sources), self) as on_progress:
-            for source in sources:
-                row = self._one(model, source, targets, on_progress)
+        targets.factors = self.options.factors(model.ladder_for(self.options).factors)
+        failed, lost = 0, threading.Event()
+        with progress(len(todo), self) as bars:
+
+            def work(engine: Engine, place: Place, source: Path) -> dict[str, Any]:
+                row = self._one(engine, place, source, targets, bars)
+                if manifest is not None and not lost.is_set():
+                    try:
+                        manifest.record(str(source), stamps[source], row.get("outputs", {}).values(), row.get("error"))
+                    except NextScaleError as error:
+                        lost.set()
+                        complain(str(error))
+                return row
+
+            engine = Engine(model)
+            for row in run_all(engine, todo, work):
                 failed += "error" in row
                 self._report(row)
-        return 1 if failed else 0
+            engine.close()
+        return failed
 
-    def _one(self, model: NextScale, source: Path, targets: Targets, on_progress: ProgressLines) -> dict[str, Any]:
+    def _one(self, engine: Engine, place: Place, source: Path, targets: Targets, bars: ProgressLines) -> dict[str, Any]:
         """Restore one picture; the row to report."""
         from nextscale import image as images
 
-        started = time.perf_counter()
         row: dict[str, Any] = {"input": str(source)}
-        on_progress.start(source)
         try:
+            started = time.perf_counter()
             picture = images.read(source)
+            seconds = time.perf_counter() - started
+            place.wait()
             files = targets.claim(source, picture)
-            result = model.upscale(picture, self.options, on_progress=on_progress)
-            write_results(result, files, lossless=picture.lossless)
+            place.leave()
+            with bars.picture(source) as line:
+                result = engine.upscale(picture, self.options, line)
+                started = time.perf_counter()
+                write_results(result, files, lossless=picture.lossless)
+                seconds += result.timings["total"] + time.perf_counter() - started
             row["outputs"] = {label: str(path) for label, path in files.items()}
             row["size"] = list(picture.size)
             row["output_size"] = list(result.picture.size)
-            row["seconds"] = round(time.perf_counter() - started, 3)
+            row["seconds"] = round(seconds, 3)  # of its own, without waiting for others
             row["timings"] = {name: round(value, 3) for name, value in result.timings.items()}
         except NextScaleError as error:
             row["error"] = str(error)
@@ -107,9 +173,12 @@ class Upscale:
             if os.environ.get("NEXTSCALE_DEBUG"):
                 raise
             row["error"] = f"internal error ({type(error).__name__}: {error}); NEXTSCALE_DEBUG=1 shows where"
-        finally:
-            on_progress.finish()
         return row
+
+    def _summary(self, done: int, before: int, failed: int, seconds: float) -> None:
+        if not self.json and done + before + failed > 1:
+            earlier = f", {before} finished before" if before else ""
+            say(f"{done + before + failed} pictures: {done} done{earlier}, {failed} failed, in {seconds:.1f} s")
 
     def _report(self, row: dict[str, Any]) -> None:
         if self.json:
@@ -122,8 +191,14 @@ class Upscale:
             say(f"{row['input']}: {sizes} in {row['seconds']:.1f} s -> {', '.join(row['outputs'].values())}")
 
 
-def list_inputs(named: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Every picture of the given files and folders, each once, and what is not to be had, with the reason."""
+def list_inputs(
+    named: Sequence[Path], *, recursive: bool = False, without: Path | None = None
+) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Every picture of the given files and folders, each once, and what is not to be had, with the reason.
+
+    Args:
+        without: a folder inside the given ones whose pictures are none of them: that of the results.
+    """
     from nextscale import image as images
 
     found: dict[str, Path] = {}
@@ -132,7 +207,10 @@ def list_inputs(named: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str
         inside = [path]
         if os.path.isdir(path):
             try:
-                inside = images.find_pictures(path)
+                inside = images.find_pictures(path, recursive=recursive)
+                if recursive and without is not None and os.path.realpath(without) != os.path.realpath(path):
+                    hidden = os.path.join(os.path.realpath(without), "")
+                    inside = [file for file in inside if not os.path.realpath(file).startswith(hidden)]
                 inside += [link for link in path.iterdir() if images.is_picture_path(link) and not os.path.exists(link)]
             except (NextScaleError, OSError) as error:
                 refused.append((path, str(error)))
@@ -175,10 +253,11 @@ def output_folder(command: Upscale, named: Sequence[Path]) -> Path | None:
 class Targets:
     """The files that results go to, claimed picture by picture before any work is done for it."""
 
-    def __init__(self, command: Upscale, folder: Path | None, sources: Sequence[Path], factors: list[float]) -> None:
+    def __init__(self, command: Upscale, folder: Path | None, sources: Sequence[Path], named: Sequence[Path]) -> None:
         self.command = command
         self.folder = folder
-        self.factors = factors
+        self.factors: list[float] = []
+        self.roots = [path for path in named if os.path.isdir(path)] if command.recursive else []
         self.inputs = {identity(source): source for source in sources}
         self.taken: dict[Any, Path] = {}
 
@@ -223,7 +302,14 @@ class Targets:
             return command.output
         ending = f"_x{command.options.scale:g}" if command.suffix is None else command.suffix
         suffix = f".{command.ext}" if command.ext != "auto" else own_suffix(source, picture, command.options.scale)
-        return self.folder / f"{source.stem}{ending}{suffix}"
+        return self.folder / self._inside(source) / f"{source.stem}{ending}{suffix}"
+
+    def _inside(self, source: Path) -> Path:
+        """Where in its folder a picture lies, for folders inside folders."""
+        for root in self.roots:
+            if source.is_relative_to(root):
+                return source.relative_to(root).parent
+        return Path()
 
 
 def own_suffix(source: Path, picture: Picture, scale: float) -> str:
@@ -326,25 +412,22 @@ class ProgressLines:
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
-        self.name = ""
-        self.started = self.said = 0.0
 
-    def start(self, source: Path) -> None:
-        """A new picture."""
-        self.name = str(source)
-        self.started = self.said = time.monotonic()
+    @contextmanager
+    def picture(self, source: Path) -> Iterator[Callable[[Progress], None]]:
+        """What to call after every step of a picture."""
+        started = said = time.monotonic()
 
-    def __call__(self, progress: Progress) -> None:
-        """A step of the current picture is done."""
-        now = time.monotonic()
-        if not self.quiet and now - self.said >= self.EVERY:
-            self.said = now
-            share = progress.share
-            left = (now - self.started) * (1 - share) / share
-            say(f"{self.name}: {share:.0%}, {position(progress)}, about {left:.0f} s left")
+        def on_progress(progress: Progress) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if not self.quiet and now - said >= self.EVERY:
+                said = now
+                share = progress.share
+                left = (now - started) * (1 - share) / share
+                say(f"{source}: {share:.0%}, {position(progress)}, about {left:.0f} s left")
 
-    def finish(self) -> None:
-        """The current picture is done."""
+        yield on_progress
 
 
 class ProgressBars(ProgressLines):
@@ -354,17 +437,19 @@ class ProgressBars(ProgressLines):
         super().__init__(quiet=True)
         self.bars = bars
         self.files = bars.add_task("pictures", total=files, visible=files > 1, detail="")
-        self.current = self.files
 
-    def start(self, source: Path) -> None:
-        self.current = self.bars.add_task(source.name, total=1.0, detail="")
+    @contextmanager
+    def picture(self, source: Path) -> Iterator[Callable[[Progress], None]]:
+        current = self.bars.add_task(source.name, total=1.0, detail="")
 
-    def __call__(self, progress: Progress) -> None:
-        self.bars.update(self.current, completed=progress.share, detail=position(progress))
+        def on_progress(progress: Progress) -> None:
+            self.bars.update(current, completed=progress.share, detail=position(progress))
 
-    def finish(self) -> None:
-        self.bars.remove_task(self.current)
-        self.bars.advance(self.files)
+        try:
+            yield on_progress
+        finally:
+            self.bars.remove_task(current)
+            self.bars.advance(self.files)
 
 
 def position(progress: Progress) -> str:

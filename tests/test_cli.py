@@ -126,7 +126,8 @@ def test_several_inputs_files_and_folders_each_once(run: Run) -> None:
     outcome = run("-i", "in", "b.png", "-i", "c.png", "./b.png", "in/a.png", "-o", "out")
     assert outcome.status == 0
     assert files("out") == ["a_x1.png", "b_x1.png", "c_x1.png"]
-    assert len(outcome.lines) == 3
+    assert len(outcome.lines) == 4
+    assert outcome.lines[3].startswith("3 pictures: 3 done, 0 failed, in ")
 
 
 @pytest.mark.parametrize(("suffix", "name"), [("_big", "a_big.png"), ("", "a.png"), (".v2", "a.v2.png")])
@@ -385,7 +386,7 @@ def test_a_terminal_gets_bars_and_the_pipe_its_lines(run: Run, monkeypatch: pyte
     bars = "".join(outcome.complaints)
     assert "pictures" in bars
     assert "[bold]a.png" in bars
-    assert [line.split(":")[0] for line in outcome.lines] == ["[bold]a.png", "b.png"]
+    assert [line.split(":")[0] for line in outcome.lines] == ["[bold]a.png", "b.png", "2 pictures"]
     assert not run("-i", ".", "-o", "out", "--json").complaints
 
 
@@ -446,7 +447,7 @@ def test_bad_files_give_one_line_each_and_the_rest_goes_on(run: Run, monkeypatch
         "nextscale: none: no pictures in this folder; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF",
     ]
     assert files("out") == ["good1_x1.png", "good2_x1.jpg"]
-    assert len(outcome.lines) == 2
+    assert outcome.lines[2].startswith("10 pictures: 2 done, 8 failed, in ")
 
 
 def test_an_empty_folder_alone_is_a_failure_too(run: Run) -> None:
@@ -537,7 +538,7 @@ sys.exit(main({arguments!r}))
         "nextscale: b_large.png: the file would exceed the size limit; raise it (ulimit -f) or write a smaller format"
     ]
     assert files(tmp_path / "out") == ["a_small_x2.png", "c_small_x2.png"]
-    assert len(result.stdout.splitlines()) == 2
+    assert result.stdout.splitlines()[2].startswith("3 pictures: 2 done, 1 failed, in ")
 
 
 def test_a_disk_that_fills_while_writing_leaves_the_old_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

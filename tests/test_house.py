@@ -18,8 +18,9 @@ PYTHON_FILES = [*MODULES, *(path for folder in ("tests", "examples") for path in
 
 # A module imports only from those before it; a package stands for all its modules.
 ORDER = """
-    errors console config options peaks work image degrade lowres data pack checkpoint tokenizer transformer convert
-    sample stitch upscale evaluate train measure bench data_commands upload_names page serve cli demo
+    errors console config options manifest peaks work image degrade lowres data pack checkpoint tokenizer transformer
+    convert sample stitch upscale evaluate train measure bench data_commands upload_names page serve folder batch cli
+    demo
 """.split()  # noqa: SIM905 - reads as the sentence it is
 # The same inside a package. Modules that are not named here may import nothing of their own package.
 INNER_ORDER = {
@@ -62,7 +63,21 @@ INNER_ORDER = {
 }
 # Their top level is what every command's --help waits for.
 TORCH_FREE = [
-    *("errors", "console", "config", "options", "image", "data", "pack", "data_commands", "bench", "serve", "cli"),
+    *(
+        "errors",
+        "console",
+        "config",
+        "options",
+        "image",
+        "data",
+        "pack",
+        "data_commands",
+        "bench",
+        "serve",
+        "manifest",
+        "batch",
+        "cli",
+    ),
     *("evaluate.layouts", "evaluate.summary", "evaluate.realesrgan", "evaluate.peers", "evaluate.table"),
     *("evaluate.commands", "evaluate.published", "evaluate.figures", "evaluate.paper_commands"),
 ]

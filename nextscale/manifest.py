@@ -1,0 +1,125 @@
+"""What became of every picture of a folder: lines that a killed run leaves whole, and the plan made from them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nextscale.errors import NextScaleError
+
+Stamp = list[int]
+"""Bytes of a picture's file and when it was last written (nanoseconds, or what its store counts by)."""
+Item = TypeVar("Item")
+
+
+class Manifest:
+    """Append-only lines of JSON: a picture's name, its stamp, its state (done or failed), its files or its error.
+
+    Every line also holds the key of the settings that made it; lines of another key count for nothing. A line that was
+    cut off by the end of a run is no line. Threads may record at once.
+    """
+
+    def __init__(self, path: Path, key: str, *, resume: bool) -> None:
+        """
+        Raises:
+            NextScaleError: the file cannot be read or written.
+        """
+        self.path = path
+        self.key = key
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.lock = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torn = resume and path.exists() and self._load(path.read_bytes())
+            self.file = path.open("ab" if resume else "wb")
+            if torn:
+                self.file.write(b"\n")
+        except OSError as error:
+            raise NextScaleError(f"{path}: {_reason(error)}; name another --manifest") from None
+
+    def _load(self, data: bytes) -> bool:
+        """Take over the rows of the same settings; whether the last line is incomplete."""
+        for line in data.splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                row = json.loads(line)
+                if row["key"] == self.key:
+                    self.rows[row["input"]] = row
+        return bool(data) and not data.endswith(b"\n")
+
+    def is_done(self, name: str, stamp: Stamp) -> bool:
+        """Whether this very picture was finished under these settings."""
+        row = self.rows.get(name)
+        return row is not None and row["state"] == "done" and row["stamp"] == stamp
+
+    def outputs(self, name: str) -> list[str]:
+        """The files that were written for a picture."""
+        return list(self.rows.get(name, {}).get("outputs", []))
+
+    def record(self, name: str, stamp: Stamp, outputs: Iterable[str] = (), error: str | None = None) -> None:
+        """Note a picture's end, on the disk before this returns.
+
+        Raises:
+            NextScaleError: the disk refuses.
+        """
+        row: dict[str, Any] = {"key": self.key, "input": name, "stamp": stamp, "state": "failed" if error else "done"}
+        row |= {"error": error} if error else {"outputs": list(outputs)}
+        with self.lock:
+            self.rows[name] = row
+            try:
+                self.file.write(json.dumps(row).encode() + b"\n")
+                self.file.flush()
+                os.fsync(self.file.fileno())
+            except OSError as failure:
+                raise NextScaleError(f"{self.path}: {_reason(failure)}; the next run does this picture again") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def unfinished(items: Mapping[str, tuple[Stamp, Item]], manifest: Manifest, exists: Any) -> list[Item]:
+    """The plan: what a manifest does not know as done, or whose files are gone, in the given order.
+
+    Args:
+        items: name -> stamp and whatever stands for the picture.
+        exists: whether there is a file of that name.
+    """
+    return [
+        item
+        for name, (stamp, item) in items.items()
+        if not (manifest.is_done(name, stamp) and all(exists(path) for path in manifest.outputs(name)))
+    ]
+
+
+def settings_key(*settings: Any) -> str:
+    """A short name of what decides about results: dataclasses and plain values."""
+    plain = [dataclasses.asdict(s) if dataclasses.is_dataclass(s) and not isinstance(s, type) else s for s in settings]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def default_path(output: str) -> Path:
+    """Where the manifest of an output folder is, if it is not named: outside of that folder, in the user's state."""
+    home = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return Path(
+        home, "nextscale", hashlib.sha256(output.encode("utf-8", "surrogateescape")).hexdigest()[:16] + ".jsonl"
+    )
+
+
+def stamp_of(path: Path) -> Stamp:
+    """A local file's stamp; that of nothing where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return [0, 0]
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _reason(error: OSError) -> str:
+    return f"the list of finished pictures cannot be kept ({error.strerror or error})"
