@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nextscale import __version__
+from nextscale.batch import Batch
 from nextscale.bench import Bench
 from nextscale.console import complain, say
 from nextscale.data_commands import Data, Degrade
@@ -392,6 +393,7 @@ class Version:
 
 Command = (
     Annotated[Upscale, tyro.conf.subcommand("upscale")]
+    | Annotated[Batch, tyro.conf.subcommand("batch")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Report, tyro.conf.subcommand("report")]
