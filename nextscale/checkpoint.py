@@ -61,8 +61,13 @@ def _download(hub_id: str) -> Path:
         ) from None
 
 
-def save_folder(folder: str | Path, kind: str, config: Any, state: dict[str, Tensor]) -> Path:
+def save_folder(
+    folder: str | Path, kind: str, config: Any, state: dict[str, Tensor], texts: dict[str, str] | None = None
+) -> Path:
     """Write a model folder; each file appears whole or not at all.
+
+    Args:
+        texts: further files, by name.
 
     Raises:
         ModelError: the folder cannot be written.
@@ -73,10 +78,15 @@ def save_folder(folder: str | Path, kind: str, config: Any, state: dict[str, Ten
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / WEIGHTS, lambda part: save_file(plain, part, metadata={"format": "pt"}))
-        _replace(folder / CONFIG, lambda part: part.write_text(text, encoding="utf-8"))
+        for name, content in {CONFIG: text, **(texts or {})}.items():
+            _write_text(folder / name, content)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder}: the model could not be written ({error})") from None
     return folder
+
+
+def _write_text(path: Path, text: str) -> None:
+    _replace(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nextscale import image as images
+from nextscale.card import CARD, FACTS, CardFacts, model_card
 from nextscale.checkpoint import WEIGHTS, find_folder, half_precision, load_weights, read_config, read_kind, save_folder
 from nextscale.config import Ladder, ModelConfig
 from nextscale.errors import ImageError, ModelError, NextScaleError, OptionError
@@ -114,6 +117,8 @@ class NextScale:
         self.transformer = transformer.eval()
         self.device = torch.device("cpu")
         self.dtype = torch.float32
+        self.facts = CardFacts()
+        """What the model card says of its training; as loaded."""
 
     @classmethod
     def create(cls, config: ModelConfig) -> NextScale:
@@ -140,6 +145,8 @@ class NextScale:
         folder = find_folder(name)
         model = cls.create(read_config(folder, "model", ModelConfig))
         load_weights(folder / WEIGHTS, model.modules)
+        if (folder / FACTS).is_file():
+            model.facts = CardFacts.parse((folder / FACTS).read_text(encoding="utf-8"), str(folder / FACTS))
         return model.to(device, fp32=fp32)
 
     @classmethod
@@ -165,10 +172,61 @@ class NextScale:
         load_weights(second / WEIGHTS, model.transformer)
         return cls(model.config, part, model.transformer)
 
-    def save_pretrained(self, folder: str | Path, *, half: bool = True) -> Path:
-        """Write config.json and model.safetensors, in 16 bit (the quantiser stays in 32) unless `half` is off."""
+    def save_pretrained(self, folder: str | Path, *, half: bool = True, facts: CardFacts | None = None) -> Path:
+        """Write config.json, weights in 16 bit (the quantiser stays in 32) unless `half` is off, and the model card.
+
+        Args:
+            facts: what the card says of training, licences and metrics (None: what it said when this model was loaded).
+        """
         state = self.modules.state_dict()
-        return save_folder(folder, "model", self.config, half_precision(state) if half else state)
+        facts = facts or self.facts
+        texts = {FACTS: facts.dump(), CARD: model_card(facts, self._shape())}
+        return save_folder(folder, "model", self.config, half_precision(state) if half else state, texts)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        half: bool = True,
+        facts: CardFacts | None = None,
+    ) -> str:
+        """Save the model to a hub (HF_ENDPOINT names another than huggingface.co); returns the commit's address.
+
+        Args:
+            repo: owner/name; made if it is not there.
+
+        Raises:
+            ModelError: the hub cannot be reached or refuses.
+        """
+        import httpx
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, half=half, facts=facts)
+            shutil.copy(Path(folder, CARD), Path(folder, "README.md"))  # the name that hubs show
+            try:
+                api = HfApi(token=token)
+                api.create_repo(repo, private=private, exist_ok=True)
+                commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="A nextscale model")
+            except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+                why = " ".join(str(error).split())
+                raise ModelError(f"{repo}: the hub did not take it ({why}); check name, network and token") from None
+        return str(commit.commit_url)
+
+    def _shape(self) -> dict[str, Any]:
+        """What the card says of the model itself."""
+        millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in self.modules.items()}
+        ladder = self.tokenizer.ladder
+        return {
+            "parameters": ", ".join(f"{name} {count:.1f} million" for name, count in millions.items()),
+            "factors": ", ".join(f"x{factor:g}" for factor in ladder.factors),
+            "tiles": f"{ladder.input_side} px a side; pictures of any size are cut into them",
+            "steps": f"{ladder.num_steps}, with {sum(side * side for side in ladder.sides)} tokens",
+            "codes": str(self.config.tokenizer.vocabulary),
+        }
 
     @property
     def modules(self) -> nn.ModuleDict:

@@ -51,7 +51,12 @@ def test_a_tokenizer_saves_and_loads_alone(model: NextScale, tmp_path: Path) -> 
 
 
 def test_saving_leaves_no_temporary_files(model_folder: Path) -> None:
-    assert sorted(p.name for p in model_folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in model_folder.iterdir()) == [
+        "card.json",
+        "config.json",
+        "model.safetensors",
+        "model_card.md",
+    ]
 
 
 def test_an_unknown_key_is_named(folder: Path) -> None:

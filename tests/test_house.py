@@ -18,9 +18,9 @@ PYTHON_FILES = [*MODULES, *(path for folder in ("tests", "examples") for path in
 
 # A module imports only from those before it; a package stands for all its modules.
 ORDER = """
-    errors console config options manifest peaks work image degrade lowres data pack checkpoint tokenizer transformer
-    convert sample stitch upscale evaluate train measure bench data_commands upload_names page serve folder batch cli
-    demo
+    errors console config options manifest card peaks work image degrade lowres data pack checkpoint tokenizer
+    transformer convert sample stitch upscale evaluate train measure bench data_commands upload_names page
+    serve folder batch cli demo
 """.split()  # noqa: SIM905 - reads as the sentence it is
 # The same inside a package. Modules that are not named here may import nothing of their own package.
 INNER_ORDER = {
