@@ -1,0 +1,81 @@
+"""Writes docs/api.md from the docstrings.
+
+python docs/make_api.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import nextscale
+from nextscale import card, errors, image, upscale
+
+HERE = Path(__file__).parent
+NAMES: list[tuple[str, Any, list[str]]] = [
+    (
+        "nextscale.NextScale",
+        nextscale.NextScale,
+        ["from_pretrained", "upscale", "save_pretrained", "push_to_hub", "create", "assemble", "to", "restore_tiles"],
+    ),
+    ("nextscale.UpscaleOptions", nextscale.UpscaleOptions, []),
+    ("nextscale.upscale.UpscaleResult", upscale.UpscaleResult, []),
+    ("nextscale.upscale.Reveal", upscale.Reveal, []),
+    ("nextscale.upscale.Progress", upscale.Progress, []),
+    ("nextscale.image.Picture", image.Picture, []),
+    ("nextscale.image.read", image.read, []),
+    ("nextscale.image.write", image.write, []),
+    ("nextscale.Tokenizer", nextscale.Tokenizer, ["from_pretrained", "encode", "decode", "latents"]),
+    ("nextscale.card.CardFacts", card.CardFacts, []),
+    ("nextscale.errors.NextScaleError", errors.NextScaleError, []),
+    ("nextscale.errors.ImageError", errors.ImageError, []),
+    ("nextscale.errors.ModelError", errors.ModelError, []),
+    ("nextscale.errors.OptionError", errors.OptionError, []),
+]
+
+
+def text(thing: Any) -> list[str]:
+    """A docstring as a block that keeps its lines."""
+    doc = inspect.getdoc(thing) or ""
+    first, _, rest = doc.partition("\n")
+    return [first, *(["", "```text", rest.strip("\n"), "```"] if rest.strip() else []), ""]
+
+
+def fields(kind: type) -> list[str]:
+    """A dataclass's fields, their defaults and the strings that follow them."""
+    source = inspect.getsource(kind).splitlines()
+    rows = ["| field | default | meaning |", "| --- | --- | --- |"]
+    for field in dataclasses.fields(kind):
+        at = next(i for i, line in enumerate(source) if line.strip().startswith(f"{field.name}:"))
+        meaning = ""
+        if at + 1 < len(source) and source[at + 1].strip().startswith('"""'):
+            lines = []
+            for line in source[at + 1 :]:
+                lines.append(line.strip())
+                if "".join(lines).count('"""') == 2:
+                    break
+            meaning = " ".join(lines).replace('"""', "").replace("|", "\\|").strip()
+        default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
+        rows.append(f"| `{field.name}` | {default} | {meaning} |")
+    return [*rows, ""]
+
+
+def page() -> str:
+    """The whole reference."""
+    out = ["# API", "", "From the docstrings, by `python docs/make_api.py`.", ""]
+    for name, thing, methods in NAMES:
+        out += [f"## `{name}`", "", *text(thing)]
+        if dataclasses.is_dataclass(thing):
+            out += fields(thing)  # type: ignore[arg-type]
+        elif inspect.isfunction(thing):
+            out += [f"`{thing.__name__}{inspect.signature(thing)}`", ""]
+        for method in methods:
+            call = getattr(thing, method)
+            out += [f"### `{method}`", "", f"`{method}{inspect.signature(call)}`", "", *text(call)]
+    return "\n".join(out).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    (HERE / "api.md").write_text(page(), encoding="utf-8")

@@ -1,0 +1,106 @@
+"""Every command in the documentation is one that the program knows; the quick start's are run; links lead somewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tyro
+
+from nextscale.cli import Command, main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every `nextscale ...` in shell blocks and indented lines, without comments."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for block in blocks(page, "(?:bash|sh)") for line in block.replace("\\\n", " ").splitlines()]
+    lines += [line for line in text.splitlines() if line.startswith("    nextscale ")]
+    found = []
+    for line in lines:
+        words = shlex.split(re.sub(r"\[[^]]*\]", "", line), comments=True)  # [what may be left out]
+        while words and re.fullmatch(r"\w+=.*", words[0]):
+            words = words[1:]
+        if words[:1] == ["nextscale"]:
+            found.append(words[1:])
+    return found
+
+
+def test_the_pages_hold_commands() -> None:
+    assert sum(len(commands(page)) for page in PAGES) > 25
+
+
+@each_page
+def test_every_command_parses(page: Path) -> None:
+    for words in commands(page):
+        if any(word in ("...", "|", ">", "&&") for word in words):
+            words = words[: next(i for i, word in enumerate(words) if word in ("...", "|", ">", "&&"))]
+        try:
+            with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
+                tyro.cli(
+                    Command,
+                    args=words,
+                    config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+                )
+        except SystemExit as stop:
+            if stop.code:
+                pytest.fail(f"nextscale {' '.join(words)}\n{errors.getvalue()}")
+
+
+def test_the_quick_start_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    ran = 0
+    for words in commands(ROOT / "docs" / "quickstart.md"):
+        if words[0] == "upscale":
+            assert main(words) == 0
+            ran += 1
+    assert ran == 3
+    made = sorted(str(path.relative_to("out")) for path in Path("out").rglob("*.*"))
+    assert {"chelsea_x4.png", "chelsea_x1.jpg", "chelsea_x4_confidence.png", "all/coffee_x2.jpg"} <= set(made)
+    (code,) = blocks(ROOT / "docs" / "quickstart.md", "python")
+    call = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert 0 < float(done.stdout) < 255
+    assert Path("chelsea_x2.png").is_file()
+
+
+@pytest.mark.slow
+def test_the_other_short_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    for words in commands(ROOT / "docs" / "options.md"):
+        assert main(words) == 0, words
+
+
+def test_the_reference_is_that_of_the_docstrings() -> None:
+    spec = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert made == module.page(), "run python docs/make_api.py"
+
+
+@each_page
+def test_links_lead_to_files(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text) + re.findall(r'src="([^"]+)"', text):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
