@@ -47,8 +47,8 @@ def test_the_pages_hold_commands() -> None:
 @each_page
 def test_every_command_parses(page: Path) -> None:
     for words in commands(page):
-        if any(word in ("...", "|", ">", "&&") for word in words):
-            words = words[: next(i for i, word in enumerate(words) if word in ("...", "|", ">", "&&"))]
+        if "..." in words:  # a command of which a part is shown
+            continue
         try:
             with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
                 tyro.cli(
