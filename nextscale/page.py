@@ -273,7 +273,7 @@ def build(restorer: Restorer, examples: list[Path]) -> gr.Blocks:
     jobs = Jobs()
     native = [f"x{factor:g}" for factor in restorer.native]
     defaults = UpscaleOptions()
-    with gr.Blocks(title="nextscale: a better photo", analytics_enabled=False) as page:
+    with gr.Blocks(title="nextscale: a better photo", analytics_enabled=False, fill_width=True) as page:
         results = gr.State({}, time_to_live=3600)
         gr.Markdown(
             "# nextscale\nDrop a blurred, noisy or small photo. It comes back cleaned, and up to four times as large."
@@ -290,6 +290,10 @@ def build(restorer: Restorer, examples: list[Path]) -> gr.Blocks:
                 fidelity = gr.Slider(
                     0, 1, value=defaults.fidelity, step=0.05, label="Fidelity", elem_id="fidelity",
                     info="1: close to your photo. 0: more is redrawn.",
+                )  # fmt: skip
+                seed = gr.Number(
+                    defaults.seed, label="Seed", precision=0, minimum=0, elem_id="seed",
+                    info="Another number, other details: only with a temperature (Advanced).",
                 )  # fmt: skip
                 with gr.Accordion("Advanced", open=False):
                     options = advanced(defaults)
@@ -389,7 +393,7 @@ def build(restorer: Restorer, examples: list[Path]) -> gr.Blocks:
         start.click(
             time.time, None, asked_at, queue=False, show_progress="hidden", api_visibility="private"
         ).then(
-            run, [asked_at, upload, factor, fidelity, *options, guessed], outputs, show_progress="hidden",
+            run, [asked_at, upload, factor, fidelity, seed, *options, guessed], outputs, show_progress="hidden",
             concurrency_id="model", concurrency_limit=1, api_visibility="private",
         )  # fmt: skip
         stop.click(leave, None, None, queue=False, api_visibility="private")
@@ -441,9 +445,8 @@ def label(name: str) -> str:
 
 
 def advanced(defaults: UpscaleOptions) -> list[Any]:
-    """The controls of the fold, in the order of `chosen_options`."""
+    """The controls of the fold, in the order in which `chosen_options` takes them last."""
     return [
-        gr.Number(defaults.seed, label="Seed", precision=0, minimum=0, info="For draws at a temperature."),
         gr.Slider(0, 1.5, value=defaults.temperature, step=0.05, label="Temperature", info="0: the likeliest details."),
         gr.Number(defaults.top_k, label="Top k", precision=0, minimum=0, info="The k likeliest only; 0: all."),
         gr.Slider(0, 1, value=defaults.top_p, step=0.05, label="Top p", info="0: all."),
