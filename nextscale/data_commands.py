@@ -21,7 +21,7 @@ class Degrade:
     """A folder of photographs; its subfolders count, too."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="DIR")]
     """A folder outside it (created) for a PNG of each photograph and the JSON of its recipe."""
-    preset: Literal["x4plus", "stablesr", "bilinear"] = "stablesr"
+    preset: Literal["x4plus", "stablesr", "camera", "bilinear"] = "stablesr"
     """Real-ESRGAN's degradation, StableSR's milder one, or a bilinear reduction only."""
     seed: int = 0
     """With the photograph's name in the folder it decides the recipe: the same seed gives the same bytes."""

@@ -144,10 +144,30 @@ STABLESR = Preset(
 )
 """StableSR at 512: milder."""
 
+CAMERA = Preset(
+    name="camera",
+    first=PassRanges(
+        blur_prob=1.0,
+        sinc_prob=0.05,
+        blur_sigma=(1.0, 3.5),
+        generalised_beta=(0.5, 2.0),
+        plateau_beta=(1.0, 1.5),
+        resize_probs=(0.0, 0.0, 1.0),
+        resize_scale=(1.0, 1.0),
+        noise_sigma=(0.0, 3.0),
+        poisson_scale=(0.0, 0.2),
+        jpeg_quality=(92.0, 100.0),
+    ),
+    second=None,
+    final_filters=("area", "bicubic"),
+    final_sinc_prob=0.0,
+)
+"""A camera's picture as it is: the lens's blur, little noise, hardly compressed."""
+
 BILINEAR = Preset("bilinear", None, None, final_filters=("bilinear",), final_sinc_prob=0.0)
 """Bilinear x1/4 and nothing else: the class of clean inputs."""
 
-PRESETS: Mapping[str, Preset] = MappingProxyType({p.name: p for p in (X4PLUS, STABLESR, BILINEAR)})
+PRESETS: Mapping[str, Preset] = MappingProxyType({p.name: p for p in (X4PLUS, STABLESR, CAMERA, BILINEAR)})
 
 
 # Recipes: every choice made for one photograph

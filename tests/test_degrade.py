@@ -262,13 +262,35 @@ def test_the_presets_hold_the_published_numbers() -> None:
     assert (strong.second.blur_prob, mild.second.blur_prob) == (0.8, 0.5)
 
 
-def test_a_seed_draws_the_same_recipes_in_every_version() -> None:
-    lines = "\n".join(
-        r.to_json() for name in d.PRESETS for r in d.sample_recipes(d.PRESETS[name], 20, random.Random(7))
-    )
-    assert (
-        hashlib.sha256(lines.encode()).hexdigest() == "c6640f5635a6276b0dd82fdb408e3bed5733a7671ee08b4d7847a9c4f1f1dd0f"
-    )
+@pytest.mark.parametrize(
+    ("names", "digest"),
+    [
+        (("x4plus", "stablesr", "bilinear"), "c6640f5635a6276b0dd82fdb408e3bed5733a7671ee08b4d7847a9c4f1f1dd0f"),
+        (("camera",), "d2bbc4545471a81062f38f39fbbb3650f801bde769ace86ea02fecb40687010c"),
+    ],
+)
+def test_a_seed_draws_the_same_recipes_in_every_version(names: tuple[str, ...], digest: str) -> None:
+    lines = "\n".join(r.to_json() for name in names for r in d.sample_recipes(d.PRESETS[name], 20, random.Random(7)))
+    assert hashlib.sha256(lines.encode()).hexdigest() == digest
+
+
+def test_a_camera_blurs_and_adds_hardly_any_noise() -> None:
+    recipes = d.sample_recipes(d.CAMERA, 400, random.Random(0))
+    assert all(r.second is None and r.final_sinc is None for r in recipes)
+    passes = [r.first for r in recipes if r.first]
+    assert len(passes) == len(recipes)
+    assert all(p.blur is not None and p.resize_scale == 1 and p.jpeg_quality >= 92 for p in passes)
+    hr = photograph(8, 128, 128)
+    made = d.degrade(hr, d.sample_recipes(d.CAMERA, 8, random.Random(1)))
+    reduced = d.degrade(hr, d.sample_recipes(d.BILINEAR, 8, random.Random(1)))
+
+    def detail(images: torch.Tensor) -> float:
+        return float((images[..., 1:] - images[..., :-1]).abs().mean())
+
+    assert detail(made) < 0.9 * detail(reduced)
+    # On a flat picture there is nothing but noise.
+    flat = d.degrade(torch.full((8, 3, 128, 128), 0.5), d.sample_recipes(d.CAMERA, 8, random.Random(1)))
+    assert float((flat - 0.5).abs().mean()) < 3 / 255
 
 
 def test_json_round_trip_is_exact() -> None:
@@ -358,7 +380,7 @@ def test_the_order_of_operations(sinc_first: bool) -> None:
     assert torch.equal(d.degrade(hr, [recipe]), d.quantise_8bit(x))
 
 
-@pytest.mark.parametrize("name", ["x4plus", "stablesr"])
+@pytest.mark.parametrize("name", ["x4plus", "stablesr", "camera"])
 def test_a_batch_equals_each_sample_alone(name: str) -> None:
     hr = photograph(6, 96, 128)
     recipes = d.sample_recipes(d.PRESETS[name], 6, random.Random(2))

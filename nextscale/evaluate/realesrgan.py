@@ -60,18 +60,21 @@ class RealEsrgan:
         Raises:
             ImageError: the file is no picture.
         """
-        pixels = images.rgb8(images.read(lr))
+        return {float(FACTOR): self.enlarged(images.rgb8(images.read(lr)))}
+
+    def enlarged(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A picture H W 3 -> 4H 4W 3."""
         height, width = pixels.shape[:2]
         out = np.empty((FACTOR * height, FACTOR * width, 3), np.uint8)
         for top in range(0, height, self.tile):
             for left in range(0, width, self.tile):
                 bottom, right = min(top + self.tile, height), min(left + self.tile, width)
                 above, before = max(top - self.PADDING, 0), max(left - self.PADDING, 0)
-                enlarged = self._run(pixels[above : bottom + self.PADDING, before : right + self.PADDING])
+                made = self._run(pixels[above : bottom + self.PADDING, before : right + self.PADDING])
                 rows = slice(FACTOR * (top - above), FACTOR * (bottom - above))
                 columns = slice(FACTOR * (left - before), FACTOR * (right - before))
-                out[FACTOR * top : FACTOR * bottom, FACTOR * left : FACTOR * right] = enlarged[rows, columns]
-        return {float(FACTOR): out}
+                out[FACTOR * top : FACTOR * bottom, FACTOR * left : FACTOR * right] = made[rows, columns]
+        return out
 
     def _run(self, part: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The network on H W 3."""

@@ -135,6 +135,9 @@ class TrainFusion:
     """Folder of the run: state, log, and the result in `model/`."""
     start: Path
     """The whole model, as `train transformer` leaves it."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON of what differs in its fusion, as in {"tokenizer": {"fusion": {"blocks": 16}}}: more blocks, which start as
+    no contribution."""
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
     reconstruction: ReconstructionConfig = field(default_factory=lambda: ReconstructionConfig(continuous=0.0))
@@ -155,15 +158,18 @@ class TrainFusion:
 
         config = self.reconstruction
         if self.plan:
-            whole = read_config(self.start, "model", ModelConfig)
-            grown = dataclasses.replace(whole.tokenizer, fusion=whole.tokenizer.fusion or FusionConfig(refine=1))
+            whole = self._grown(read_config(self.start, "model", ModelConfig))
             together: Training = "joint" if config.transformer else "fusion"
-            _show(self, dataclasses.replace(whole, tokenizer=grown), together, (config.side,))
+            _show(self, whole, together, (config.side,))
             return 0
         torch.manual_seed(self.loop.seed)
         model = NextScale.from_pretrained(self.start, device="cpu", fp32=True)
         crops = _crops(self, model.tokenizer, config.side)
-        tokenizer, transformer = with_fusion(model.tokenizer).to(device()), model.transformer.to(device())
+        wanted = self._grown(model.config).tokenizer
+        if dataclasses.replace(wanted, fusion=model.config.tokenizer.fusion) != model.config.tokenizer:
+            raise OptionError("--config: only the fusion of --start can change")
+        tokenizer = with_fusion(model.tokenizer, wanted.fusion).to(device())
+        transformer = model.transformer.to(device())
         validation = self.validation.load(tokenizer, config.side, config.presets, config.clean)
         kind = JointTask if config.transformer else FusionTask
         average = train(kind(tokenizer, transformer, crops, config, validation), self.loop, self.out)
@@ -176,6 +182,12 @@ class TrainFusion:
             whole = ModelConfig(tokenizer.config, model.config.transformer)
             NextScale(whole, tokenizer, transformer).save_pretrained(self.out / "model", half=False)
         return end(0)
+
+    def _grown(self, config: ModelConfig) -> ModelConfig:
+        """The configuration of --start, with a fusion in any case, as --config wants it."""
+        tokenizer = config.tokenizer
+        tokenizer = dataclasses.replace(tokenizer, fusion=tokenizer.fusion or FusionConfig(refine=1))
+        return read_difference(ModelConfig(tokenizer, config.transformer), self.config)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 
@@ -99,6 +100,15 @@ class ReconstructionConfig:
     """Learning rate of the critic."""
     predicted: float = 0.6
     """Share of quantised samples decoded from codes that the transformer predicts (`train fusion`)."""
+    taught: float = 0.0
+    """Share of the samples with predicted codes whose target has the fine detail that Real-ESRGAN x4plus sees in the
+    input (`train fusion`, extra `peers`): it can be known from the input, the photograph's own detail cannot."""
+    taught_sigma: float = 2.5
+    """What counts as fine, in pixels at x4: detail that a Gaussian of this deviation takes away."""
+    taught_from: int = 2
+    """The first stage that is taught, counted from 1: the first one has no detail to add, only damage to remove."""
+    lessons: Path | None = None
+    """Folder that keeps Real-ESRGAN's pictures between runs."""
     transformer: float = 0.0
     """Learning rate of the transformer in `train fusion`, as a share of the decoders' (0: frozen). It learns which
     codes make the better picture: the picture's gradient reaches the probabilities straight through the choice."""

@@ -104,6 +104,11 @@ class ReconstructionTask:
         with torch.set_grad_enabled(self.config.vocabulary):
             return self.tokenizer.canvases(codes), {}
 
+    def wanted(self, photographs: Tensor, inputs: Tensor, drawn: int) -> list[Tensor]:
+        """What the decoder of each stage should make of its samples: the photographs B 3 H H at its size."""
+        del inputs, drawn
+        return [area_downsample(photographs, side) for side in self.ladder.image_sides]
+
     def period(self, batch: int) -> int:
         """Steps after which the samples start over (0: never)."""
         del batch
@@ -139,8 +144,8 @@ class ReconstructionTask:
         for name, value in more.items():
             total = total + getattr(config, name) * value
             numbers[name] = float(value.detach())
-        for stage, f in enumerate(seen):
-            target = area_downsample(targets, self.ladder.image_sides[stage])
+        wanted = self.wanted(targets, inputs, drawn)
+        for stage, (f, target) in enumerate(zip(seen, wanted, strict=True)):
             output = tokenizer.decode_canvas(f, stage, inputs=inputs, features=features, weight=weight).float()
             difference = output - target
             terms = {"pixel": difference.square().mean() if config.squared else difference.abs().mean()}
@@ -151,15 +156,13 @@ class ReconstructionTask:
                 terms["lpips"] = self.lpips(*_resampled(output[window], target[window], rng)).mean()
             if self.vgg is not None:
                 with torch.no_grad():
-                    wanted = self.vgg(target[window] / 2 + 0.5)
+                    true = self.vgg(target[window] / 2 + 0.5)
                 given = self.vgg(output[window] / 2 + 0.5)
-                terms["feature"] = torch.stack(
-                    [(a - b).abs().mean() for a, b in zip(given, wanted, strict=True)]
-                ).mean()
+                terms["feature"] = torch.stack([(a - b).abs().mean() for a, b in zip(given, true, strict=True)]).mean()
                 if self.adversary is not None and stage + 1 >= config.judged_from:
                     terms["adversarial"], doubt = self.adversary.deceive(stage, given)
                     numbers[f"doubt_{stage + 1}"] = doubt
-                    numbers |= self.adversary.learn(stage, given, wanted)
+                    numbers |= self.adversary.learn(stage, given, true)
             for name, value in terms.items():
                 total = total + getattr(config, name) * value
                 if name != "adversarial":

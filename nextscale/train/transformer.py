@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from nextscale.config import FusionConfig, Ladder
 from nextscale.data import Crops
+from nextscale.errors import OptionError
 from nextscale.options import SamplingOptions
 from nextscale.sample import sample, tile_noise
+from nextscale.tokenizer.layers import PlainBlock, zero_
 from nextscale.tokenizer.model import Codes, Tokenizer
 from nextscale.train.config import CodesConfig, LoopConfig, ReconstructionConfig
 from nextscale.train.distributed import positions
 from nextscale.train.loop import decay_groups
 from nextscale.train.pairs import draws, pairs
+from nextscale.train.teacher import Teacher, with_detail_of
 from nextscale.train.tokenizer import ReconstructionTask
 from nextscale.train.validation import Validation
 from nextscale.transformer.model import CLASS_FREE, Condition, Transformer
@@ -173,12 +176,27 @@ class CodesTask:
         return None if self.validation is None else self.validation.sheet(self.restorations(average, 0.0))
 
 
-def with_fusion(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with an untrained fusion, where it has none."""
-    if tokenizer.config.fusion is not None:
+def with_fusion(tokenizer: Tokenizer, wanted: FusionConfig | None = None) -> Tokenizer:
+    """The tokenizer with a fusion as wanted: untrained where it has none, with more blocks where it has fewer.
+
+    Blocks that are added start as no contribution, so the pictures stay what they were.
+
+    Raises:
+        OptionError: the fusion has other widths, or more blocks than wanted.
+    """
+    own = tokenizer.config.fusion
+    wanted = wanted or own or FusionConfig(refine=1)
+    if own == wanted:
         return tokenizer
-    grown = Tokenizer(dataclasses.replace(tokenizer.config, fusion=FusionConfig(refine=1)))
-    grown.load_state_dict({**grown.state_dict(), **tokenizer.state_dict()})
+    grown = Tokenizer(dataclasses.replace(tokenizer.config, fusion=wanted))
+    state, kept = grown.state_dict(), tokenizer.state_dict()
+    if any(name not in state or state[name].shape != tensor.shape for name, tensor in kept.items()):
+        raise OptionError(f"--config: a trained fusion can only get more blocks; {own} cannot become {wanted}")
+    grown.load_state_dict({**state, **kept})
+    if own is not None:
+        for name, module in grown.named_modules():
+            if isinstance(module, PlainBlock) and f"{name}.conv2.weight" not in kept:
+                zero_(module.conv2)
     return grown.eval()
 
 
@@ -214,6 +232,7 @@ class FusionTask(ReconstructionTask):
                 part.requires_grad_(True)
         self.transformer = transformer.eval().requires_grad_(False)
         self.remembered: dict[int, list[Tensor]] = {}
+        self.teacher = Teacher(config.lessons) if config.taught else None
 
     def period(self, batch: int) -> int:
         return max(1, self.config.cycle // batch)
@@ -239,6 +258,21 @@ class FusionTask(ReconstructionTask):
             rows = [self.remembered[place][k].to(ids) if use[i] else ids[i] for i, place in enumerate(places)]
             steps.append(torch.stack(rows))
         return Codes(steps, self.ladder)
+
+    def wanted(self, photographs: Tensor, inputs: Tensor, drawn: int) -> list[Tensor]:
+        """Likewise; from a stage on, a share of the samples with predicted codes has the teacher's fine detail."""
+        wanted = super().wanted(photographs, inputs, drawn)
+        if self.teacher is None:
+            return wanted
+        chance = draws(self.crops.seed, 8, drawn, len(inputs), 1)[:, 0]
+        chosen = self.drawn_predictions(drawn, len(inputs)).cpu().numpy() & (chance < self.config.taught)
+        rows = list(photographs)
+        with torch.autocast(photographs.device.type, enabled=False):
+            for i in chosen.nonzero()[0].tolist():
+                lesson = self.teacher.picture(inputs[i]).to(photographs) / 127.5 - 1
+                rows[i] = with_detail_of(rows[i][None], lesson[None], self.config.taught_sigma)[0]
+        first = self.config.taught_from - 1
+        return wanted[:first] + super().wanted(torch.stack(rows), inputs, drawn)[first:]
 
 
 class Both(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nextscale.cli import main
 from nextscale.data import Crops
-from nextscale.errors import NextScaleError
+from nextscale.errors import NextScaleError, OptionError
 from nextscale.options import SamplingOptions
 from nextscale.sample import sample, tile_noise
 from nextscale.tokenizer.model import Codes, Tokenizer
@@ -276,6 +276,23 @@ def test_a_model_without_a_dial_gets_one_and_keeps_its_decoders(crops: Crops, tm
             average.decode_canvas(f, 0, inputs=inputs, weight=1.0),
             with_fusion(plain).decode_canvas(f, 0, inputs=inputs, weight=1.0),
         )
+
+
+def test_a_fusion_that_gets_more_blocks_makes_the_same_pictures_and_no_other_change_is_allowed() -> None:
+    tokenizer = random_model().tokenizer
+    own = tokenizer.config.fusion
+    assert own is not None
+    grown = with_fusion(tokenizer, dataclasses.replace(own, blocks=own.blocks + 2, stage_blocks=own.stage_blocks + 1))
+    assert sum(p.numel() for p in grown.parameters()) > sum(p.numel() for p in tokenizer.parameters())
+    f = tokenizer.canvases(tokenizer.encode(torch.zeros(1, 3, 512, 512)))[1]
+    inputs = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        before, after = (t.decode_canvas(f, 1, inputs=inputs, weight=1.0) for t in (tokenizer, grown))
+    # The same arithmetic; only the layout of memory, and so the order of sums, may differ.
+    assert float((before - after).abs().max()) < 1e-5
+    for other in (dataclasses.replace(own, channels=2 * own.channels), dataclasses.replace(own, blocks=own.blocks - 1)):
+        with pytest.raises(OptionError, match="can only get more blocks"):
+            with_fusion(tokenizer, other)
 
 
 def test_validation_scores_and_shows_every_stage(crops: Crops) -> None:
