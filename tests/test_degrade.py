@@ -279,7 +279,8 @@ def test_a_camera_blurs_and_adds_hardly_any_noise() -> None:
     assert all(r.second is None and r.final_sinc is None for r in recipes)
     passes = [r.first for r in recipes if r.first]
     assert len(passes) == len(recipes)
-    assert all(p.blur is not None and p.resize_scale == 1 and p.jpeg_quality >= 92 for p in passes)
+    assert all(p.blur is not None and p.resize_scale == 1 for p in passes)
+    assert all(p.jpeg_quality is not None and p.jpeg_quality >= 92 for p in passes)
     hr = photograph(8, 128, 128)
     made = d.degrade(hr, d.sample_recipes(d.CAMERA, 8, random.Random(1)))
     reduced = d.degrade(hr, d.sample_recipes(d.BILINEAR, 8, random.Random(1)))

@@ -56,6 +56,7 @@ INNER_ORDER = {
         "pairs",
         "validation",
         "adversary",
+        "teacher",
         "tokenizer",
         "transformer",
         "commands",

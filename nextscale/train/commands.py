@@ -164,10 +164,10 @@ class TrainFusion:
             return 0
         torch.manual_seed(self.loop.seed)
         model = NextScale.from_pretrained(self.start, device="cpu", fp32=True)
-        crops = _crops(self, model.tokenizer, config.side)
         wanted = self._grown(model.config).tokenizer
         if dataclasses.replace(wanted, fusion=model.config.tokenizer.fusion) != model.config.tokenizer:
-            raise OptionError("--config: only the fusion of --start can change")
+            raise OptionError(f"{self.config}: only the fusion of {self.start} can change; leave out the rest")
+        crops = _crops(self, model.tokenizer, config.side)
         tokenizer = with_fusion(model.tokenizer, wanted.fusion).to(device())
         transformer = model.transformer.to(device())
         validation = self.validation.load(tokenizer, config.side, config.presets, config.clean)

@@ -191,7 +191,7 @@ def with_fusion(tokenizer: Tokenizer, wanted: FusionConfig | None = None) -> Tok
     grown = Tokenizer(dataclasses.replace(tokenizer.config, fusion=wanted))
     state, kept = grown.state_dict(), tokenizer.state_dict()
     if any(name not in state or state[name].shape != tensor.shape for name, tensor in kept.items()):
-        raise OptionError(f"--config: a trained fusion can only get more blocks; {own} cannot become {wanted}")
+        raise OptionError(f"a trained fusion can only get more blocks; {own} cannot become {wanted}: change --config")
     grown.load_state_dict({**state, **kept})
     if own is not None:
         for name, module in grown.named_modules():

@@ -295,6 +295,23 @@ def test_a_fusion_that_gets_more_blocks_makes_the_same_pictures_and_no_other_cha
             with_fusion(tokenizer, other)
 
 
+def test_the_fusion_command_changes_nothing_but_the_fusion(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "difference.json"
+    words = ["train", "fusion", "--data", str(EXAMPLES), "--out", str(tmp_path / "run")]
+    words += ["--start", str(model_folder), "--config", str(file)]
+    file.write_text('{"tokenizer": {"vocabulary": 77}}')
+    assert main(words) == 2
+    assert f"{file}: only the fusion of {model_folder} can change" in capsys.readouterr().err
+    file.write_text('{"tokenizer": {"fusion": {"blocks": 6}}}')
+    small = ["--reconstruction.feature", "0", "--reconstruction.lpips", "0", "--reconstruction.no-decoders"]
+    assert main([*words, "--steps", "1", "--batch", "1", *small]) == 0
+    grown = NextScale.from_pretrained(tmp_path / "run" / "model").config.tokenizer.fusion
+    assert grown is not None
+    assert grown.blocks == 6
+
+
 def test_validation_scores_and_shows_every_stage(crops: Crops) -> None:
     model = random_model()
     validation = Validation(crops, 2, ["stablesr"], 0.0)
