@@ -22,7 +22,7 @@ class Degrade:
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="DIR")]
     """A folder outside it (created) for a PNG of each photograph and the JSON of its recipe."""
     preset: Literal["x4plus", "stablesr", "camera", "bilinear"] = "stablesr"
-    """Real-ESRGAN's degradation, StableSR's milder one, or a bilinear reduction only."""
+    """Real-ESRGAN's degradation, StableSR's milder one, a camera's blur, or a bilinear reduction only."""
     seed: int = 0
     """With the photograph's name in the folder it decides the recipe: the same seed gives the same bytes."""
     factor: int = 4
