@@ -19,6 +19,9 @@ from nextscale.errors import ModelError, OptionError
 
 ConfigT = TypeVar("ConfigT")
 
+ADDED: Mapping[str, Any] = types.MappingProxyType({"added": True})
+"""Metadata of a field that older files lack: it then has its default."""
+
 
 def phi_schedule(num_steps: int, num_phi: int = 4) -> tuple[int, ...]:
     """Index of the shared convolution Phi for each step, by VAR's rule (FoundationVision/VAR, models/quant.py).
@@ -182,6 +185,23 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class RestorerConfig:
+    """The convolutional restorer (SRVGGNetCompact of Real-ESRGAN, realesrgan/archs/srvgg_arch.py)."""
+
+    channels: int = 64
+    convs: int = 32
+    """Convolutions between the first and the head."""
+    factors: tuple[int, ...] = (1, 2, 4)
+    """Output sides over the input's, each with a head of its own."""
+    denoise: bool = True
+    """A fourth input plane: how much of the noise to remove."""
+
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.convs < 1 or not self.factors or min(self.factors) < 1:
+            raise ModelError(f"a restorer needs channels, convs and whole factors from 1, got {self}")
+
+
+@dataclass(frozen=True)
 class TransformerConfig:
     """A next-scale transformer (FoundationVision/VAR, models/var.py; paper section 3)."""
 
@@ -249,10 +269,11 @@ def from_dict(kind: type[ConfigT], data: Any, *, where: str = "config") -> Confi
     unknown = sorted(set(data) - fields)
     if unknown:
         raise ModelError(f"unknown key {where}.{unknown[0]} (known: {', '.join(sorted(fields))})")
-    missing = sorted(fields - set(data))
+    added = {f.name for f in dataclasses.fields(kind) if f.metadata.get("added")}
+    missing = sorted(fields - set(data) - added)
     if missing:
         raise ModelError(f"missing key {where}.{missing[0]}")
-    values = {name: _read(hints[name], data[name], f"{where}.{name}") for name in sorted(fields)}
+    values = {name: _read(hints[name], data[name], f"{where}.{name}") for name in sorted(fields & set(data))}
     return typing.cast(ConfigT, kind(**values))
 
 

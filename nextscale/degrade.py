@@ -11,19 +11,22 @@ Shape suffixes: B batch, C channels, H W pixels, k kernel side, N blocks of 8x8 
 from __future__ import annotations
 
 import functools
+import io
 import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from nextscale.config import from_dict, to_dict
+from nextscale.config import ADDED, from_dict, to_dict
 from nextscale.errors import ModelError, OptionError
 
 FACTOR = 4
@@ -33,7 +36,8 @@ BLUR_KINDS = ("iso", "aniso", "generalised_iso", "generalised_aniso", "plateau_i
 KERNEL_KINDS = (*BLUR_KINDS, "sinc")
 KERNEL_SIZES = tuple(range(7, 22, 2))
 RESIZE_FILTERS = ("area", "bilinear", "bicubic")
-NOISE_KINDS = ("gaussian", "poisson")
+NOISE_KINDS = ("gaussian", "poisson", "coarse")
+CODECS = ("jpeg", "webp")
 
 Range = tuple[float, float]
 _T = TypeVar("_T")
@@ -68,6 +72,8 @@ class PassRanges:
     """Probability that the three channels share their noise."""
     blur_probs: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
     """Of each of BLUR_KINDS."""
+    coarse_prob: float = 0.0
+    """Probability that Gaussian noise has grains of several pixels, as a phone's denoiser leaves them."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,15 @@ class Preset:
     """Probability that the final resize and sinc filter come before the second JPEG."""
     clean_prob: float = 0.0
     """Probability of no degradation but an exact area mean."""
+    recompress_prob: float = 0.0
+    """Probability of a last compression at the LR size, on a block grid that may be shifted."""
+    recompress_quality: Range = (20.0, 70.0)
+    webp_prob: float = 0.0
+    """Probability that the last compression is WebP instead of JPEG."""
+    dark_prob: float = 0.0
+    """Probability of too little light: input and target are darkened alike, the noise is not."""
+    exposure: Range = (0.25, 0.8)
+    """What too little light leaves of the values."""
 
 
 X4PLUS = Preset(
@@ -167,7 +182,83 @@ CAMERA = Preset(
 BILINEAR = Preset("bilinear", None, None, final_filters=("bilinear",), final_sinc_prob=0.0)
 """Bilinear x1/4 and nothing else: the class of clean inputs."""
 
-PRESETS: Mapping[str, Preset] = MappingProxyType({p.name: p for p in (X4PLUS, STABLESR, CAMERA, BILINEAR)})
+CLEAN = Preset("clean", None, None, final_filters=("area", "area", "bilinear"), final_sinc_prob=0.0)
+"""A good small picture: what a restorer must leave alone."""
+
+_LR_SIZE = (0.0, 0.0, 1.0)
+"""Probabilities of enlarging, shrinking, keeping: the second pass at exactly the LR size."""
+
+COMPRESSED = Preset(
+    name="compressed",
+    first=PassRanges(
+        blur_prob=0.5,
+        sinc_prob=0.1,
+        blur_sigma=(0.2, 2.0),
+        generalised_beta=(0.5, 2.0),
+        plateau_beta=(1.0, 1.5),
+        resize_probs=_LR_SIZE,
+        resize_scale=(1.0, 1.0),
+        noise_sigma=(0.0, 6.0),
+        poisson_scale=(0.0, 0.5),
+        jpeg_quality=(80.0, 100.0),
+    ),
+    second=PassRanges(
+        blur_prob=0.2,
+        sinc_prob=0.3,
+        blur_sigma=(0.2, 0.8),
+        generalised_beta=(0.5, 2.0),
+        plateau_beta=(1.0, 1.5),
+        resize_probs=_LR_SIZE,
+        resize_scale=(1.0, 1.0),
+        noise_sigma=(0.0, 3.0),
+        poisson_scale=(0.0, 0.2),
+        jpeg_quality=(20.0, 75.0),
+    ),
+    final_sinc_prob=0.0,
+    sinc_first_prob=1.0,
+    recompress_prob=0.5,
+    webp_prob=0.4,
+)
+"""A picture that messengers and sites have compressed strongly, often twice."""
+
+NOISY = Preset(
+    name="noisy",
+    first=PassRanges(
+        blur_prob=0.6,
+        sinc_prob=0.05,
+        blur_sigma=(0.2, 2.0),
+        generalised_beta=(0.5, 2.0),
+        plateau_beta=(1.0, 1.5),
+        resize_probs=_LR_SIZE,
+        resize_scale=(1.0, 1.0),
+        noise_sigma=(0.0, 4.0),
+        poisson_scale=(0.0, 0.5),
+        jpeg_quality=(90.0, 100.0),
+    ),
+    second=PassRanges(
+        blur_prob=0.0,
+        sinc_prob=0.0,
+        blur_sigma=(0.2, 0.8),
+        generalised_beta=(0.5, 2.0),
+        plateau_beta=(1.0, 1.5),
+        resize_probs=_LR_SIZE,
+        resize_scale=(1.0, 1.0),
+        noise_sigma=(2.0, 30.0),
+        poisson_scale=(0.5, 3.0),
+        jpeg_quality=(60.0, 100.0),
+        gaussian_prob=0.75,
+        grey_prob=0.25,
+        coarse_prob=0.3,
+    ),
+    final_sinc_prob=0.0,
+    sinc_first_prob=1.0,
+    dark_prob=0.4,
+)
+"""Strong noise of a small sensor or of too little light, at the size of the input."""
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {p.name: p for p in (X4PLUS, STABLESR, CAMERA, COMPRESSED, NOISY, CLEAN, BILINEAR)}
+)
 
 
 # Recipes: every choice made for one photograph
@@ -231,6 +322,21 @@ class PassSpec:
 
 
 @dataclass(frozen=True)
+class CompressSpec:
+    """A last compression at the LR size; its block grid starts `shift_y` rows and `shift_x` columns inside."""
+
+    codec: str
+    quality: float
+    shift_y: int = 0
+    shift_x: int = 0
+
+    def __post_init__(self) -> None:
+        _check_choice("codec", self.codec, CODECS)
+        if not 1 <= self.quality <= 100 or not (0 <= self.shift_y < 8 and 0 <= self.shift_x < 8):
+            raise OptionError(f"a compression needs a quality in 1..100 and shifts in 0..7, got {self}")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How one photograph is degraded: the same recipe on the same pixels gives the same bytes."""
 
@@ -242,9 +348,30 @@ class Recipe:
     final_sinc: KernelSpec | None
     sinc_first: bool
     """Resize to the LR size and filter before the second JPEG (True) or after it."""
+    recompress: CompressSpec | None = field(default=None, metadata=ADDED)
+    exposure: float = field(default=1.0, metadata=ADDED)
+    """What the light leaves of the values; the target is `exposure` times the photograph too."""
 
     def __post_init__(self) -> None:
         _check_choice("resize filter", self.final_filter, RESIZE_FILTERS)
+        if not 0 < self.exposure <= 1:
+            raise OptionError(f"an exposure lies above 0 and up to 1, got {self.exposure}")
+
+    def without_noise(self) -> Recipe:
+        """The same without noise and compression."""
+
+        def quiet(spec: PassSpec | None) -> PassSpec | None:
+            return None if spec is None else replace(spec, noise=None, jpeg_quality=None)
+
+        return replace(self, first=quiet(self.first), second=quiet(self.second), recompress=None)
+
+    def without_compression(self) -> Recipe:
+        """The same without JPEG and WebP."""
+
+        def plain(spec: PassSpec | None) -> PassSpec | None:
+            return None if spec is None else replace(spec, jpeg_quality=None)
+
+        return replace(self, first=plain(self.first), second=plain(self.second), recompress=None)
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -293,7 +420,18 @@ def sample_recipe(preset: Preset, rng: random.Random) -> Recipe:
         final_filter=_choose(preset.final_filters, rng),
         final_sinc=_sample_sinc(math.pi / 3, rng) if rng.random() < preset.final_sinc_prob else None,
         sinc_first=rng.random() < preset.sinc_first_prob,
+        recompress=_sample_compression(preset, rng),
+        exposure=_uniform(preset.exposure, rng) if preset.dark_prob and rng.random() < preset.dark_prob else 1.0,
     )
+
+
+def _sample_compression(preset: Preset, rng: random.Random) -> CompressSpec | None:
+    # A preset without it draws nothing, so that the recipes of older presets stay what they were.
+    if not preset.recompress_prob or rng.random() >= preset.recompress_prob:
+        return None
+    codec = "webp" if rng.random() < preset.webp_prob else "jpeg"
+    quality = _uniform(preset.recompress_quality, rng)
+    return CompressSpec(codec, quality, shift_y=int(8 * rng.random()), shift_x=int(8 * rng.random()))
 
 
 def _sample_pass(ranges: PassRanges | None, rng: random.Random) -> PassSpec | None:
@@ -340,6 +478,8 @@ def _sample_scale(ranges: PassRanges, rng: random.Random) -> float:
 def _sample_noise(ranges: PassRanges, rng: random.Random) -> NoiseSpec:
     kind = "gaussian" if rng.random() < ranges.gaussian_prob else "poisson"
     strength = _uniform(ranges.noise_sigma if kind == "gaussian" else ranges.poisson_scale, rng)
+    if kind == "gaussian" and ranges.coarse_prob and rng.random() < ranges.coarse_prob:
+        kind = "coarse"
     return NoiseSpec(kind, strength, grey=rng.random() < ranges.grey_prob, seed=int(rng.random() * 2**32))
 
 
@@ -524,8 +664,41 @@ def _luma(image_CHW: Tensor) -> Tensor:
 def add_noise(image_CHW: Tensor, spec: NoiseSpec) -> Tensor:
     """Add the noise that a spec describes."""
     generator = torch.Generator().manual_seed(spec.seed)
-    add = add_gaussian_noise if spec.kind == "gaussian" else add_poisson_noise
+    add = {"gaussian": add_gaussian_noise, "poisson": add_poisson_noise, "coarse": add_coarse_noise}[spec.kind]
     return add(image_CHW, spec.strength, grey=spec.grey, generator=generator)
+
+
+def add_coarse_noise(image_CHW: Tensor, sigma: float, *, grey: bool, generator: torch.Generator) -> Tensor:
+    """Add Gaussian noise of `sigma` 8-bit levels, half of its energy in grains of 2 to 4 px; clip to [0, 1]."""
+    C, H, W = image_CHW.shape
+    size = float(torch.rand((), generator=generator)) * 2 + 2
+    coarse = torch.randn(1, 1 if grey else C, int(H / size) + 2, int(W / size) + 2, generator=generator)
+    coarse = F.interpolate(coarse, size=(H, W), mode="bicubic", align_corners=False)[0]
+    coarse = coarse / coarse.std().clamp(min=1e-3)
+    fine = torch.randn(1 if grey else C, H, W, generator=generator)
+    noise = (coarse + fine).to(image_CHW) * 0.5**0.5
+    return (image_CHW + noise * (sigma / 255)).clamp(0, 1)
+
+
+def compress(image_13HW: Tensor, spec: CompressSpec) -> Tensor:
+    """A compression of an image 1 3 H W in [0, 1] whose block grid starts inside the image.
+
+    WebP is libwebp's own, by Pillow; JPEG is `jpeg`.
+    """
+    H, W = image_13HW.shape[-2:]
+    top, left = (8 - spec.shift_y) % 8, (8 - spec.shift_x) % 8
+    image_13HW = F.pad(image_13HW.clamp(0, 1), (left, 0, top, 0), mode="replicate")
+    coded = jpeg(image_13HW, spec.quality) if spec.codec == "jpeg" else _webp(image_13HW, round(spec.quality))
+    return coded[..., top : top + H, left : left + W]
+
+
+def _webp(image_13HW: Tensor, quality: int) -> Tensor:
+    pixels = quantise_8bit(image_13HW)[0].mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="WEBP", quality=quality, method=2)
+    with Image.open(file) as coded:
+        decoded = torch.from_numpy(np.array(coded.convert("RGB")))
+    return decoded.permute(2, 0, 1)[None].to(image_13HW) / 255
 
 
 def quantise_8bit(image: Tensor) -> Tensor:
@@ -629,6 +802,11 @@ def degrade(hr_B3HW: Tensor, recipes: Sequence[Recipe], *, factor: int = FACTOR)
 
 
 def _degrade_one(image_13HW: Tensor, recipe: Recipe, size: tuple[int, int]) -> Tensor:
+    image_13HW = _degrade_passes(image_13HW * recipe.exposure, recipe, size)
+    return image_13HW if recipe.recompress is None else compress(image_13HW, recipe.recompress)
+
+
+def _degrade_passes(image_13HW: Tensor, recipe: Recipe, size: tuple[int, int]) -> Tensor:
     if recipe.first is not None:
         image_13HW = _blur_resize_noise(image_13HW, recipe.first, image_13HW.shape[-2:])
         image_13HW = _code(image_13HW, recipe.first)

@@ -46,9 +46,15 @@ class Adversary:
         stages: how many stages are judged.
         channels: of each activation map.
         lr: the critics' constant learning rate.
+        by_accuracy: scale what is gained by deceiving by how much better than a guess the critic is: from 0 where half
+            of its answers are right to 1 where all are.
     """
 
-    def __init__(self, stages: int, channels: tuple[int, ...], lr: float, device: torch.device) -> None:
+    def __init__(
+        self, stages: int, channels: tuple[int, ...], lr: float, device: torch.device, *, by_accuracy: bool = False
+    ) -> None:
+        self.by_accuracy = by_accuracy
+        self.accuracies = [0.5] * stages
         # Heads start alike in every process and run, whatever was drawn before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -67,6 +73,8 @@ class Adversary:
             slopes = torch.autograd.grad(value, apart)
         norm = torch.stack([g.float().square().sum() for g in slopes]).sum().sqrt()
         usual = sum(1 / x.numel() for x in activations) ** 0.5 / len(activations)
+        if self.by_accuracy:
+            usual = usual * max(0.0, 2 * self.accuracies[stage] - 1)
         towards = [(g * x).float().sum() for g, x in zip(slopes, activations, strict=True)]
         return torch.stack(towards).sum() * (usual / norm.clamp(min=1e-12)), float(value.detach())
 
@@ -78,6 +86,7 @@ class Adversary:
             loss = F.softplus(given).mean() + F.softplus(-wanted).mean()
             loss.backward()  # type: ignore[no-untyped-call]
         right = ((given < 0).float().mean() + (wanted > 0).float().mean()) / 2
+        self.accuracies[stage] += 0.02 * (float(right) - self.accuracies[stage])
         return {f"critic_{stage + 1}": float(loss.detach()), f"told_{stage + 1}": float(right)}
 
     def step(self) -> None:
@@ -90,9 +99,14 @@ class Adversary:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"critics": self.critics.state_dict(), "optimiser": self.optimiser.state_dict()}
+        return {
+            "critics": self.critics.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "accuracies": list(self.accuracies),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
         self.critics.load_state_dict(state["critics"])
         self.optimiser.load_state_dict(state["optimiser"])
+        self.accuracies = list(state.get("accuracies", self.accuracies))

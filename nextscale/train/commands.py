@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nextscale.config import PRESETS, FusionConfig, ModelConfig, TokenizerConfig, read_difference
+from nextscale.config import PRESETS, FusionConfig, ModelConfig, RestorerConfig, TokenizerConfig, read_difference
 from nextscale.errors import OptionError
-from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig
+from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig, RestorationConfig
 from nextscale.train.plan import PlanConfig, Training, plan, show
 
 if TYPE_CHECKING:
     from nextscale.data import Crops
     from nextscale.tokenizer.model import Tokenizer
+    from nextscale.train.stream import Samples
     from nextscale.train.validation import Validation
 
 
@@ -304,8 +305,86 @@ def _crop_side(tokenizer: Tokenizer, side: int) -> int:
     return tokenizer.ladder.for_input(side).image_sides[-1]
 
 
+@dataclass(frozen=True)
+class TrainRestorer:
+    """Train the restorer by itself."""
+
+    data: tuple[str, ...]
+    """Folders, .tar shards, globs or addresses of photographs."""
+    out: Path
+    """Folder of the run: state, log, and the result in `model/`."""
+    start: Path | None = None
+    """A restorer, as `convert --part restorer` or an earlier run leaves it; its critic goes on where it has one."""
+    loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
+    restoration: RestorationConfig = field(default_factory=RestorationConfig)
+    sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    def run(self) -> int:
+        import torch
+
+        from nextscale.checkpoint import find_folder, load_weights, read_config, save_folder
+        from nextscale.model.restorer import Restorer
+        from nextscale.train.distributed import device, end, rank
+        from nextscale.train.loop import train
+        from nextscale.train.tasks.restorer import CRITIC, RestorerTask, load_critic, save_critic
+
+        torch.manual_seed(self.loop.seed)
+        if self.start is None:
+            restorer = Restorer(RestorerConfig())
+        else:
+            folder = find_folder(self.start)
+            restorer = Restorer(read_config(folder, "restorer", RestorerConfig))
+            load_weights(folder / "model.safetensors", restorer)
+        restorer.to(device())
+        config = self.restoration
+        samples = _samples(self, max(restorer.config.factors))
+        validation = _validation(self, max(restorer.config.factors))
+        task = RestorerTask(restorer, samples, config, validation)
+        if self.start is not None:
+            load_critic(task.terms.adversary, self.start / CRITIC)
+        average = train(task, self.loop, self.out)
+        if rank() == 0:
+            save_folder(self.out / "model", "restorer", restorer.config, average.state_dict())
+            save_critic(task.terms.adversary, self.out / "model" / CRITIC)
+        return end(0)
+
+
+def _samples(command: TrainRestorer, factor: int) -> Samples:
+    from nextscale.data import Crops
+    from nextscale.train.stream import Samples
+
+    config, sources = command.restoration, command.sources
+
+    def crops(patterns: tuple[str, ...]) -> Crops | None:
+        if not patterns:
+            return None
+        seed = command.loop.seed
+        return Crops(
+            patterns, factor * config.side, seed=seed, max_damaged=sources.max_damaged, cache=sources.cache
+        )
+
+    photographs = crops(command.data)
+    assert photographs is not None
+    return Samples(photographs, crops(config.faces), crops(config.pages), config)
+
+
+def _validation(command: TrainRestorer, factor: int) -> Validation | None:
+    from nextscale.data import Crops
+    from nextscale.train.distributed import device
+    from nextscale.train.validation import Validation
+
+    wanted, config = command.validation, command.restoration
+    if not wanted.data:
+        return None
+    crops = Crops(wanted.data, 512 // 4 * factor, seed=0)
+    presets = ("stablesr", "camera", "compressed", "noisy", "x4plus")
+    return Validation(crops, wanted.count, presets, config.clean, device())
+
+
 Part = (
-    Annotated[TrainTokenizer, tyro.conf.subcommand("tokenizer")]
+    Annotated[TrainRestorer, tyro.conf.subcommand("restorer")]
+    | Annotated[TrainTokenizer, tyro.conf.subcommand("tokenizer")]
     | Annotated[TrainTransformer, tyro.conf.subcommand("transformer")]
     | Annotated[TrainFusion, tyro.conf.subcommand("fusion")]
 )

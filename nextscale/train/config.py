@@ -158,3 +158,47 @@ class CodesConfig:
     """Train on the first stages only (0: all)."""
     balance: float = 1.0
     """A token of a step of side rho weighs rho ** -balance in the cross-entropy (0: all alike; 2: all steps alike)."""
+
+
+@dataclass(frozen=True)
+class RestorationConfig:
+    """Training of the restorer and of the fusion: pairs and terms of the loss."""
+
+    side: int = 48
+    """Side in pixels of the input photograph; crops are as much larger as the largest factor."""
+    presets: tuple[str, ...] = ("stablesr", "stablesr", "stablesr", "x4plus", "camera", "camera", "compressed", "noisy")
+    """Degradations of the inputs, drawn alike; one may stand there several times."""
+    clean: float = 0.12
+    """Share of inputs that are only reduced: what is good must stay good."""
+    soft: float = 0.2
+    """Share of photographs of which a part is enlarged 1.2 to 2.2 times: most are not sharp to the pixel."""
+    faces: tuple[str, ...] = ()
+    """Photographs with faces: folders, shards or globs."""
+    faces_share: float = 0.12
+    """Share of the samples that show a face, where `faces` names some."""
+    pages: tuple[str, ...] = ()
+    """Rendered text, drawings and ramps: folders, shards or globs."""
+    pages_share: float = 0.14
+    """Share of the samples that are such pages, where `pages` names some."""
+    grain: float = 0.35
+    """Share of the samples whose target keeps a share of the input's noise, drawn uniformly: the denoise dial."""
+    workers: int = 1
+    """Processes that make pairs beside the training (0: none)."""
+    pixel: float = 0.5
+    """Weight of the mean absolute pixel difference."""
+    feature: float = 0.4
+    """Weight of the VGG19 feature difference."""
+    lpips: float = 0.4
+    """Weight of LPIPS-squeeze, on resampled pictures."""
+    lpips_scale: tuple[float, float] = (0.5, 0.9)
+    """Their size over that of the pictures: smaller ones hide nothing finer than its strides, where it likes dots."""
+    adversarial: float = 0.0
+    """Weight of deceiving a critic of pixels and VGG19 activations (0: no critic)."""
+    adversarial_from: int = 150
+    """The critic learns alone before this step."""
+    critic_lr: float = 3e-4
+    """Learning rate of the critic."""
+    window: int = 112
+    """Side in pixels of what the perceptual terms see of each picture."""
+    factor_weights: tuple[float, ...] = (0.7, 0.8, 1.0)
+    """Weight of each factor's terms, smallest factor first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -51,16 +52,18 @@ def pairs(
     chosen = [presets[0] if len(presets) == 1 else draw.choice(presets) for draw in chance]
     if soft:
         hr = torch.cat(
-            [_softened(hr[i : i + 1], draw) if draw.random() < soft else hr[i : i + 1] for i, draw in enumerate(chance)]
+            [softened(hr[i : i + 1], draw) if draw.random() < soft else hr[i : i + 1] for i, draw in enumerate(chance)]
         )
     kinds = ["bilinear" if label else name for label, name in zip(labels, chosen, strict=True)]
     recipes = [sample_recipe(PRESETS[kind], draw) for kind, draw in zip(kinds, chance, strict=True)]
+    hr = torch.cat([hr[i : i + 1] * recipe.exposure for i, recipe in enumerate(recipes)])
+    recipes = [replace(recipe, exposure=1.0) for recipe in recipes]
     # The loop's autocast would run the codec's transforms in 16 bits.
     with torch.autocast(hr.device.type, enabled=False):
         return hr * 2 - 1, degrade(hr, recipes) * 2 - 1, torch.tensor(labels, device=device)
 
 
-def _softened(image: Tensor, draw: random.Random) -> Tensor:
+def softened(image: Tensor, draw: random.Random) -> Tensor:
     """A random part of an image 1 3 H H in [0, 1], enlarged to its size: no longer sharp to the pixel, as most real
     photographs are not."""
     side = image.shape[-1]

@@ -1,0 +1,198 @@
+"""Training pictures that photographs never show: text, signs, screens, drawings and smooth ramps, rendered by Pillow."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from nextscale.errors import OptionError
+
+Color = tuple[int, int, int]
+FONT_SUFFIXES = (".ttf", ".otf")
+_VOWELS, _CONSONANTS = "aeiouaeiouy", "bcdfghjklmnpqrstvwxyzthrsnltd"
+
+
+def find_fonts(folders: Sequence[Path]) -> list[Path]:
+    """Every font file in the folders, in a stable order.
+
+    Raises:
+        OptionError: there is none.
+    """
+    fonts = sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in FONT_SUFFIXES)
+    # Symbol and mathematics fonts have no letters of the Latin alphabet.
+    fonts = [p for p in fonts if not any(word in p.name.lower() for word in ("math", "symbol", "emoji", "dingbat"))]
+    if not fonts:
+        raise OptionError(f"{', '.join(map(str, folders))}: no .ttf or .otf files; name a folder of fonts")
+    return fonts
+
+
+def render(seed: int, number: int, fonts: Sequence[Path], side: int = 512) -> Image.Image:
+    """The picture of a number: side x side, RGB. The same seed, number, fonts and Pillow give the same pixels."""
+    draw = random.Random(f"{seed}/{number}")
+    kinds: Sequence[tuple[float, Callable[[random.Random, Sequence[Path], int], Image.Image]]] = (
+        (0.3, _page),
+        (0.2, _sign),
+        (0.2, _screen),
+        (0.15, _drawing),
+        (0.15, _ramp),
+    )
+    maker = draw.choices([kind for _, kind in kinds], [weight for weight, _ in kinds])[0]
+    # Twice as large, then reduced: Pillow's shapes have no smooth edges of their own.
+    return maker(draw, fonts, 2 * side).reduce(2)
+
+
+def _word(draw: random.Random) -> str:
+    kind = draw.random()
+    if kind < 0.12:
+        return str(draw.randrange(10 ** draw.randint(1, 5)))
+    letters = "".join(draw.choice(_VOWELS if i % 2 else _CONSONANTS) for i in range(draw.randint(2, 9)))
+    if kind < 0.3:
+        letters = letters.capitalize()
+    elif kind < 0.36:
+        letters = letters.upper()
+    return letters + draw.choices(["", ",", ".", ":", "-", "!", "?"], [30, 3, 3, 1, 1, 1, 1])[0]
+
+
+def _font(draw: random.Random, fonts: Sequence[Path], size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(draw.choice(fonts)), size)
+
+
+def _colors(draw: random.Random) -> tuple[Color, Color]:
+    """Paper and ink, with contrast between them."""
+    if draw.random() < 0.5:
+        paper, ink = draw.randint(215, 255), draw.randint(0, 70)
+        warm = draw.randint(0, 25)
+        pair = (paper, paper - warm // 2, paper - warm), (ink, ink, ink)
+    else:
+        while True:
+            first, second = (tuple(draw.randint(0, 255) for _ in range(3)) for _ in range(2))
+            if abs(sum(first) - sum(second)) > 240:
+                break
+        pair = (first[0], first[1], first[2]), (second[0], second[1], second[2])
+    return pair if draw.random() < 0.8 else (pair[1], pair[0])
+
+
+def _lines(
+    draw: random.Random, on: ImageDraw.ImageDraw, box: tuple[int, int, int, int], font: ImageFont.FreeTypeFont, ink: Color
+) -> None:
+    """Fill a box with lines of words."""
+    left, top, right, bottom = box
+    height = int(font.size * draw.uniform(1.1, 1.6))
+    y = top
+    while y + height < bottom:
+        text = ""
+        while font.getlength(text) < right - left:
+            text += _word(draw) + " "
+        stop = len(text) if draw.random() < 0.85 else draw.randrange(1, len(text))
+        on.text((left, y), text[:stop], font=font, fill=ink)
+        y += height if draw.random() < 0.93 else 2 * height
+
+
+def _page(draw: random.Random, fonts: Sequence[Path], side: int) -> Image.Image:
+    paper, ink = _colors(draw)
+    image = Image.new("RGB", (side, side), paper)
+    on = ImageDraw.Draw(image)
+    margin = draw.randint(0, side // 8)
+    y = margin
+    if draw.random() < 0.5:
+        head = _font(draw, fonts, draw.randint(side // 16, side // 7))
+        on.text((margin, y), f"{_word(draw)} {_word(draw)}", font=head, fill=ink)
+        y += int(head.size * 1.5)
+    columns = draw.choice((1, 1, 2))
+    font = _font(draw, fonts, int(draw.uniform(20, 90)))
+    width = (side - margin) // columns
+    for column in range(columns):
+        left = margin + column * width
+        _lines(draw, on, (left, y, left + width - 40, side - margin // 2), font, ink)
+    if draw.random() < 0.5:
+        image = image.rotate(draw.uniform(-8, 8), Image.Resampling.BICUBIC, fillcolor=paper)
+    return image
+
+
+def _sign(draw: random.Random, fonts: Sequence[Path], side: int) -> Image.Image:
+    image = _ramp(draw, fonts, side)
+    on = ImageDraw.Draw(image)
+    for _ in range(draw.randint(1, 4)):
+        paper, ink = _colors(draw)
+        font = _font(draw, fonts, draw.randint(side // 24, side // 5))
+        text = "\n".join(" ".join(_word(draw) for _ in range(draw.randint(1, 3))) for _ in range(draw.randint(1, 3)))
+        text = text.upper() if draw.random() < 0.5 else text
+        left, top = draw.randint(-side // 8, side // 2), draw.randint(0, side * 3 // 4)
+        x0, y0, x1, y1 = on.multiline_textbbox((left, top), text, font=font)
+        pad = draw.randint(8, 60)
+        box = (x0 - pad, y0 - pad, x1 + pad, y1 + pad)
+        edge = ink if draw.random() < 0.5 else None
+        on.rounded_rectangle(box, draw.randint(0, 40), fill=paper, outline=edge, width=draw.randint(2, 16))
+        on.multiline_text((left, top), text, font=font, fill=ink, align=draw.choice(("left", "center")))
+    if draw.random() < 0.5:
+        image = image.rotate(draw.uniform(-25, 25), Image.Resampling.BICUBIC, expand=False)
+        inner = side // 6
+        image = image.crop((inner, inner, side - inner, side - inner)).resize((side, side), Image.Resampling.BICUBIC)
+    return image
+
+
+def _screen(draw: random.Random, fonts: Sequence[Path], side: int) -> Image.Image:
+    paper, ink = _colors(draw)
+    image = Image.new("RGB", (side, side), paper)
+    on = ImageDraw.Draw(image)
+    for _ in range(draw.randint(2, 7)):
+        back, front = _colors(draw)
+        left, top = draw.randrange(side), draw.randrange(side)
+        right, bottom = left + draw.randint(60, side), top + draw.randint(40, side // 2)
+        on.rectangle((left, top, right, bottom), fill=back, outline=front, width=draw.choice((2, 2, 4)))
+        font = _font(draw, fonts, draw.randint(22, 56))
+        _lines(draw, on, (left + 16, top + 12, right - 16, bottom), font, front)
+    for _ in range(draw.randint(0, 6)):
+        x, y, size = draw.randrange(side), draw.randrange(side), draw.randint(16, 90)
+        shape = draw.choice((on.rectangle, on.ellipse))
+        shape((x, y, x + size, y + size), fill=_colors(draw)[0], outline=ink, width=draw.choice((0, 2, 4)))
+    return image
+
+
+def _drawing(draw: random.Random, fonts: Sequence[Path], side: int) -> Image.Image:
+    paper, ink = _colors(draw)
+    image = Image.new("RGB", (side, side), paper)
+    on = ImageDraw.Draw(image)
+
+    def point() -> tuple[int, int]:
+        return draw.randint(-side // 10, side * 11 // 10), draw.randint(-side // 10, side * 11 // 10)
+
+    for _ in range(draw.randint(6, 40)):
+        width, color = draw.choice((2, 3, 4, 6, 8, 12)), ink if draw.random() < 0.7 else _colors(draw)[1]
+        kind = draw.random()
+        if kind < 0.35:
+            on.line([point() for _ in range(draw.randint(2, 5))], fill=color, width=width, joint="curve")
+        elif kind < 0.6:
+            x, y = point()
+            size = draw.randint(10, side // 2)
+            on.arc((x, y, x + size, y + draw.randint(10, size)), draw.randrange(360), draw.randrange(360), color, width)
+        elif kind < 0.75:
+            on.polygon([point() for _ in range(draw.randint(3, 6))], fill=None, outline=color, width=width)
+        elif kind < 0.85:
+            on.polygon([point() for _ in range(3)], fill=color)
+        else:
+            # A hatching or a grid.
+            (x, y), gap, length = point(), draw.randint(8, 40), draw.randint(60, side // 2)
+            for i in range(draw.randint(4, 16)):
+                on.line([(x + i * gap, y), (x + i * gap + draw.randint(0, 3), y + length)], fill=color, width=width)
+    if draw.random() < 0.4:
+        on.text(point(), f"{_word(draw)} {_word(draw)}", font=_font(draw, fonts, draw.randint(24, 120)), fill=ink)
+    return image
+
+
+def _ramp(draw: random.Random, fonts: Sequence[Path], side: int) -> Image.Image:
+    """A smooth ground: what a restorer must leave without grain, blocks and bands."""
+    del fonts
+    small = draw.choice((2, 2, 3, 4))
+    spread = draw.choice((10, 40, 120))
+    base = np.array([draw.randint(20, 235) for _ in range(3)], np.float64)
+    tint = 0.3 if draw.random() < 0.6 else 1.0
+    shared = np.array([draw.uniform(-1, 1) for _ in range(small * small)]).reshape(small, small, 1)
+    own = np.array([draw.uniform(-1, 1) for _ in range(3 * small * small)]).reshape(small, small, 3)
+    values = base + spread * ((1 - tint) * shared + tint * own)
+    planes = [Image.fromarray(values[..., c].astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC) for c in range(3)]
+    return Image.fromarray(np.stack([np.asarray(p) for p in planes], -1).round().clip(0, 255).astype(np.uint8))

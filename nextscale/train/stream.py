@@ -1,0 +1,111 @@
+"""Training samples of the restorer and the fusion, made in processes of their own while the training computes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from nextscale.data import Crops
+from nextscale.degrade import PRESETS, degrade, sample_recipe
+from nextscale.train.config import RestorationConfig
+from nextscale.train.distributed import positions
+from nextscale.train.pairs import softened
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training samples, B of them."""
+
+    targets: Tensor
+    """B 3 H H in [-1, 1]: the photographs, without noise."""
+    inputs: Tensor
+    """B 3 h h in [-1, 1]: degraded."""
+    grain: Tensor
+    """B 3 h h: what noise adds to the inputs, as far as the target keeps it (zero where all of it goes)."""
+    denoise: Tensor
+    """B in [0, 1]: the share of the noise that goes."""
+    clean: Tensor
+    """B: 1 where the input is not degraded, only reduced."""
+
+
+class Samples(Dataset[tuple[Tensor, ...]]):
+    """The sample of a position in the stream: it depends on the seed and the position alone."""
+
+    def __init__(self, photographs: Crops, faces: Crops | None, pages: Crops | None, config: RestorationConfig) -> None:
+        self.photographs, self.faces, self.pages = photographs, faces, pages
+        self.config = config
+
+    def __getitem__(self, position: int) -> tuple[Tensor, ...]:
+        config = self.config
+        draw = random.Random(self.photographs.seed * 1_000_003 + position)
+        kind = draw.random()
+        crops = self.photographs
+        if self.pages is not None and kind < config.pages_share:
+            crops = self.pages
+        elif self.faces is not None and kind > 1 - config.faces_share:
+            crops = self.faces
+        hr = torch.from_numpy(crops.crop(position)).permute(2, 0, 1)[None].float() / 255
+        clean = draw.random() < config.clean
+        if draw.random() < config.soft and crops is not self.pages:
+            hr = softened(hr, draw)
+        recipe = sample_recipe(PRESETS["clean" if clean else draw.choice(config.presets)], draw)
+        hr, recipe = hr * recipe.exposure, replace(recipe, exposure=1.0)
+        factor = hr.shape[-1] // config.side
+        lr = degrade(hr, [recipe], factor=factor)
+        denoise, grain = 1.0, torch.zeros_like(lr)
+        if draw.random() < config.grain:
+            denoise = draw.choice((0.0, draw.random(), draw.random()))
+            noisy, quiet = recipe.without_compression(), recipe.without_noise()
+            if noisy != quiet:
+                grain = (1 - denoise) * (degrade(hr, [noisy], factor=factor) - degrade(hr, [quiet], factor=factor))
+        return hr[0] * 2 - 1, lr[0] * 2 - 1, grain[0] * 2, torch.tensor(denoise), torch.tensor(float(clean))
+
+
+class Stream:
+    """Batches in order, ahead of their use."""
+
+    def __init__(self, samples: Samples, device: torch.device) -> None:
+        self.samples = samples
+        self.device = device
+        self.next: tuple[int, int] | None = None
+        self.batches: Iterator[Any] = iter(())
+
+    def batch(self, step: int, size: int) -> Batch:
+        """The samples of this process at a step."""
+        if self.next != (step, size):
+            steps = _Steps(step, size)
+            workers = self.samples.config.workers
+            loader: DataLoader[Any] = DataLoader(
+                self.samples,
+                batch_sampler=steps,
+                num_workers=workers,
+                prefetch_factor=4 if workers else None,
+                worker_init_fn=_one_thread,
+            )
+            self.batches = iter(loader)
+        self.next = (step + 1, size)
+        return Batch(*(part.to(self.device) for part in next(self.batches)))
+
+
+class _Steps:
+    """The positions of each step from one on, without end."""
+
+    def __init__(self, first: int, size: int) -> None:
+        self.first, self.size = first, size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.first
+        while True:
+            yield list(positions(step, self.size))
+            step += 1
+
+
+def _one_thread(worker: int) -> None:
+    del worker
+    torch.set_num_threads(1)
