@@ -11,7 +11,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -202,6 +202,18 @@ class RestorerConfig:
 
 
 @dataclass(frozen=True)
+class MergeConfig:
+    """The fusion of the codes with the restorer's features, per stage."""
+
+    channels: int = 64
+    """Of what the codes say about the features."""
+    blocks: int = 3
+    """Residual blocks after it."""
+    error_channels: int = 32
+    """Of the branch that expects the error."""
+
+
+@dataclass(frozen=True)
 class TransformerConfig:
     """A next-scale transformer (FoundationVision/VAR, models/var.py; paper section 3)."""
 
@@ -223,10 +235,23 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole model: tokenizer and transformer."""
+    """A whole model: tokenizer and transformer, and beside them a restorer and the fusion of both."""
 
     tokenizer: TokenizerConfig = TokenizerConfig()
     transformer: TransformerConfig = TransformerConfig()
+    restorer: RestorerConfig | None = field(default=None, metadata=ADDED)
+    merge: MergeConfig | None = field(default=None, metadata=ADDED)
+
+    def __post_init__(self) -> None:
+        if (self.restorer is None) != (self.merge is None):
+            raise ModelError("a model has a restorer and a merge, or neither")
+        if self.restorer is not None:
+            if self.tokenizer.fusion is not None:
+                raise ModelError("a model with a restorer has no fusion in its tokenizer")
+            if self.restorer.factors != self.tokenizer.ladder.factors:
+                raise ModelError(
+                    f"the restorer's factors are {self.restorer.factors}, the ladder's {self.tokenizer.ladder.factors}"
+                )
 
 
 def paper() -> ModelConfig:

@@ -38,9 +38,14 @@ class UpscaleOptions:
     all_factors: bool = False
     """Give every smaller native factor (1, 2, 4), too."""
     confidence: bool = False
-    """Give the confidence map, too: bright where the result is read off the input, dark where it is invented."""
+    """Give the map of the expected error, too: the value of each pixel says by how many 8-bit levels the result may be
+    off there (models without a fusion: bright where the codes are sure, dark where they are guessed)."""
     fidelity: float = 1.0
     """0: the picture as the codes alone describe it; 1: keep most of the input."""
+    denoise: float = 1.0
+    """How much of the input's noise to remove: 0 keeps grain and texture, 1 removes noise and compression."""
+    fast: bool = False
+    """The restorer alone: no codes, no confidence map, a fraction of the time."""
     seed: int = 0
     """Seed of the draws at a temperature above 0; the same seed gives the same bytes."""
     temperature: float = 0.0
@@ -66,6 +71,7 @@ class UpscaleOptions:
         checks = [
             ("scale", 0 < self.scale <= 100_000, "above 0 (and at most 100000)"),
             ("fidelity", 0 <= self.fidelity <= 1, "in [0, 1]"),
+            ("denoise", 0 <= self.denoise <= 1, "in [0, 1]"),
             ("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1"),
             ("temperature", 0 <= self.temperature <= 10, "in [0, 10]"),
             ("top_k", self.top_k >= 0, "0 or more"),
@@ -80,6 +86,10 @@ class UpscaleOptions:
         for name, good, allowed in checks:
             if not good:
                 raise OptionError(f"{name.replace('_', '-')} must be {allowed}, got {getattr(self, name)}")
+        if self.fast and self.confidence:
+            raise OptionError("--fast makes no confidence map, which needs the codes; leave out one of the two")
+        if self.fast and self.fidelity < 1:
+            raise OptionError("--fast has no codes for --fidelity to turn to; leave out one of the two")
 
     @property
     def sampling(self) -> SamplingOptions:

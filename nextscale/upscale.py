@@ -25,12 +25,15 @@ from torch import Tensor, nn
 from nextscale import image as images
 from nextscale.card import CARD, FACTS, CardFacts, model_card
 from nextscale.checkpoint import WEIGHTS, find_folder, half_precision, load_weights, read_config, read_kind, save_folder
-from nextscale.config import Ladder, ModelConfig
+from nextscale.config import Ladder, MergeConfig, ModelConfig
 from nextscale.errors import ImageError, ModelError, NextScaleError, OptionError
 from nextscale.image import Picture
 from nextscale.options import ColorFix, UpscaleOptions
 from nextscale.sample import sample, tile_noise
+from nextscale.model.fusion import Fusion
+from nextscale.model.restorer import Restorer
 from nextscale.stitch import Band, FloatArray, Plan, Tile, adain_color, plan_tiles, wavelet_color
+from nextscale.tokenizer.decoder import Decoder
 from nextscale.tokenizer.model import Codes, Tokenizer
 from nextscale.transformer.model import CLEAN, DEGRADED, Condition, Transformer
 
@@ -69,6 +72,8 @@ class Reveal:
     """Whether this is the result at this factor, equal to that of `upscale` without `stream`."""
     confidence: NDArray[np.uint8] | None = None
     """Of a complete picture, where the options ask for it; as in `UpscaleResult`."""
+    expected_error: NDArray[np.float32] | None = None
+    """Likewise."""
 
 
 @dataclass
@@ -79,6 +84,9 @@ class UpscaleResult:
     """Per factor; the largest is the one asked for."""
     confidence: dict[float, NDArray[np.uint8]] = field(default_factory=dict)
     """Per factor, H W, when asked for: 255 where the model was sure of every code, 0 where it guessed."""
+    expected_error: dict[float, NDArray[np.float32]] = field(default_factory=dict)
+    """Per factor, H W, when asked for and the model has a fusion: how far each pixel may be from the truth, as the
+    expected absolute difference in 8-bit levels, mean over the colours."""
     codes: dict[tuple[int, int], Codes] = field(default_factory=dict)
     """Per tile (row, column) of the first pass over the colours: as `Tokenizer.decode` takes them."""
     timings: dict[str, float] = field(default_factory=dict)
@@ -105,16 +113,27 @@ class TileStage:
     confidence: Tensor
     """B 1 H H in [0, 1]: mean probability of the stage's codes at each place."""
     codes: list[Codes]
-    """Per tile, all steps so far, each 1 rho rho on the CPU."""
+    """Per tile, all steps so far, each 1 rho rho on the CPU; empty where the restorer worked alone."""
+    expected_error: Tensor | None = None
+    """B 1 H H in 8-bit levels, where the model has a fusion and it had its say."""
 
 
 class NextScale:
-    """A tokenizer and a transformer, ready to restore pictures."""
+    """A tokenizer, a transformer and, in newer models, a restorer and a fusion: ready to restore pictures."""
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, transformer: Transformer) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        transformer: Transformer,
+        restorer: Restorer | None = None,
+        fusions: nn.ModuleList | None = None,
+    ) -> None:
         self.config = config
         self.tokenizer = tokenizer.eval()
         self.transformer = transformer.eval()
+        self.restorer = None if restorer is None else restorer.eval()
+        self.fusions = None if fusions is None else fusions.eval()
         self.device = torch.device("cpu")
         self.dtype = torch.float32
         self.facts = CardFacts()
@@ -125,7 +144,11 @@ class NextScale:
         """A model with fresh random weights."""
         part = config.tokenizer
         transformer = Transformer(config.transformer, part.ladder, part.vocabulary, part.autoencoder.latent_channels)
-        return cls(config, Tokenizer(part), transformer)
+        tokenizer = Tokenizer(part)
+        if config.restorer is None or config.merge is None:
+            return cls(config, tokenizer, transformer)
+        restorer = Restorer(config.restorer)
+        return cls(config, tokenizer, transformer, restorer, make_fusions(config.merge, restorer, tokenizer))
 
     @classmethod
     def from_pretrained(
@@ -230,15 +253,20 @@ class NextScale:
 
     @property
     def modules(self) -> nn.ModuleDict:
-        """Both parts under their names in the checkpoint."""
-        return nn.ModuleDict({"tokenizer": self.tokenizer, "transformer": self.transformer})
+        """All parts under their names in the checkpoint."""
+        parts: dict[str, nn.Module] = {"tokenizer": self.tokenizer, "transformer": self.transformer}
+        if self.restorer is not None and self.fusions is not None:
+            parts |= {"restorer": self.restorer, "fusions": self.fusions}
+        return nn.ModuleDict(parts)
 
     def to(self, device: str = "auto", *, fp32: bool = False) -> NextScale:
         """Move to a device; the transformer's weights take the computing type, the quantiser stays in float32."""
         self.device = pick_device(device)
         self.dtype = torch.float32 if fp32 else fast_dtype(self.device)
         try:
-            self.tokenizer.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for part in (self.tokenizer, self.restorer, self.fusions):
+                if part is not None:
+                    part.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.transformer.to(self.device, self.dtype)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -298,6 +326,17 @@ class NextScale:
         run = _Run(self, as_picture(image), options, on_progress)
         return run.reveal() if stream else run.result()
 
+    def check(self, options: UpscaleOptions) -> None:
+        """Whether this model has what the options ask for.
+
+        Raises:
+            OptionError: naming the option.
+        """
+        if self.restorer is None and options.fast:
+            raise OptionError("this model has no restorer to run alone; leave out --fast, or use another model")
+        if options.denoise != UpscaleOptions.denoise and (self.restorer is None or not self.restorer.config.denoise):
+            raise OptionError("this model has no denoise dial; leave out --denoise, or use another model")
+
     def ladder_for(self, options: UpscaleOptions) -> Ladder:
         """The ladder for the tiles that the options ask for.
 
@@ -335,6 +374,15 @@ class NextScale:
         ladder = ladder or self.tokenizer.ladder
         clock = _Clock(self.device, timings if timings is not None else {})
         inputs = inputs.to(self.device, torch.float32)
+        restored = None
+        if self.restorer is not None:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            with self._autocast():
+                restored = self.restorer.features(inputs, options.denoise)
+            clock.tick("restorer")
+        if options.fast:
+            yield from self._fast_tiles(inputs, restored, options, wanted, clock)
+            return
         condition = self.condition(inputs, label, ladder)
         clock.tick("encode")
         with self._autocast():
@@ -358,18 +406,65 @@ class NextScale:
             if factor not in wanted:
                 continue
             side = ladder.image_sides[stage.stage]
+            probabilities = [stage.probabilities[k] for k in ladder.steps_of(stage.stage)]
+            error = None
             with self._autocast():
-                decoded = self.tokenizer.decode_canvas(
-                    stage.f, stage.stage, inputs=inputs, features=features, weight=float(options.fidelity)
-                )
+                if restored is None:
+                    decoded = self.tokenizer.decode_canvas(
+                        stage.f, stage.stage, inputs=inputs, features=features, weight=float(options.fidelity)
+                    )
+                else:
+                    decoded, error = self.fuse(stage.f, stage.stage, inputs, restored, probabilities, options.fidelity)
             clock.tick(f"decode_{stage.stage + 1}")
             matched = match_color(decoded.float(), inputs, options.color_fix).clamp(-1, 1)
-            probabilities = [stage.probabilities[k] for k in ladder.steps_of(stage.stage)]
             enlarged = [F.interpolate(p[:, None], size=(side, side), mode="bilinear") for p in probabilities]
             steps = [ids.cpu() for ids in stage.codes.steps]
             codes = [Codes([ids[i : i + 1] for ids in steps], ladder) for i in range(len(inputs))]
             clock.tick("color")
-            yield TileStage(factor, matched, torch.stack(enlarged).mean(0), codes)
+            yield TileStage(factor, matched, torch.stack(enlarged).mean(0), codes, error)
+            clock.restart()
+
+    def fuse(
+        self,
+        f: Tensor,
+        stage: int,
+        inputs: Tensor,
+        restored: Tensor,
+        probabilities: list[Tensor],
+        fidelity: float,
+    ) -> tuple[Tensor, Tensor]:
+        """A stage's images between the codes' own (fidelity 0) and the fusion's (1), and their expected error.
+
+        Args:
+            f: the stage's canvas B C h w.
+            inputs: B 3 s s in [-1, 1].
+            restored: the restorer's features of the inputs.
+            probabilities: of the stage's codes, one map B rho rho per step.
+
+        Returns:
+            images B 3 H H, not clamped; the error of the fusion's in 8-bit levels, B 1 H H.
+        """
+        assert self.fusions is not None
+        decoder = self.tokenizer.decoders[stage]
+        assert isinstance(decoder, Decoder)
+        decoded, base = decoder.features(f)
+        fused, error = self.fusions[stage](inputs, restored, decoded, mean_probability(probabilities, inputs))
+        if fidelity < 1:
+            fused = torch.lerp(decoder.picture(decoded, base).float(), fused, fidelity)
+        return fused, error * 127.5
+
+    def _fast_tiles(
+        self, inputs: Tensor, restored: Tensor | None, options: UpscaleOptions, wanted: list[float], clock: _Clock
+    ) -> Iterator[TileStage]:
+        """The restorer's own images at each wanted factor: no codes."""
+        assert self.restorer is not None
+        assert restored is not None
+        for factor in sorted(wanted):
+            with self._autocast():
+                drafted = self.restorer.draft(restored, inputs, int(factor))
+            matched = match_color(drafted, inputs, options.color_fix).clamp(-1, 1)
+            clock.tick("draft")
+            yield TileStage(factor, matched, matched.new_zeros(len(matched), 1, *matched.shape[-2:]), [])
             clock.restart()
 
     def condition(self, inputs: Tensor, label: int, ladder: Ladder | None = None) -> Condition:
@@ -411,6 +506,24 @@ class _Clock:
         self.last = now
 
 
+def make_fusions(config: MergeConfig, restorer: Restorer, tokenizer: Tokenizer) -> nn.ModuleList:
+    """A fusion per stage; untrained, each gives what the restorer gives."""
+    fusions = nn.ModuleList()
+    for stage, factor in enumerate(restorer.config.factors):
+        decoder = tokenizer.decoders[stage]
+        assert isinstance(decoder, Decoder)
+        fusion = Fusion(config, restorer.config.channels, decoder.conv_out.in_channels, factor)
+        fusion.head.load_state_dict(restorer.heads[stage].state_dict())
+        fusions.append(fusion)
+    return fusions
+
+
+def mean_probability(probabilities: list[Tensor], inputs: Tensor) -> Tensor:
+    """The mean of probability maps B rho rho, each enlarged to the inputs' size: B 1 s s."""
+    maps = [F.interpolate(p[:, None].float(), size=inputs.shape[-2:], mode="bilinear") for p in probabilities]
+    return torch.stack(maps).mean(0)
+
+
 def match_color(decoded: Tensor, inputs: Tensor, how: ColorFix) -> Tensor:
     """Decoded tiles B 3 H H with the colours of the inputs B 3 s s."""
     if how == "none":
@@ -432,6 +545,7 @@ class _Run:
         self.model = model
         self.picture = picture
         self.options = options
+        model.check(options)
         self.on_progress = on_progress
         self.ladder = model.ladder_for(options)
         self.factors = cascade(options.scale, self.ladder.factors)
@@ -472,22 +586,27 @@ class _Run:
             label = CLEAN if index or options.input == "clean" else DEGRADED
             parts = wanted if index == 0 else [factor]
             for tiles, stage, output in self._pass(whole.rgb, whole.alpha, parts, label, options.confidence, stream):
-                if index == 0:
+                if index == 0 and stage.codes:
                     out.codes.update({(t.row, t.column): c for t, c in zip(tiles, stage.codes, strict=True)})
                 total = native * stage.factor
                 if output.complete:
-                    self._keep(total, output, out.confidence.get(native) if index else None)
+                    self._keep(total, output, native if index else None)
                 if stream and not output.complete:
                     yield Reveal(total, dataclasses.replace(picture, rgb=output.pixels.copy(), alpha=None), False)
                 elif stream and total in asked:
-                    yield Reveal(total, out.images[total], True, out.confidence.get(total))
+                    yield self._reveal_of(total)
             native *= factor
             whole = out.images[native]
         if options.scale != native:
             self._resize(native)
-            yield Reveal(options.scale, out.images[options.scale], True, out.confidence.get(options.scale))
+            yield self._reveal_of(options.scale)
         out.images = {f: out.images[f] for f in asked}
-        out.confidence = {f: out.confidence[f] for f in asked if options.confidence}
+        out.confidence = {f: out.confidence[f] for f in asked if f in out.confidence}
+        out.expected_error = {f: out.expected_error[f] for f in asked if f in out.expected_error}
+
+    def _reveal_of(self, factor: float) -> Reveal:
+        out = self.out
+        return Reveal(factor, out.images[factor], True, out.confidence.get(factor), out.expected_error.get(factor))
 
     def _check_memory(self) -> None:
         """Fail now rather than after the first pass where the largest output can never be held."""
@@ -497,8 +616,8 @@ class _Run:
         except ValueError as error:  # more bytes than an address can name
             raise MemoryError from error
 
-    def _keep(self, factor: float, output: _Output, earlier: NDArray[np.uint8] | None) -> None:
-        """Take over a complete output; `earlier` is the confidence of the result that its pass started from."""
+    def _keep(self, factor: float, output: _Output, earlier: float | None) -> None:
+        """Take over a complete output; `earlier` is the factor of the result that its pass started from."""
         size = output_size(self.picture.size, factor)
         alpha = self.alphas.get(factor)
         if self.alphas and alpha is None:
@@ -506,8 +625,13 @@ class _Run:
         self.out.images[factor] = dataclasses.replace(self.picture, rgb=output.pixels, alpha=alpha)
         if output.confidence is not None:
             if earlier is not None:  # as sure as the least sure of the passes
-                np.minimum(output.confidence, images.resize(earlier, size, filter="bilinear"), out=output.confidence)
+                before = images.resize(self.out.confidence[earlier], size, filter="bilinear")
+                np.minimum(output.confidence, before, out=output.confidence)
             self.out.confidence[factor] = output.confidence
+        if output.expected_error is not None:
+            if earlier is not None:  # the errors of the passes add up at most
+                output.expected_error += _resize_plane(self.out.expected_error[earlier], size)
+            self.out.expected_error[factor] = output.expected_error
 
     def _resize(self, native: float) -> None:
         """From the native factor to exactly the scale asked for."""
@@ -520,6 +644,8 @@ class _Run:
         )
         if native in out.confidence:
             out.confidence[scale] = images.resize(out.confidence[native], size, filter="bilinear")
+        if native in out.expected_error:
+            out.expected_error[scale] = _resize_plane(out.expected_error[native], size)
 
     def _restore_alpha(self, wanted: list[float]) -> dict[float, Array]:
         """Alpha per factor, restored apart as a grey picture; what is fully clear or opaque stays so."""
@@ -551,7 +677,9 @@ class _Run:
         padded = _pad(pixels, self.ladder.input_side)
         padded_alpha = None if alpha is None else _pad(alpha, self.ladder.input_side)
         plan = plan_tiles(*padded.shape[:2], tile=self.ladder.input_side, overlap=self.options.tile_overlap)
-        outputs = {f: _Output(plan, f, pixels, confidence=confidence, preview=preview) for f in wanted}
+        planes = ["confidence"] * (confidence and not self.options.fast)
+        planes += ["expected_error"] * (bool(planes) and self.model.fusions is not None)
+        outputs = {f: _Output(plan, f, pixels, planes, preview=preview) for f in wanted}
         for tiles, stage in self._restore(padded, padded_alpha, plan, wanted, label):
             started = time.perf_counter()
             added = outputs[stage.factor].add(tiles, stage)
@@ -617,14 +745,16 @@ class _Run:
 class _Output:
     """One factor's result at its own bit depth, filled band by band."""
 
-    def __init__(self, plan: Plan, factor: float, source: Array, *, confidence: bool, preview: bool) -> None:
+    def __init__(self, plan: Plan, factor: float, source: Array, planes: list[str], *, preview: bool) -> None:
         height, width, channels = source.shape
         size = output_size((width, height), factor)
         shape = (size[1], size[0], channels)
         self.pixels: Array = images.resize(source, size) if preview else np.empty(shape, source.dtype)
-        self.confidence: NDArray[np.uint8] | None = np.empty(shape[:2], np.uint8) if confidence else None
+        self.planes = planes
+        self.confidence = np.empty(shape[:2], np.uint8) if "confidence" in planes else None
+        self.expected_error = np.empty(shape[:2], np.float32) if "expected_error" in planes else None
         self.preview = preview
-        self.band = Band(plan, int(factor), channels + confidence, self._take)
+        self.band = Band(plan, int(factor), channels + len(planes), self._take)
         self.tiles = len(plan.tops) * len(plan.lefts)
         self.added = 0
 
@@ -637,7 +767,7 @@ class _Output:
         """Blend in the next tiles; False where they were in already (they come twice when memory runs out)."""
         before = self.added
         colours = stage.images.mean(1, keepdim=True) if self.pixels.shape[2] == 1 else stage.images
-        parts = [colours] if self.confidence is None else [colours, stage.confidence]
+        parts = [colours, *(getattr(stage, name) for name in self.planes)]
         for tile, values in zip(tiles, torch.cat(parts, dim=1).permute(0, 2, 3, 1).cpu().numpy(), strict=True):
             if tile.row * len(self.band.plan.lefts) + tile.column == self.added:
                 if self.preview:
@@ -660,6 +790,8 @@ class _Output:
         self.pixels[place] = images.from_float(rows[..., :channels], self.pixels.dtype)
         if self.confidence is not None:
             self.confidence[place] = np.rint(rows[..., channels] * 255)
+        if self.expected_error is not None:
+            self.expected_error[place] = rows[..., channels + 1]
 
 
 def cascade(scale: float, factors: tuple[float, ...]) -> list[float]:
@@ -676,6 +808,11 @@ def output_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     """(width, height) times a scale, halves rounded up, at least one pixel."""
     width, height = (max(1, math.floor(side * scale + 0.5)) for side in size)
     return width, height
+
+
+def _resize_plane(plane: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """A plane H W at another (width, height)."""
+    return np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR))
 
 
 def _pad(pixels: Array, side: int) -> Array:

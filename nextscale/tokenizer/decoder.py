@@ -124,6 +124,14 @@ class Decoder(nn.Module):
 
         With `weight` (B 1 1 1, in [0, 1]) also the input photographs `inputs` B 3 H W and their `features`.
         """
+        out = self.picture(*self.features(f))
+        if self.fusion is None or weight is None or inputs is None or features is None:
+            return out
+        faithful: Tensor = self.fusion(out, inputs, features)
+        return out + weight * (faithful - out)
+
+    def features(self, f: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Canvas f B C h w -> what the last layer reads, B D h' w', and the linear path's image B 3 16h 16w."""
         # In float32 whatever the network runs in: 16 bits would band smooth gradients.
         with torch.autocast(f.device.type, enabled=False):
             f = self.post_quant_conv(f.float())
@@ -135,10 +143,9 @@ class Decoder(nn.Module):
             if level == 0 and self.detail is not None and base is not None:
                 h = h + self.detail(F.pixel_unshuffle(base, self.patch))
             h = self.up[level](h)
+        return h, base
+
+    def picture(self, h: Tensor, base: Tensor | None) -> Tensor:
+        """What `features` gives -> images B 3 16h 16w, not clamped."""
         out: Tensor = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
-        if base is not None:
-            out = out + base
-        if self.fusion is None or weight is None or inputs is None or features is None:
-            return out
-        faithful: Tensor = self.fusion(out, inputs, features)
-        return out + weight * (faithful - out)
+        return out if base is None else out + base

@@ -202,3 +202,11 @@ class RestorationConfig:
     """Side in pixels of what the perceptual terms see of each picture."""
     factor_weights: tuple[float, ...] = (0.7, 0.8, 1.0)
     """Weight of each factor's terms, smallest factor first."""
+    error: float = 0.05
+    """Weight of the expected error's likelihood (`train fusion`)."""
+    predicted: float = 0.8
+    """Share of the samples with codes that the transformer predicts, instead of the photograph's (`train fusion`)."""
+    predicted_after: int = 100
+    """Steps over which that share rises from nothing: started on predicted codes, the way to the codes stays shut."""
+    cycle: int = 1600
+    """Samples after which `train fusion` starts over, so that each is predicted once and then remembered."""

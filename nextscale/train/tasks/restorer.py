@@ -141,7 +141,8 @@ class RestorerTask:
     @torch.no_grad()
     def _validation_pictures(self, average: nn.Module) -> list[Tensor]:
         assert self.validation is not None
-        parts = [average(part.contiguous(memory_format=torch.channels_last)) for part in self.validation.inputs.split(4)]
+        inputs = self.validation.inputs.contiguous(memory_format=torch.channels_last)
+        parts = [average(part) for part in inputs.split(4)]
         return [torch.cat(pictures).clamp(-1, 1) for pictures in zip(*parts, strict=True)]
 
     def validate(self, average: nn.Module) -> dict[str, float]:
