@@ -238,7 +238,7 @@ class Worker:
             for factor, restored in result.images.items():
                 outputs.append(f"{stem}_x{factor:g}.png")
                 self.target.write(outputs[-1], images.encode_bytes(restored, ".png"))
-            for factor, values in result.confidence.items():
+            for factor, values in result.maps.items():
                 outputs.append(f"{stem}_x{factor:g}_confidence.png")
                 self.target.write(outputs[-1], images.encode_bytes(images.Picture(values[..., None]), ".png"))
         except NextScaleError as failure:

@@ -350,26 +350,26 @@ def identity(path: Path) -> Any:
 
 
 def write_results(result: UpscaleResult, files: dict[str, Path], *, lossless: bool) -> None:
-    """Write every picture and confidence map to its file."""
+    """Write every picture and map to its file."""
     from nextscale import image as images
 
     for factor, picture in result.images.items():
         images.write(files[f"x{factor:g}"], picture, lossless=lossless)
-    for factor, values in result.confidence.items():
+    for factor, values in result.maps.items():
         images.write(files[f"x{factor:g}_confidence"], images.Picture(values[..., None]))
 
 
 @dataclass(frozen=True)
 class Convert:
-    """Convert an official VAR or Switti checkpoint to a model folder."""
+    """Convert an official checkpoint of VAR, Switti or Real-ESRGAN to a model folder."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
     """A .pth or .safetensors file."""
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
     """The folder to write."""
-    origin: Annotated[Literal["var", "switti", "varsr"], tyro.conf.arg(name="from")]
+    origin: Annotated[Literal["var", "switti", "varsr", "realesrgan"], tyro.conf.arg(name="from")]
     """Whose checkpoint it is."""
-    part: Literal["tokenizer", "transformer"] = "tokenizer"
+    part: Literal["tokenizer", "transformer", "restorer"] = "tokenizer"
     """Which part of it."""
     steps: str | None = None
     """Sides of a one-stage ladder, e.g. 1,2,3,4 (default: the preset's hierarchical ladder)."""

@@ -1,10 +1,11 @@
-"""Official checkpoints -> model folders: VAR's and Switti's tokenizers, VAR's transformer.
+"""Official checkpoints -> model folders: VAR's and Switti's tokenizers, VAR's transformer, Real-ESRGAN's compact net.
 
 Pickled files are read by torch's restricted loader only, which builds nothing but tensors and plain containers.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,18 +20,20 @@ from nextscale.config import (
     AutoencoderConfig,
     Ladder,
     ModelConfig,
+    RestorerConfig,
     TokenizerConfig,
     TransformerConfig,
     flat_ladder,
     phi_schedule,
 )
 from nextscale.errors import ModelError, OptionError
+from nextscale.model.restorer import Restorer, load_compact
 from nextscale.tokenizer.model import Tokenizer
 from nextscale.transformer.model import Transformer
 
 State = dict[str, Tensor]
-Origin = Literal["var", "switti", "varsr"]
-Part = Literal["tokenizer", "transformer"]
+Origin = Literal["var", "switti", "varsr", "realesrgan"]
+Part = Literal["tokenizer", "transformer", "restorer"]
 
 _TRAINER_KEYS = {"tokenizer": "vae_local", "transformer": "var_wo_ddp"}
 # VAR's name within a block -> ours.
@@ -63,6 +66,10 @@ def convert(source: Path, target: Path, origin: Origin, part: Part, *, steps: st
         ModelError: the file is damaged or of another kind.
         OptionError: this part of this origin cannot be expressed.
     """
+    if (origin == "realesrgan") != (part == "restorer"):
+        raise OptionError(
+            f"{source}: --part restorer comes --from realesrgan, and nothing else does; change one of them"
+        )
     if origin == "varsr":
         reason = {
             "tokenizer": "VARSR's tokenizer applies no Phi at its last step; use Switti's or VAR's",
@@ -73,6 +80,10 @@ def convert(source: Path, target: Path, origin: Origin, part: Part, *, steps: st
         raise OptionError(f"{source}: Switti's transformer is text-conditioned with another block; use VAR-d16's")
     sides = _parse_steps(steps)
     state = read_state(source, part)
+    if part == "restorer":
+        if sides:
+            raise OptionError("--steps is for the tokenizer; a restorer has none")
+        return _convert_restorer(state, target, str(source))
     if part == "tokenizer":
         return _convert_tokenizer(state, target, sides, str(source))
     if sides:
@@ -103,8 +114,11 @@ def read_state(path: Path, part: Part) -> State:
         raise ModelError(f"{path}: damaged or not a safetensors file ({str(error).splitlines()[0]})") from None
     if isinstance(data, dict) and isinstance(data.get("trainer"), dict):
         data = data["trainer"]
-    wrapped = _TRAINER_KEYS[part]
-    if isinstance(data, dict) and any(key in data for key in _TRAINER_KEYS.values()):
+    if part == "restorer" and isinstance(data, dict):
+        # BasicSR keeps the averaged weights apart where it has them.
+        data = data.get("params_ema", data.get("params", data))
+    wrapped = _TRAINER_KEYS.get(part)
+    if wrapped and isinstance(data, dict) and any(key in data for key in _TRAINER_KEYS.values()):
         if wrapped not in data:
             raise ModelError(f"{path}: a trainer's checkpoint without {wrapped}, the {part}")
         data = data[wrapped]
@@ -181,6 +195,28 @@ def _tokenizer_config(state: State, sides: tuple[int, ...], where: str, what: st
         latent_channels=codebook.shape[1],
     )
     return TokenizerConfig(ladder, autoencoder, vocabulary=codebook.shape[0], num_phi=num_phi)
+
+
+def _convert_restorer(state: State, target: Path, where: str) -> list[str]:
+    what = "a compact network of Real-ESRGAN (SRVGGNetCompact, as realesr-general-x4v3)"
+    first = _need(state, "body.0.weight", where, what)
+    last = max((int(name.split(".")[1]) for name in state if re.fullmatch(r"body\.\d+\.weight", name)), default=0)
+    if first.shape[1:] != (3, 3, 3) or last < 4 or last % 2 or "body.1.weight" not in state:
+        raise ModelError(f"{where}: not {what}: its layers are others")
+    config = RestorerConfig(channels=first.shape[0], convs=last // 2 - 1)
+    restorer = Restorer(config)
+    try:
+        load_compact(restorer, state)
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = str(error.args[0] if error.args else error).splitlines()[0]
+        raise ModelError(f"{where}: does not fit {what}: {reason}") from None
+    save_folder(target, "restorer", config, restorer.state_dict())
+    return [
+        f"taken: {len(state)} tensors ({config.convs} convolutions of {config.channels} channels, "
+        f"head x{max(config.factors)})",
+        "new: heads of the smaller factors, which give its exact area means; a denoise plane, without effect so far",
+        f"written: {target}",
+    ]
 
 
 def _convert_transformer(state: State, target: Path, where: str) -> list[str]:

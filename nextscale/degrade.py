@@ -676,7 +676,7 @@ def add_coarse_noise(image_CHW: Tensor, sigma: float, *, grey: bool, generator: 
     coarse = F.interpolate(coarse, size=(H, W), mode="bicubic", align_corners=False)[0]
     coarse = coarse / coarse.std().clamp(min=1e-3)
     fine = torch.randn(1 if grey else C, H, W, generator=generator)
-    noise = (coarse + fine).to(image_CHW) * 0.5**0.5
+    noise: Tensor = (coarse + fine).to(image_CHW) * math.sqrt(0.5)
     return (image_CHW + noise * (sigma / 255)).clamp(0, 1)
 
 
@@ -689,7 +689,8 @@ def compress(image_13HW: Tensor, spec: CompressSpec) -> Tensor:
     top, left = (8 - spec.shift_y) % 8, (8 - spec.shift_x) % 8
     image_13HW = F.pad(image_13HW.clamp(0, 1), (left, 0, top, 0), mode="replicate")
     coded = jpeg(image_13HW, spec.quality) if spec.codec == "jpeg" else _webp(image_13HW, round(spec.quality))
-    return coded[..., top : top + H, left : left + W]
+    out: Tensor = coded[..., top : top + H, left : left + W]
+    return out
 
 
 def _webp(image_13HW: Tensor, quality: int) -> Tensor:

@@ -251,7 +251,8 @@ class SharedModel(NextScale):
                     part = slice(first, first + size)
                     first += size
                     if not request.failed:
-                        cut = (stage.images[part], stage.confidence[part], stage.codes[part])
+                        error = None if stage.expected_error is None else stage.expected_error[part]
+                        cut = (stage.images[part], stage.confidence[part], stage.codes[part], error)
                         request.answers.put(TileStage(stage.factor, *cut))
         except BaseException as error:
             if len(group) > 1 and isinstance(error, MemoryError | RuntimeError) and is_out_of_memory(error):

@@ -21,7 +21,7 @@ from nextscale import image as images
 from nextscale.errors import ImageError, NextScaleError
 from nextscale.image import Picture
 from nextscale.options import ColorFix, InputClass, UpscaleOptions
-from nextscale.upscale import NextScale, Progress, Reveal, to_pil
+from nextscale.upscale import NextScale, Progress, Reveal, shown_map, to_pil
 
 PREVIEW_SECONDS: Final = 1.5
 """Between two looks at an unfinished picture."""
@@ -139,6 +139,7 @@ class Restorer:
         self.folder = folder
         self.limits = limits
         self.native = model.tokenizer.ladder.factors
+        self.has_restorer = model.restorer is not None
 
     def read(self, path: str, options: UpscaleOptions) -> Picture:
         """An uploaded picture.
@@ -228,8 +229,10 @@ class Restorer:
         overlay = confidence = None
         if reveal.confidence is not None:
             confidence = str(folder / f"{stem}_confidence.png")
-            images.write(confidence, Picture(reveal.confidence[..., None]))
-            overlay = _show(folder / f"{stem}_overlay.png", overlaid(reveal.picture, reveal.confidence))
+            shown_values = shown_map(reveal.confidence, reveal.expected_error)
+            images.write(confidence, Picture(shown_values[..., None]))
+            sure = reveal.confidence if reveal.expected_error is None else 255 - shown_values
+            overlay = _show(folder / f"{stem}_overlay.png", overlaid(reveal.picture, sure))
         return Files(shown, True, str(download), overlay, confidence)
 
 
@@ -290,6 +293,14 @@ def build(restorer: Restorer, examples: list[Path]) -> gr.Blocks:
                 fidelity = gr.Slider(
                     0, 1, value=defaults.fidelity, step=0.05, label="Fidelity", elem_id="fidelity",
                     info="1: close to your photo. 0: more is redrawn.",
+                )  # fmt: skip
+                denoise = gr.Slider(
+                    0, 1, value=defaults.denoise, step=0.05, label="Denoise", elem_id="denoise",
+                    info="1: noise goes. 0: grain and paper texture stay.", visible=restorer.has_restorer,
+                )  # fmt: skip
+                fast = gr.Checkbox(
+                    defaults.fast, label="Fast", elem_id="fast", visible=restorer.has_restorer,
+                    info="A fraction of the time, without the map of what was guessed.",
                 )  # fmt: skip
                 seed = gr.Number(
                     defaults.seed, label="Seed", precision=0, minimum=0, elem_id="seed",
@@ -373,7 +384,14 @@ def build(restorer: Restorer, examples: list[Path]) -> gr.Blocks:
             jobs.stop(request.session_hash or "")
 
         def program(
-            photo: str | None, scale: float, fidelity: float, seed: float, confidence: bool, request: gr.Request
+            photo: str | None,
+            scale: float,
+            fidelity: float,
+            seed: float,
+            confidence: bool,
+            denoise: float,
+            fast: bool,
+            request: gr.Request,
         ) -> list[str]:
             if photo is None:
                 raise gr.Error("Send a photo.", print_exception=False)
@@ -382,7 +400,13 @@ def build(restorer: Restorer, examples: list[Path]) -> gr.Blocks:
             try:
                 with plainly():
                     given = UpscaleOptions(
-                        scale=scale, fidelity=fidelity, seed=int(seed), confidence=confidence, all_factors=True
+                        scale=scale,
+                        fidelity=fidelity,
+                        seed=int(seed),
+                        confidence=confidence,
+                        denoise=denoise,
+                        fast=fast,
+                        all_factors=True,
                     )
                     return restorer.whole(photo, given, flag)
             finally:
@@ -393,8 +417,8 @@ def build(restorer: Restorer, examples: list[Path]) -> gr.Blocks:
         start.click(
             time.time, None, asked_at, queue=False, show_progress="hidden", api_visibility="private"
         ).then(
-            run, [asked_at, upload, factor, fidelity, seed, *options, guessed], outputs, show_progress="hidden",
-            concurrency_id="model", concurrency_limit=1, api_visibility="private",
+            run, [asked_at, upload, factor, fidelity, denoise, fast, seed, *options, guessed], outputs,
+            show_progress="hidden", concurrency_id="model", concurrency_limit=1, api_visibility="private",
         )  # fmt: skip
         stop.click(leave, None, None, queue=False, api_visibility="private")
         guessed.change(
@@ -414,6 +438,8 @@ def build(restorer: Restorer, examples: list[Path]) -> gr.Blocks:
                 gr.Number(defaults.fidelity, label="fidelity"),
                 gr.Number(defaults.seed, label="seed", precision=0),
                 gr.Checkbox(False, label="confidence"),
+                gr.Number(defaults.denoise, label="denoise"),
+                gr.Checkbox(defaults.fast, label="fast"),
             ]
             files = gr.File(label="pictures", file_count="multiple")
             gr.Button("upscale").click(
@@ -456,16 +482,17 @@ def advanced(defaults: UpscaleOptions) -> list[Any]:
     ]  # fmt: skip
 
 
-def chosen_options(factor: str, fidelity: float, seed: float, *fold: Any) -> UpscaleOptions:
-    """The options that the page's controls ask for.
+def chosen_options(factor: str, fidelity: float, denoise: float, fast: bool, seed: float, *fold: Any) -> UpscaleOptions:
+    """The options that the page's controls ask for; a fast run has no codes, so neither fidelity nor a map.
 
     Raises:
         OptionError: one is out of range.
     """
     temperature, top_k, top_p, cfg, kind, color_fix = fold
     return UpscaleOptions(
-        scale=float(factor.removeprefix("x")), all_factors=True, confidence=True, fidelity=float(fidelity),
-        seed=int(seed or 0), temperature=float(temperature), top_k=int(top_k or 0), top_p=float(top_p), cfg=float(cfg),
+        scale=float(factor.removeprefix("x")), all_factors=True, confidence=not fast, denoise=float(denoise), fast=fast,
+        fidelity=1.0 if fast else float(fidelity), seed=int(seed or 0), temperature=float(temperature),
+        top_k=int(top_k or 0), top_p=float(top_p), cfg=float(cfg),
         input=kind, color_fix=color_fix,
     )  # fmt: skip
 

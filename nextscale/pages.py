@@ -1,4 +1,4 @@
-"""Training pictures that photographs never show: text, signs, screens, drawings and smooth ramps, rendered by Pillow."""
+"""Training pictures of what photographs seldom show: text, signs, screens, drawings, smooth ramps; drawn by Pillow."""
 
 from __future__ import annotations
 
@@ -77,7 +77,11 @@ def _colors(draw: random.Random) -> tuple[Color, Color]:
 
 
 def _lines(
-    draw: random.Random, on: ImageDraw.ImageDraw, box: tuple[int, int, int, int], font: ImageFont.FreeTypeFont, ink: Color
+    draw: random.Random,
+    on: ImageDraw.ImageDraw,
+    box: tuple[int, int, int, int],
+    font: ImageFont.FreeTypeFont,
+    ink: Color,
 ) -> None:
     """Fill a box with lines of words."""
     left, top, right, bottom = box
@@ -194,5 +198,8 @@ def _ramp(draw: random.Random, fonts: Sequence[Path], side: int) -> Image.Image:
     shared = np.array([draw.uniform(-1, 1) for _ in range(small * small)]).reshape(small, small, 1)
     own = np.array([draw.uniform(-1, 1) for _ in range(3 * small * small)]).reshape(small, small, 3)
     values = base + spread * ((1 - tint) * shared + tint * own)
-    planes = [Image.fromarray(values[..., c].astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC) for c in range(3)]
+    planes = [
+        Image.fromarray(values[..., c].astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
+        for c in range(3)
+    ]
     return Image.fromarray(np.stack([np.asarray(p) for p in planes], -1).round().clip(0, 255).astype(np.uint8))

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from nextscale import image as images
 from nextscale.card import CARD, FACTS, CardFacts, model_card
 from nextscale.checkpoint import WEIGHTS, find_folder, half_precision, load_weights, read_config, read_kind, save_folder
-from nextscale.config import Ladder, MergeConfig, ModelConfig
+from nextscale.config import Ladder, MergeConfig, ModelConfig, RestorerConfig
 from nextscale.errors import ImageError, ModelError, NextScaleError, OptionError
 from nextscale.image import Picture
-from nextscale.options import ColorFix, UpscaleOptions
-from nextscale.sample import sample, tile_noise
 from nextscale.model.fusion import Fusion
 from nextscale.model.restorer import Restorer
+from nextscale.options import ColorFix, UpscaleOptions
+from nextscale.sample import sample, tile_noise
 from nextscale.stitch import Band, FloatArray, Plan, Tile, adain_color, plan_tiles, wavelet_color
 from nextscale.tokenizer.decoder import Decoder
 from nextscale.tokenizer.model import Codes, Tokenizer
@@ -93,6 +93,11 @@ class UpscaleResult:
     """Seconds per part."""
 
     @property
+    def maps(self) -> dict[float, NDArray[np.uint8]]:
+        """What `--confidence` writes, per factor, H W: the expected error in 8-bit levels, else the confidence."""
+        return {f: shown_map(c, self.expected_error.get(f)) for f, c in self.confidence.items()}
+
+    @property
     def picture(self) -> Picture:
         """The result at the scale asked for."""
         return self.images[max(self.images)]
@@ -101,6 +106,11 @@ class UpscaleResult:
     def pil(self) -> Image.Image:
         """The result as a Pillow image (8 bit)."""
         return to_pil(self.picture)
+
+
+def shown_map(confidence: NDArray[np.uint8], expected_error: NDArray[np.float32] | None) -> NDArray[np.uint8]:
+    """The expected error in whole 8-bit levels; of a model without one, the confidence."""
+    return confidence if expected_error is None else np.rint(expected_error.clip(0, 255)).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -504,6 +514,26 @@ class _Clock:
         now = time.perf_counter()
         self.totals[part] = self.totals.get(part, 0.0) + now - self.last
         self.last = now
+
+
+def with_restorer(model: NextScale, folder: Path) -> NextScale:
+    """A model with the restorer of a folder and an untrained fusion, which gives what the restorer gives.
+
+    The dial of a version-4 tokenizer is left out.
+
+    Raises:
+        ModelError: the folder holds no restorer, or one of other factors.
+    """
+    restorer = Restorer(read_config(folder, "restorer", RestorerConfig))
+    load_weights(folder / WEIGHTS, restorer)
+    part = dataclasses.replace(model.config.tokenizer, fusion=None)
+    tokenizer = Tokenizer(part)
+    state = model.tokenizer.state_dict()
+    tokenizer.load_state_dict({name: state[name] for name in tokenizer.state_dict()})
+    merge = model.config.merge or MergeConfig()
+    config = ModelConfig(part, model.config.transformer, restorer.config, merge)
+    fusions = make_fusions(merge, restorer, tokenizer)
+    return NextScale(config, tokenizer, model.transformer, restorer, fusions)
 
 
 def make_fusions(config: MergeConfig, restorer: Restorer, tokenizer: Tokenizer) -> nn.ModuleList:

@@ -22,7 +22,7 @@ from nextscale.evaluate.scores import OnPicture, area_mean, read_pixels, to_tens
 from nextscale.evaluate.summary import Summary, summarise
 from nextscale.evaluate.table import markdown_table
 from nextscale.options import BenchOptions, UpscaleOptions
-from nextscale.upscale import NextScale
+from nextscale.upscale import NextScale, UpscaleResult
 
 Map = NDArray[np.float64]
 BLOCK = 8
@@ -85,12 +85,18 @@ def study_confidence(
             error = np.abs(images.rgb8(result.images[factor]) - target).mean(axis=2)
             if min(error.shape) < BLOCK:
                 raise ImageError(f"{pair.lr}: x{factor:g} is smaller than a block of {BLOCK} pixels; leave it out")
-            both = (result.confidence[factor].astype(np.float64), smoothness(lr, error.shape))
+            both = (sureness_of(result, factor), smoothness(lr, error.shape))
             for kind, sureness in zip(MAPS, both, strict=True):
                 rows.append({"name": pair.name, "map": kind, "factor": factor} | compare(sureness, error))
         if on_picture is not None:
             on_picture(number, len(chosen), pair.name, False)
     return ConfidenceStudy(bench, rows)
+
+
+def sureness_of(result: UpscaleResult, factor: float) -> Map:
+    """What the model says of a result: minus the error it expects, or, where it expects none, the confidence."""
+    expected = result.expected_error.get(factor)
+    return result.confidence[factor].astype(np.float64) if expected is None else -expected.astype(np.float64)
 
 
 def compare(sureness: Map, error: Map) -> dict[str, float]:

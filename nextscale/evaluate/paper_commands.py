@@ -332,7 +332,7 @@ class Figure:
             )
             ours = [images.rgb8(result.images[factor]) for factor in factors]
             shown = [max(method(pair.lr).items())[1] for method in methods]
-            sureness = grey(result.confidence[max(factors)])
+            sureness = grey(result.maps[max(factors)])
             strips.append(Strip(pair.name, [read_pixels(pair.lr), *shown, *ours, truth, sureness], lost))
         columns = ["LR", *(method.name for method in methods), *(f"ours x{factor:g}" for factor in factors)]
         return write_figure(self.output, figure(strips, [*columns, "truth", "confidence"], self.side))

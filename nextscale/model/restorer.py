@@ -90,7 +90,7 @@ def load_compact(restorer: Restorer, state: dict[str, Tensor]) -> None:
 
 
 def area_head(value: Tensor, whole: int, factor: int) -> Tensor:
-    """Weight or bias (3 whole^2 first) of a head whose output is the area mean, at `factor`, of another's at `whole`."""
+    """Weight or bias (3 whole^2 rows) of a head at `factor` that gives the area mean of another's at `whole`."""
     cell = whole // factor
     places = value.view(3, factor, cell, factor, cell, *value.shape[1:])
     return places.mean(dim=(2, 4)).flatten(0, 2)

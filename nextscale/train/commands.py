@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nextscale.config import PRESETS, FusionConfig, ModelConfig, RestorerConfig, TokenizerConfig, read_difference
+from nextscale.config import PRESETS, ModelConfig, RestorerConfig, TokenizerConfig, read_difference
 from nextscale.errors import OptionError
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig, RestorationConfig
 from nextscale.train.plan import PlanConfig, Training, plan, show
@@ -128,67 +128,48 @@ class TrainTokenizer:
 
 @dataclass(frozen=True)
 class TrainFusion:
-    """Train a whole model's decoders and its fidelity dial on the codes that its transformer predicts."""
+    """Train a whole model's fusion of codes and restorer, and the error it expects; the rest stays as it is."""
 
     data: tuple[str, ...]
     """Folders, .tar shards, globs or addresses of photographs."""
     out: Path
     """Folder of the run: state, log, and the result in `model/`."""
     start: Path
-    """The whole model, as `train transformer` leaves it."""
-    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """JSON of what differs in its fusion, as in {"tokenizer": {"fusion": {"blocks": 16}}}: more blocks, which start as
-    no contribution."""
-    sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
+    """The whole model, as `train transformer` or an earlier run leaves it."""
+    restorer: Path | None = None
+    """The restorer, as `train restorer` leaves it: the model gets it, and a fusion that starts as nothing (default: the
+    model's own)."""
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
-    reconstruction: ReconstructionConfig = field(default_factory=lambda: ReconstructionConfig(continuous=0.0))
+    restoration: RestorationConfig = field(default_factory=lambda: RestorationConfig(side=64))
+    sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    plan: bool = False
-    """Print parameters, tokens, FLOPs, memory and time on a machine, and train nothing."""
-    machine: PlanConfig = field(default_factory=PlanConfig)
 
     def run(self) -> int:
         import torch
 
-        from nextscale.checkpoint import read_config
-        from nextscale.tokenizer.model import Tokenizer
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
-        from nextscale.train.transformer import Both, FusionTask, JointTask, with_fusion
-        from nextscale.upscale import NextScale
+        from nextscale.train.tasks.merge import FusionTask
+        from nextscale.train.tasks.restorer import CRITIC, load_critic, save_critic
+        from nextscale.upscale import NextScale, with_restorer
 
-        config = self.reconstruction
-        if self.plan:
-            whole = self._grown(read_config(self.start, "model", ModelConfig))
-            together: Training = "joint" if config.transformer else "fusion"
-            _show(self, whole, together, (config.side,))
-            return 0
         torch.manual_seed(self.loop.seed)
         model = NextScale.from_pretrained(self.start, device="cpu", fp32=True)
-        wanted = self._grown(model.config).tokenizer
-        if dataclasses.replace(wanted, fusion=model.config.tokenizer.fusion) != model.config.tokenizer:
-            raise OptionError(f"{self.config}: only the fusion of {self.start} can change; leave out the rest")
-        crops = _crops(self, model.tokenizer, config.side)
-        tokenizer = with_fusion(model.tokenizer, wanted.fusion).to(device())
-        transformer = model.transformer.to(device())
-        validation = self.validation.load(tokenizer, config.side, config.presets, config.clean)
-        kind = JointTask if config.transformer else FusionTask
-        average = train(kind(tokenizer, transformer, crops, config, validation), self.loop, self.out)
-        if isinstance(average, Both):
-            tokenizer, transformer = average.tokenizer, average.transformer
-        else:
-            assert isinstance(average, Tokenizer)
-            tokenizer = average
+        if self.restorer is not None:
+            model = with_restorer(model, self.restorer)
+        if model.restorer is None:
+            raise OptionError(f"{self.start}: has no restorer; name one with --restorer")
+        model.to(str(device()), fp32=True)
+        factor = max(model.restorer.config.factors)
+        task = FusionTask(model, _samples(self, factor), self.restoration, _validation(self, factor))
+        load_critic(task.terms.adversary, (self.restorer or self.start) / CRITIC)
+        fusions = train(task, self.loop, self.out)
         if rank() == 0:
-            whole = ModelConfig(tokenizer.config, model.config.transformer)
-            NextScale(whole, tokenizer, transformer).save_pretrained(self.out / "model", half=False)
+            assert model.fusions is not None
+            model.fusions.load_state_dict(fusions.state_dict())
+            model.save_pretrained(self.out / "model", half=False)
+            save_critic(task.terms.adversary, self.out / "model" / CRITIC)
         return end(0)
-
-    def _grown(self, config: ModelConfig) -> ModelConfig:
-        """The configuration of --start, with a fusion in any case, as --config wants it."""
-        tokenizer = config.tokenizer
-        tokenizer = dataclasses.replace(tokenizer, fusion=tokenizer.fusion or FusionConfig(refine=1))
-        return read_difference(ModelConfig(tokenizer, config.transformer), self.config)
 
 
 @dataclass(frozen=True)
@@ -260,7 +241,7 @@ class TrainTransformer:
 
 
 def _show(
-    command: TrainTokenizer | TrainTransformer | TrainFusion,
+    command: TrainTokenizer | TrainTransformer,
     config: ModelConfig,
     training: Training,
     sides: tuple[int, ...],
@@ -273,7 +254,7 @@ def _show(
     show(plan(config, training, command.loop, command.machine, sides=sides, stages=stages, photographs=photographs))
 
 
-def _crops(command: TrainTokenizer | TrainTransformer | TrainFusion, tokenizer: Tokenizer, side: int) -> Crops:
+def _crops(command: TrainTokenizer | TrainTransformer, tokenizer: Tokenizer, side: int) -> Crops:
     """The training stream of crops for inputs of a side; ranks are counted in the positions that the tasks ask for."""
     from nextscale.data import Crops
 
@@ -350,7 +331,7 @@ class TrainRestorer:
         return end(0)
 
 
-def _samples(command: TrainRestorer, factor: int) -> Samples:
+def _samples(command: TrainRestorer | TrainFusion, factor: int) -> Samples:
     from nextscale.data import Crops
     from nextscale.train.stream import Samples
 
@@ -360,16 +341,14 @@ def _samples(command: TrainRestorer, factor: int) -> Samples:
         if not patterns:
             return None
         seed = command.loop.seed
-        return Crops(
-            patterns, factor * config.side, seed=seed, max_damaged=sources.max_damaged, cache=sources.cache
-        )
+        return Crops(patterns, factor * config.side, seed=seed, max_damaged=sources.max_damaged, cache=sources.cache)
 
     photographs = crops(command.data)
     assert photographs is not None
     return Samples(photographs, crops(config.faces), crops(config.pages), config)
 
 
-def _validation(command: TrainRestorer, factor: int) -> Validation | None:
+def _validation(command: TrainRestorer | TrainFusion, factor: int) -> Validation | None:
     from nextscale.data import Crops
     from nextscale.train.distributed import device
     from nextscale.train.validation import Validation

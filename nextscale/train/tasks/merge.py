@@ -136,7 +136,9 @@ class FusionTask:
         assert self.validation is not None
         whole = self.whole
         made = []
-        for inputs, classes in zip(self.validation.inputs.split(4), self.validation.classes.split(4), strict=True):
+        for inputs, classes in zip(
+            torch.split(self.validation.inputs, 4), torch.split(self.validation.classes, 4), strict=True
+        ):
             ladder = whole.tokenizer.ladder.for_input(inputs.shape[-1])
             condition = whole.condition(inputs, 0, ladder)
             condition.classes.copy_(classes)

@@ -21,7 +21,6 @@ from nextscale.train.loop import decay_groups
 from nextscale.train.stream import Batch, Samples, Stream
 from nextscale.train.validation import Validation
 
-
 CRITIC = "critic.safetensors"
 """Beside a restorer's weights: the critic that it was trained against, from which a later run goes on."""
 
@@ -102,7 +101,7 @@ class RestorerTask:
         self.restorer = restorer
         self.config = config
         self.validation = validation
-        self.device = restorer.heads[0].weight.device
+        self.device = next(restorer.parameters()).device
         self.stream = Stream(samples, self.device)
         self.terms = Terms(config, len(restorer.config.factors), self.device)
         restorer.requires_grad_(True)
@@ -142,7 +141,7 @@ class RestorerTask:
     def _validation_pictures(self, average: nn.Module) -> list[Tensor]:
         assert self.validation is not None
         inputs = self.validation.inputs.contiguous(memory_format=torch.channels_last)
-        parts = [average(part) for part in inputs.split(4)]
+        parts = [average(part) for part in torch.split(inputs, 4)]
         return [torch.cat(pictures).clamp(-1, 1) for pictures in zip(*parts, strict=True)]
 
     def validate(self, average: nn.Module) -> dict[str, float]:
@@ -157,7 +156,11 @@ class RestorerTask:
 
 def target_at(samples: Batch, side: int) -> Tensor:
     """The photographs at a factor's side, with the noise that the denoise dial lets through: B 3 side side."""
-    grain = F.interpolate(samples.grain, size=(side, side), mode="bicubic") if samples.grain.any() else samples.grain[:1, :, :1, :1]
+    grain = (
+        F.interpolate(samples.grain, size=(side, side), mode="bicubic")
+        if samples.grain.any()
+        else samples.grain[:1, :, :1, :1]
+    )
     return (area_downsample(samples.targets, side) + grain).clamp(-1, 1)
 
 
