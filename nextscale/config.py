@@ -223,6 +223,11 @@ class TransformerConfig:
     mlp_ratio: float = 4.0
     classes: int = 3
     """0 degraded, 1 clean, 2 class-free."""
+    attention: typing.Literal["causal", "step"] = field(default="causal", metadata=ADDED)
+    """What a token sees beside the prefix: its own step and all earlier ones (the paper), or its own alone (Switti):
+    the history then comes through the step's input map."""
+    prefix: bool = field(default=True, metadata=ADDED)
+    """Begin the sequence with the latent of the enlarged input (the paper)."""
     position_grid: int = 48
     shared_adaln: bool = False
     aligned_conditioning: bool = False

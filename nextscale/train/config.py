@@ -184,11 +184,11 @@ class RestorationConfig:
     """Share of the samples whose target keeps a share of the input's noise, drawn uniformly: the denoise dial."""
     workers: int = 1
     """Processes that make pairs beside the training (0: none)."""
-    pixel: float = 0.5
+    pixel: float = 0.3
     """Weight of the mean absolute pixel difference."""
-    feature: float = 0.4
-    """Weight of the VGG19 feature difference."""
-    lpips: float = 0.4
+    feature: float = 0.5
+    """Weight of the VGG19 feature difference, at each place relative to the features' length."""
+    lpips: float = 1.2
     """Weight of LPIPS-squeeze, on resampled pictures."""
     lpips_scale: tuple[float, float] = (0.5, 0.9)
     """Their size over that of the pictures: smaller ones hide nothing finer than its strides, where it likes dots."""

@@ -49,20 +49,26 @@ class Cache:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention with l2-normalised queries and keys and a learnt sharpness per head (VAR)."""
+    """Multi-head attention with l2-normalised queries and keys and a learnt sharpness per head (VAR).
+
+    With `own_step`, a token sees the first `prefix` tokens of the sequence and its own segment only.
+    """
 
     MAX_LOG_SCALE = math.log(100)
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, own_step: bool = False) -> None:
         super().__init__()
         self.heads = heads
+        self.own_step = own_step
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.scale_mul = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BLC: Tensor, segments: Sequence[int], layer: int, cache: Cache | None) -> Tensor:
+    def forward(
+        self, x_BLC: Tensor, segments: Sequence[int], layer: int, cache: Cache | None, *, prefix: int = 0
+    ) -> Tensor:
         B, L, C = x_BLC.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).to(self.qkv.weight.dtype)
         qkv = F.linear(x_BLC, self.qkv.weight, bias)
@@ -71,17 +77,19 @@ class SelfAttention(nn.Module):
         q, k = F.normalize(q.float(), dim=-1) * scale, F.normalize(k.float(), dim=-1)
         # On a CPU the fused kernel is faster in float32 than in bfloat16.
         q, k, v = (t.to(torch.float32 if x_BLC.device.type == "cpu" else qkv.dtype) for t in (q, k, v))
-        k, v = (k, v) if cache is None else cache.extend(layer, k, v)
+        if cache is not None and not (self.own_step and prefix == 0):
+            k, v = cache.extend(layer, k, v)
         past = k.shape[2] - L
         out = []
         start = 0
         for length in segments:
             end = start + length
-            seen = past + end
+            seen_k, seen_v = k[:, :, : past + end], v[:, :, : past + end]
+            if self.own_step:
+                own = slice(max(prefix, past + start), past + end)
+                seen_k, seen_v = (torch.cat([t[:, :, :prefix], t[:, :, own]], dim=2) for t in (k, v))
             with torch.autocast(x_BLC.device.type, enabled=False):
-                out.append(
-                    F.scaled_dot_product_attention(q[:, :, start:end], k[:, :, :seen], v[:, :, :seen], scale=1.0)
-                )
+                out.append(F.scaled_dot_product_attention(q[:, :, start:end], seen_k, seen_v, scale=1.0))
             start = end
         joined = torch.cat(out, dim=2).transpose(1, 2).reshape(B, L, C).to(qkv.dtype)
         projected: Tensor = self.proj(joined)
@@ -107,9 +115,11 @@ class Block(nn.Module):
     With a shared AdaLN the block only adds its own offsets to the six vectors that the stack computed once.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, *, shared_adaln: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, *, shared_adaln: bool, own_step: bool = False
+    ) -> None:
         super().__init__()
-        self.attn = SelfAttention(width, heads)
+        self.attn = SelfAttention(width, heads, own_step=own_step)
         self.ffn = FeedForward(width, round(width * mlp_ratio))
         self.ada: nn.Linear | None = None if shared_adaln else nn.Linear(width, 6 * width)
         self.ada_offset = nn.Parameter(torch.zeros(1, 1, 6, width)) if shared_adaln else None
@@ -122,6 +132,8 @@ class Block(nn.Module):
         segments: Sequence[int],
         layer: int,
         cache: Cache | None,
+        *,
+        prefix: int = 0,
     ) -> Tensor:
         width = (x_BLC.shape[-1],)
         if self.ada is not None:
@@ -132,7 +144,7 @@ class Block(nn.Module):
             six = shared + self.ada_offset
         gain_a, gain_f, scale_a, scale_f, shift_a, shift_f = six.unbind(2)
         h = F.layer_norm(x_BLC, width, eps=1e-6) * (1 + scale_a) + shift_a
-        x_BLC = x_BLC + gain_a * self.attn(h, segments, layer, cache)
+        x_BLC = x_BLC + gain_a * self.attn(h, segments, layer, cache, prefix=prefix)
         h = F.layer_norm(x_BLC, width, eps=1e-6) * (1 + scale_f) + shift_f
         fed: Tensor = gain_f * self.ffn(h)
         return x_BLC + fed

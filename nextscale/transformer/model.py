@@ -50,24 +50,39 @@ class Stack(nn.Module):
         width = config.width
         self.shared_ada = nn.Linear(width, 6 * width) if config.shared_adaln else None
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.mlp_ratio, shared_adaln=config.shared_adaln) for _ in range(config.depth)
+            Block(
+                width,
+                config.heads,
+                config.mlp_ratio,
+                shared_adaln=config.shared_adaln,
+                own_step=config.attention == "step",
+            )
+            for _ in range(config.depth)
         )
         self.head_ada = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, vocabulary)
 
     def forward(
-        self, x_BLC: Tensor, condition_BC: Tensor, segments: Sequence[int], cache: Cache | None, *, skip: int = 0
+        self,
+        x_BLC: Tensor,
+        condition_BC: Tensor,
+        segments: Sequence[int],
+        cache: Cache | None,
+        *,
+        skip: int = 0,
+        prefix: int = 0,
     ) -> Tensor:
         """Logits B L' V, float32, of the tokens after the first `skip`.
 
         Args:
+            prefix: length of the sequence's prefix, which may be in the cache.
             segments: lengths of the segments that x_BLC holds; they follow those in the cache.
         """
         shared = None
         if self.shared_ada is not None:
             shared = self.shared_ada(F.silu(condition_BC)).view(x_BLC.shape[0], 1, 6, -1)
         for layer, block in enumerate(self.blocks):
-            x_BLC = block(x_BLC, condition_BC, shared, segments, layer, cache)
+            x_BLC = block(x_BLC, condition_BC, shared, segments, layer, cache, prefix=prefix)
         if cache is not None:
             cache.segments += len(segments)
         x_BLC = x_BLC[:, skip:]
@@ -85,7 +100,7 @@ class Transformer(nn.Module):
         self.config = config
         self.ladder = ladder
         width = config.width
-        self.prefix_embed = nn.Linear(latent_channels, width)
+        self.prefix_embed = nn.Linear(latent_channels, width) if config.prefix else None
         self.word_embed = nn.Linear(latent_channels, width)
         self.class_embed = nn.Embedding(config.classes, width)
         self.start_tokens = nn.Parameter(torch.empty(1, width, ladder.sides[0], ladder.sides[0]))
@@ -153,7 +168,8 @@ class Transformer(nn.Module):
             cache: filled with the prefix and the given steps.
         """
         latent = condition.latent
-        first = cache.segments - 1 if cache is not None and cache.segments else 0
+        held = 0 if cache is None else cache.segments
+        first = max(0, held - (self.prefix_embed is not None))
         parts = []
         for step, tokens in enumerate(segments, start=first):
             if self.aligned is not None:
@@ -161,14 +177,17 @@ class Transformer(nn.Module):
                 tokens = tokens + self.aligned(_tokens(near, self.aligned.weight.dtype))
             parts.append(tokens)
         assert first + len(parts) <= self.ladder.num_steps
-        skip = 0
-        if cache is None or not cache.segments:
+        skip, prefix_length = 0, latent.shape[-2] * latent.shape[-1]
+        if self.prefix_embed is None:
+            prefix_length = 0
+        elif not held:
             prefix = self.prefix_embed(_tokens(latent, self.prefix_embed.weight.dtype))
             parts.insert(0, prefix + self._place(latent.shape[-1], 0))
             skip = parts[0].shape[1]
         x_BLC = torch.cat(parts, dim=1)
         condition_BC = self.class_embed(condition.classes)
-        logits: Tensor = self.stack(x_BLC, condition_BC, [part.shape[1] for part in parts], cache, skip=skip)
+        lengths = [part.shape[1] for part in parts]
+        logits: Tensor = self.stack(x_BLC, condition_BC, lengths, cache, skip=skip, prefix=prefix_length)
         return logits
 
     def _place(self, side: int, level: int) -> Tensor:

@@ -80,7 +80,7 @@ class Terms:
             with torch.no_grad():
                 wanted = self.vgg((true / 2 + 0.5).contiguous(memory_format=layout))
             given = self.vgg((near / 2 + 0.5).contiguous(memory_format=layout))
-            terms["feature"] = torch.stack([(a - b).abs().mean() for a, b in zip(given, wanted, strict=True)]).mean()
+            terms["feature"] = torch.stack([angle(a, b) for a, b in zip(given, wanted, strict=True)]).mean()
             if self.adversary is not None and number:
                 value, numbers[f"g_loss_{number + 1}"] = self.adversary.deceive(number, [near, *given])
                 if step >= config.adversarial_from:
@@ -152,6 +152,15 @@ class RestorerTask:
         """Input | x1 | x2 | x4 | truth of the validation photographs."""
         del step
         return None if self.validation is None else self.validation.sheet(self._validation_pictures(average))
+
+
+def angle(given: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared distance of two activation maps B C h w after each place is scaled to unit length, as LPIPS does.
+
+    Unscaled, the strong edges of a few pictures outweigh all texture, and the network blurs.
+    """
+    apart = F.normalize(given, dim=1, eps=1e-3) - F.normalize(wanted, dim=1, eps=1e-3)
+    return apart.square().sum(dim=1).mean()
 
 
 def target_at(samples: Batch, side: int) -> Tensor:

@@ -1,0 +1,125 @@
+"""Pictures as people bring them, at x4 beside bicubic and Real-ESRGAN: labelled sheets at 1:1, and the noise left.
+
+    python benchmarks/hard.py FOLDER --out SHEETS [--model tiny] [--panel 420] [--options of upscale]
+
+Each sheet shows one picture, all panels the same crop at 1:1: the part of the enlarged input with most detail. Pictures
+named flat*.png are smooth ramps with noise: for them the noise left is printed, in 8-bit levels, as the deviation from
+the best quadratic surface of each colour.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from nextscale import NextScale
+from nextscale import image as images
+from nextscale.errors import NextScaleError
+from nextscale.evaluate.realesrgan import RealEsrgan
+from nextscale.options import UpscaleOptions
+
+Pixels = NDArray[np.uint8]
+CAPTION, GAP = 22, 8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sheets and noise of a folder of pictures."""
+
+    folder: tyro.conf.Positional[Path]
+    """The pictures."""
+    out: Path = Path("out/hard")
+    """Where the sheets go."""
+    model: tuple[str, ...] = ("tiny",)
+    """Shipped names or folders of models, a panel each."""
+    panel: int = 420
+    """Side of a panel in pixels, at most."""
+    denoise: tuple[float, ...] = ()
+    """Denoise values, a panel each (default: that of the options alone)."""
+    peers: bool = True
+    """Show Real-ESRGAN x4plus too (extra `peers`)."""
+    options: Annotated[UpscaleOptions, tyro.conf.arg(name="")] = field(default_factory=UpscaleOptions)
+
+
+def noise_left(pixels: Pixels) -> float:
+    """Deviation of H W 3 from the best quadratic surface of each colour, in levels."""
+    height, width = pixels.shape[:2]
+    y, x = np.mgrid[:height, :width].reshape(2, -1) / max(height, width)
+    basis = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], axis=1)
+    values = pixels.reshape(-1, 3).astype(np.float64)
+    fitted = basis @ np.linalg.lstsq(basis, values, rcond=None)[0]
+    return float((values - fitted).std())
+
+
+def busiest(pixels: Pixels, side: int) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the crop with most detail."""
+    height, width = pixels.shape[:2]
+    wide, high = min(side, width), min(side, height)
+    grey = pixels.mean(axis=2)
+    detail = np.zeros((height + 1, width + 1))
+    detail[1:, 1:] = np.hypot(*np.gradient(grey)).clip(0, 40).cumsum(0).cumsum(1)
+    best = max(
+        ((top, left) for top in range(0, height - high + 1, 16) for left in range(0, width - wide + 1, 16)),
+        key=lambda at: (
+            detail[at[0] + high, at[1] + wide]
+            - detail[at[0], at[1] + wide]
+            - detail[at[0] + high, at[1]]
+            + detail[at[0], at[1]]
+        ),
+    )
+    return best[1], best[0], best[1] + wide, best[0] + high
+
+
+def sheet(panels: dict[str, Pixels], side: int) -> Image.Image:
+    """The same crop of every panel, side by side under its name."""
+    box = busiest(next(iter(panels.values())), side)
+    wide, high = box[2] - box[0], box[3] - box[1]
+    canvas = Image.new("RGB", (len(panels) * (wide + GAP) + GAP, high + CAPTION + 2 * GAP), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
+    for number, (name, pixels) in enumerate(panels.items()):
+        left = GAP + number * (wide + GAP)
+        draw.text((left, GAP), name, fill="black", font=font)
+        canvas.paste(Image.fromarray(pixels).crop(box), (left, GAP + CAPTION))
+    return canvas
+
+
+def main() -> int:
+    """Print the noise left in the ramps, and write a sheet for each other picture."""
+    settings = tyro.cli(Settings, description=__doc__)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    models = {name: NextScale.from_pretrained(name) for name in settings.model}
+    peer = RealEsrgan() if settings.peers else None
+    for path in sorted(p for p in settings.folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")):
+        picture = images.read(path)
+        pixels = images.rgb8(picture)
+        size = (4 * pixels.shape[1], 4 * pixels.shape[0])
+        panels = {"bicubic": np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))}
+        if peer is not None:
+            panels["Real-ESRGAN x4plus"] = peer.enlarged(pixels)
+        for name, model in models.items():
+            for value in settings.denoise or (settings.options.denoise,):
+                options = UpscaleOptions(**{**vars(settings.options), "scale": 4.0, "denoise": value})
+                label = f"{Path(name).name}, denoise {value:g}" if settings.denoise else f"nextscale {Path(name).name}"
+                panels[label] = images.rgb8(model.upscale(picture, options).picture)
+        if path.name.startswith("flat"):
+            left = {name: noise_left(made) for name, made in panels.items()}
+            words = [f"{name} {value:.2f} ({value / left['bicubic']:.2f})" for name, value in left.items()]
+            sys.stdout.write(f"{path.name}: {', '.join(words)}\n")
+        else:
+            sheet(panels, settings.panel).save(settings.out / f"{path.stem}.png")
+        sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except NextScaleError as error:
+        sys.exit(f"{error}")
