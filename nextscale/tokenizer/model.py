@@ -133,26 +133,12 @@ class Tokenizer(nn.Module):
                 scan.push(steps[-1])
         return Codes(steps, ladder)
 
-    def corrections(self, latents: list[Tensor], history: Codes) -> Codes:
-        """What Algorithm 1 would choose at each step if the steps before were those of `history`."""
-        scan = Scan(self.quantizer, history.ladder)
-        steps = []
-        for ids in history.steps:
-            latent = latents[history.ladder.stage_of(scan.step)]
-            steps.append(self.quantizer.nearest(scan.residual(latent)))
-            scan.push(ids)
-        return Codes(steps, history.ladder)
-
-    def canvases(self, codes: Codes, expected: list[Tensor] | None = None) -> list[Tensor]:
-        """f of each complete stage: B C h w on that stage's canvas, float32.
-
-        Args:
-            expected: per step what takes the gradient in the place of the codes, see `Scan.push`.
-        """
+    def canvases(self, codes: Codes) -> list[Tensor]:
+        """f of each complete stage: B C h w on that stage's canvas, float32."""
         scan = Scan(self.quantizer, codes.ladder)
         out = []
-        for step, ids in enumerate(codes.steps):
-            scan.push(ids, None if expected is None else expected[step])
+        for ids in codes.steps:
+            scan.push(ids)
             if scan.step == codes.ladder.stage_ends[scan.stage]:
                 assert scan.f is not None
                 out.append(scan.f)

@@ -82,17 +82,11 @@ class Scan:
             rest = latent.float() if self.f is None else latent.float() - self.f
             return area_downsample(rest, self.ladder.sides[self.step])
 
-    def push(self, ids: Tensor, expected: Tensor | None = None) -> None:
-        """Add the next step's codes (B rho rho, int64) to the canvas.
-
-        `expected` (B rho rho C) are codebook vectors averaged by somebody's probabilities. The canvas is that of the
-        codes all the same, and its gradient goes to these: the straight-through estimator of a choice.
-        """
+    def push(self, ids: Tensor) -> None:
+        """Add the next step's codes (B rho rho, int64) to the canvas."""
         with _exact(ids):
             self._enter()
             vectors = self.quantizer.codebook(ids).float()
-            if expected is not None:
-                vectors = vectors + (expected - expected.detach())
             self._vectors.append(vectors.permute(0, 3, 1, 2).contiguous())
             added = self._lift(self.step, self.ladder.canvases[self.stage])
             self.f = added if self.f is None else self.f + added

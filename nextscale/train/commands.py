@@ -154,14 +154,13 @@ class TrainFusion:
         from nextscale.tokenizer.model import Tokenizer
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
-        from nextscale.train.transformer import Both, FusionTask, JointTask, with_fusion
+        from nextscale.train.transformer import FusionTask, with_fusion
         from nextscale.upscale import NextScale
 
         config = self.reconstruction
         if self.plan:
             whole = self._grown(read_config(self.start, "model", ModelConfig))
-            together: Training = "joint" if config.transformer else "fusion"
-            _show(self, whole, together, (config.side,))
+            _show(self, whole, "fusion", (config.side,))
             return 0
         torch.manual_seed(self.loop.seed)
         model = NextScale.from_pretrained(self.start, device="cpu", fp32=True)
@@ -172,16 +171,12 @@ class TrainFusion:
         tokenizer = with_fusion(model.tokenizer, wanted.fusion).to(device())
         transformer = model.transformer.to(device())
         validation = self.validation.load(tokenizer, config.side, config.presets, config.clean)
-        kind = JointTask if config.transformer else FusionTask
-        average = train(kind(tokenizer, transformer, crops, config, validation), self.loop, self.out)
-        if isinstance(average, Both):
-            tokenizer, transformer = average.tokenizer, average.transformer
-        else:
-            assert isinstance(average, Tokenizer)
-            tokenizer = average
+        task = FusionTask(tokenizer, transformer, crops, config, validation)
+        average = train(task, self.loop, self.out)
+        assert isinstance(average, Tokenizer)
         if rank() == 0:
-            whole = ModelConfig(tokenizer.config, model.config.transformer)
-            NextScale(whole, tokenizer, transformer).save_pretrained(self.out / "model", half=False)
+            whole = ModelConfig(average.config, model.config.transformer)
+            NextScale(whole, average, transformer).save_pretrained(self.out / "model", half=False)
         return end(0)
 
     def _grown(self, config: ModelConfig) -> ModelConfig:

@@ -95,14 +95,12 @@ class ReconstructionTask:
         del inputs, classes, first, drawn
         return model.quantise(latents, ladder=self.ladder)
 
-    def quantised(
-        self, latents: list[Tensor], inputs: Tensor, classes: Tensor, first: int, drawn: int
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Canvases of the quantised samples, and terms of the loss that arise on the way, by their weight's name."""
+    def quantised(self, latents: list[Tensor], inputs: Tensor, classes: Tensor, first: int, drawn: int) -> list[Tensor]:
+        """Canvases of the quantised samples."""
         with torch.no_grad():
             codes = self.codes(self.tokenizer, latents, inputs, classes, first, drawn)
         with torch.set_grad_enabled(self.config.vocabulary):
-            return self.tokenizer.canvases(codes), {}
+            return self.tokenizer.canvases(codes)
 
     def wanted(self, photographs: Tensor, inputs: Tensor, drawn: int) -> list[Tensor]:
         """What the decoder of each stage should make of its samples: the photographs B 3 H H at its size."""
@@ -128,22 +126,18 @@ class ReconstructionTask:
         with torch.set_grad_enabled(self.train_encoder):
             latents = self.tokenizer.stage_latents(targets, ladder=self.ladder)
         seen = latents
-        more: dict[str, Tensor] = {}
         if config.noise:
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             spread = latents[-1].detach().square().mean().sqrt() * config.noise
             seen = [z + spread * torch.randn(z.shape, generator=generator).to(z) for z in latents]
         if config.continuous < 1:
             keep = torch.from_numpy(unquantised < config.continuous).view(-1, 1, 1, 1).to(self.device)
-            canvases, more = self.quantised(latents, inputs, classes, first, drawn)
+            canvases = self.quantised(latents, inputs, classes, first, drawn)
             seen = [torch.where(keep, z, f) for z, f in zip(seen, canvases, strict=True)]
         tokenizer = self.tokenizer
         features = tokenizer.input_features(inputs) if tokenizer.input_features is not None else None
         total = targets.new_zeros(())
         numbers: dict[str, float] = {}
-        for name, value in more.items():
-            total = total + getattr(config, name) * value
-            numbers[name] = float(value.detach())
         wanted = self.wanted(targets, inputs, drawn)
         for stage, (f, target) in enumerate(zip(seen, wanted, strict=True)):
             output = tokenizer.decode_canvas(f, stage, inputs=inputs, features=features, weight=weight).float()

@@ -153,33 +153,6 @@ def test_gradients_reach_codebook_and_phi() -> None:
     assert all(bool(phi.weight.grad.any()) for phi in quantizer.phi)  # type: ignore[union-attr, operator]
 
 
-def test_a_choice_keeps_its_canvas_and_hands_its_gradient_to_what_was_expected(model: NextScale) -> None:
-    tokenizer = model.tokenizer
-    with torch.no_grad():
-        codes = tokenizer.encode(torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(1)) * 2 - 1)
-    expected = [torch.zeros(*ids.shape, 32, requires_grad=True) for ids in codes.steps]
-    given, plain = tokenizer.canvases(codes, expected), tokenizer.canvases(codes)
-    assert all(torch.equal(a, b) for a, b in zip(given, plain, strict=True))
-    given[0].sum().backward()  # type: ignore[no-untyped-call]
-    reached = [vectors.grad is not None and bool(vectors.grad.any()) for vectors in expected]
-    assert reached == [step < codes.ladder.stage_ends[0] for step in range(len(expected))]
-
-
-@torch.no_grad()
-def test_the_codes_that_correct_a_history_go_on_from_it_by_algorithm_1(model: NextScale) -> None:
-    tokenizer = model.tokenizer
-    images = torch.rand(2, 3, 512, 512, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    latents = tokenizer.stage_latents(images)
-    codes = tokenizer.quantise(latents)
-    same = tokenizer.corrections(latents, codes)
-    assert all(torch.equal(a, b) for a, b in zip(same.steps, codes.steps, strict=True))
-    # Another first step changes what the second has to say, and nothing about the first.
-    other = Codes([(codes.steps[0] + 1) % tokenizer.config.vocabulary, *codes.steps[1:]], codes.ladder)
-    corrected = tokenizer.corrections(latents, other)
-    assert torch.equal(corrected.steps[0], codes.steps[0])
-    assert not torch.equal(corrected.steps[1], codes.steps[1])
-
-
 def test_the_fidelity_dial_is_monotone_towards_the_input(model: NextScale) -> None:
     inputs = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(4)) * 2 - 1
     enlarged = torch.nn.functional.interpolate(inputs, size=(512, 512), mode="bicubic")

@@ -44,7 +44,7 @@ from nextscale.train.plan import (
     transformer_costs,
 )
 from nextscale.train.tokenizer import CodebookTask, ReconstructionTask
-from nextscale.train.transformer import CodesTask, JointTask
+from nextscale.train.transformer import CodesTask
 from nextscale.transformer.model import Condition, Transformer
 from tests.conftest import small_config
 
@@ -163,19 +163,11 @@ def codebook(crops: Crops) -> CodebookTask:
     return CodebookTask(Tokenizer(small_config().tokenizer), crops, CodebookConfig())
 
 
-def joint(crops: Crops) -> JointTask:
-    torch.manual_seed(0)
-    tokenizer, transformer = models(small_config())
-    config = ReconstructionConfig(feature=0, lpips=0, continuous=0.0, predicted=0.0, transformer=1.0)
-    return JointTask(tokenizer, transformer, crops, config)
-
-
 TASKS: dict[Training, Callable[[Crops], ReconstructionTask | CodesTask | CodebookTask]] = {
     "autoencoder": lambda crops: reconstruction(crops, 1.0),
     "decoders": lambda crops: reconstruction(crops, 0.0),
     "codebook": codebook,
     "transformer": codes,
-    "joint": joint,
 }
 
 
@@ -297,8 +289,6 @@ def test_fusion_trains_decoders_and_dial_on_what_the_frozen_transformer_says() -
     passes = {part.name: part.passes for part in pieces(tiny(), "fusion")}
     assert passes == {"encoder": 1, "codebook": 1, "transformer": 1, "decoders": 3, "fusion": 3}
     # A model without a dial trains its decoders alone.
-    passes = {part.name: part.passes for part in pieces(tiny(), "joint")}
-    assert passes["transformer"] == 3
     assert "fusion" not in {part.name for part in pieces(paper(), "fusion")}
 
 
