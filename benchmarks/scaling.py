@@ -19,11 +19,11 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from nextscale.bench import figure_class
-from nextscale.config import paper, tiny
+from nextscale.commands.bench import figure_class
 from nextscale.console import complain
 from nextscale.errors import NextScaleError
 from nextscale.evaluate.table import markdown_table
+from nextscale.model.config import paper, tiny
 from nextscale.train.plan import pieces, preparation_flops, training_flops
 
 SETS = ("val", "RealSR")

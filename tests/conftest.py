@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nextscale.config import AutoencoderConfig, FusionConfig, ModelConfig, TokenizerConfig, TransformerConfig
-from nextscale.upscale import NextScale
+from nextscale.model.config import AutoencoderConfig, FusionConfig, ModelConfig, TokenizerConfig, TransformerConfig
+from nextscale.upscale.nextscale import NextScale
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

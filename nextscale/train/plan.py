@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from nextscale.config import AutoencoderConfig, FusionConfig, Ladder, ModelConfig, TokenizerConfig
 from nextscale.errors import OptionError
+from nextscale.model.config import AutoencoderConfig, FusionConfig, Ladder, ModelConfig, TokenizerConfig
 from nextscale.train.config import LoopConfig
 
 if TYPE_CHECKING:

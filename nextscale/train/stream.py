@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from nextscale.data import Crops
-from nextscale.degrade import PRESETS, degrade, sample_recipe
+from nextscale.data.crops import Crops
+from nextscale.data.degrade import PRESETS, degrade, sample_recipe
 from nextscale.train.config import RestorationConfig
 from nextscale.train.distributed import positions
 from nextscale.train.pairs import softened

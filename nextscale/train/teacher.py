@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nextscale.degrade import filter2d, gaussian_kernel
+from nextscale.data.degrade import filter2d, gaussian_kernel
 from nextscale.evaluate.realesrgan import RealEsrgan
 
 

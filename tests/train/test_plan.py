@@ -16,10 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nextscale.config import ModelConfig, paper, tiny
-from nextscale.data import Crops
+from nextscale.data.crops import Crops
 from nextscale.errors import OptionError
-from nextscale.tokenizer.model import Tokenizer
+from nextscale.model.config import ModelConfig, paper, tiny
+from nextscale.model.tokenizer import Tokenizer
+from nextscale.model.transformer import Condition, Transformer
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig
 from nextscale.train.plan import (
     GIB,
@@ -43,9 +44,9 @@ from nextscale.train.plan import (
     training_flops_per_sample,
     transformer_costs,
 )
-from nextscale.train.tokenizer import CodebookTask, ReconstructionTask
-from nextscale.train.transformer import CodesTask
-from nextscale.transformer.model import Condition, Transformer
+from nextscale.train.tasks.codebook import CodebookTask
+from nextscale.train.tasks.reconstruction import ReconstructionTask
+from nextscale.train.tasks.transformer import CodesTask
 from tests.conftest import small_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -314,7 +315,7 @@ def test_times_are_said_in_their_unit(seconds: float, said: str) -> None:
 
 def test_planning_needs_no_torch() -> None:
     code = (
-        "import sys; from nextscale.train import plan as p; from nextscale.config import paper; "
+        "import sys; from nextscale.train import plan as p; from nextscale.model.config import paper; "
         "from nextscale.train.config import LoopConfig; "
         "p.show(p.plan(paper(), 'transformer', LoopConfig())); print('torch' in sys.modules)"
     )

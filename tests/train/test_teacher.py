@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from nextscale.data import Crops
-from nextscale.tokenizer.layers import area_downsample
+from nextscale.data.crops import Crops
+from nextscale.model.layers import area_downsample
 from nextscale.train.config import ReconstructionConfig
 from nextscale.train.pairs import pairs
+from nextscale.train.tasks.fusion import FusionTask
 from nextscale.train.teacher import Teacher, with_detail_of
-from nextscale.train.transformer import FusionTask
 from tests.conftest import random_model
 
 

@@ -12,20 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nextscale.cli import main
-from nextscale.data import Crops
+from nextscale.commands.main import main
+from nextscale.data.crops import Crops
 from nextscale.errors import NextScaleError, OptionError
-from nextscale.options import SamplingOptions
-from nextscale.sample import sample, tile_noise
-from nextscale.tokenizer.model import Codes, Tokenizer
+from nextscale.model.config import SamplingOptions
+from nextscale.model.sampler import sample, tile_noise
+from nextscale.model.tokenizer import Codes, Tokenizer
+from nextscale.model.transformer import Condition
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig
 from nextscale.train.loop import learning_rate, train
 from nextscale.train.pairs import draws, pairs
-from nextscale.train.tokenizer import CodebookTask, ReconstructionTask, _grid, start_linear
-from nextscale.train.transformer import CodesTask, FusionTask, enlarge, predict, with_fusion
+from nextscale.train.tasks.codebook import CodebookTask
+from nextscale.train.tasks.fusion import FusionTask, with_fusion
+from nextscale.train.tasks.reconstruction import ReconstructionTask, _grid, start_linear
+from nextscale.train.tasks.transformer import CodesTask, enlarge, predict
 from nextscale.train.validation import Validation
-from nextscale.transformer.model import Condition
-from nextscale.upscale import NextScale
+from nextscale.upscale.nextscale import NextScale
 from tests.conftest import random_model, small_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -196,7 +198,7 @@ def test_the_fusion_predicts_each_sample_once_and_then_remembers(crops: Crops, m
         asked.append(len(args[3]))
         return predict(*args)
 
-    monkeypatch.setattr("nextscale.train.transformer.predict", counted)
+    monkeypatch.setattr("nextscale.train.tasks.transformer.predict", counted)
     config = ReconstructionConfig(feature=0, lpips=0, continuous=0.0, predicted=1.0, cycle=4)
     task = FusionTask(model.tokenizer, model.transformer, crops, config)
     losses = [task.losses(step, 2)[1] for step in (0, 1, 2, 3)]
@@ -336,7 +338,7 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
 def test_the_commands_chain_from_nothing_to_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("nextscale.train.commands.PRESETS", {"tiny": small_config})
+    monkeypatch.setattr("nextscale.commands.train.PRESETS", {"tiny": small_config})
     data = ["--data", str(EXAMPLES)]
     short = ["--steps", "1", "--batch", "1", "--no-bf16"]
     plain = ["--reconstruction.feature", "0", "--reconstruction.lpips", "0"]

@@ -1,0 +1,37 @@
+"""The `nextscale convert` command: plain settings, free of torch until it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from nextscale.console import say
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Convert an official VAR or Switti checkpoint to a model folder."""
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
+    """A .pth or .safetensors file."""
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
+    """The folder to write."""
+    origin: Annotated[Literal["var", "switti", "varsr"], tyro.conf.arg(name="from")]
+    """Whose checkpoint it is."""
+    part: Literal["tokenizer", "transformer"] = "tokenizer"
+    """Which part of it."""
+    steps: str | None = None
+    """Sides of a one-stage ladder, e.g. 1,2,3,4 (default: the preset's hierarchical ladder)."""
+
+    def run(self) -> int:
+        from nextscale.model.convert import convert
+
+        for line in convert(self.source, self.target, self.origin, self.part, steps=self.steps):
+            say(line)
+        return 0
