@@ -1,3 +1,3 @@
-from nextscale.serve import Serve
+from nextscale.commands.serve import Serve
 
 raise SystemExit(Serve(host="0.0.0.0").run())

@@ -21,12 +21,12 @@ import tyro
 from nextscale import NextScale
 from nextscale.console import complain
 from nextscale.errors import ImageError, NextScaleError
-from nextscale.evaluate.layouts import pairs
-from nextscale.evaluate.metrics import psnr
-from nextscale.evaluate.perceptual import Lpips
+from nextscale.evaluate.datasets import pairs
+from nextscale.evaluate.metrics.lpips import Lpips
+from nextscale.evaluate.metrics.psnr_ssim import psnr
 from nextscale.evaluate.scores import read_pixels, to_tensor
-from nextscale.tokenizer.layers import area_downsample
-from nextscale.train.transformer import enlarge, predict
+from nextscale.model.layers import area_downsample
+from nextscale.train.tasks.transformer import enlarge, predict
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from nextscale import NextScale
 from nextscale import image as images
 from nextscale.errors import NextScaleError
 from nextscale.evaluate.realesrgan import RealEsrgan
-from nextscale.options import UpscaleOptions
+from nextscale.upscale.options import UpscaleOptions
 
 Pixels = NDArray[np.uint8]
 CAPTION, GAP = 22, 8

@@ -19,11 +19,11 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from nextscale.bench import figure_class
-from nextscale.config import paper, tiny
+from nextscale.commands.bench import figure_class
 from nextscale.console import complain
 from nextscale.errors import NextScaleError
 from nextscale.evaluate.table import markdown_table
+from nextscale.model.config import paper, tiny
 from nextscale.train.plan import pieces, preparation_flops, training_flops
 
 SETS = ("val", "RealSR")
@@ -55,6 +55,8 @@ class Point:
 
 def compute(training: dict[str, Any]) -> float:
     """FLOPs of a training: a larger side takes as many fewer samples as its picture is larger."""
+    if "flops" in training:  # of a kind of training that is no more
+        return float(training["flops"])
     sides = training["sides"]
     shares = [min(sides) ** 2 / side**2 / len(sides) for side in sides]
     parts = [pieces(tiny(), training["training"], side) for side in sides]

@@ -26,18 +26,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from nextscale.config import PRESETS, ModelConfig
 from nextscale.console import complain
-from nextscale.degrade import PRESETS as DEGRADATIONS
-from nextscale.degrade import degrade, sample_recipes
+from nextscale.data.degrade import PRESETS as DEGRADATIONS
+from nextscale.data.degrade import degrade, sample_recipes
 from nextscale.errors import NextScaleError
+from nextscale.model.config import PRESETS, ModelConfig
+from nextscale.model.tokenizer import Codes, Tokenizer
+from nextscale.model.transformer import Condition, Transformer
 from nextscale.peaks import Timer, product_rate
-from nextscale.tokenizer.model import Codes, Tokenizer
 from nextscale.train.config import LoopConfig
 from nextscale.train.loop import blocks, decay_groups, recomputed
 from nextscale.train.plan import count, pieces, preparation_flops, tokens_per_sample, training_flops_per_sample
-from nextscale.train.transformer import enlarge
-from nextscale.transformer.model import Condition, Transformer
+from nextscale.train.tasks.transformer import enlarge
 
 TARGET = 0.40
 """Share of the peak that a GPU should reach."""

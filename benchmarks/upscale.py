@@ -20,7 +20,7 @@ import torch
 import tyro
 
 from nextscale import NextScale, UpscaleOptions
-from nextscale.config import PRESETS
+from nextscale.model.config import PRESETS
 from nextscale.peaks import Timer, product_rate
 
 PRODUCT = 2048

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import nextscale
-from nextscale import card, errors, image, upscale
+from nextscale import errors, image
+from nextscale.upscale import card
+from nextscale.upscale import nextscale as upscale
 
 HERE = Path(__file__).parent
 NAMES: list[tuple[str, Any, list[str]]] = [
@@ -21,14 +23,14 @@ NAMES: list[tuple[str, Any, list[str]]] = [
         ["from_pretrained", "upscale", "save_pretrained", "push_to_hub", "create", "assemble", "to", "restore_tiles"],
     ),
     ("nextscale.UpscaleOptions", nextscale.UpscaleOptions, []),
-    ("nextscale.upscale.UpscaleResult", upscale.UpscaleResult, []),
-    ("nextscale.upscale.Reveal", upscale.Reveal, []),
-    ("nextscale.upscale.Progress", upscale.Progress, []),
+    ("nextscale.upscale.nextscale.UpscaleResult", upscale.UpscaleResult, []),
+    ("nextscale.upscale.nextscale.Reveal", upscale.Reveal, []),
+    ("nextscale.upscale.nextscale.Progress", upscale.Progress, []),
     ("nextscale.image.Picture", image.Picture, []),
     ("nextscale.image.read", image.read, []),
     ("nextscale.image.write", image.write, []),
     ("nextscale.Tokenizer", nextscale.Tokenizer, ["from_pretrained", "encode", "decode", "latents"]),
-    ("nextscale.card.CardFacts", card.CardFacts, []),
+    ("nextscale.upscale.card.CardFacts", card.CardFacts, []),
     ("nextscale.errors.NextScaleError", errors.NextScaleError, []),
     ("nextscale.errors.ImageError", errors.ImageError, []),
     ("nextscale.errors.ModelError", errors.ModelError, []),

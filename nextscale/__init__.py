@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nextscale.options import UpscaleOptions
-    from nextscale.tokenizer.model import Tokenizer
-    from nextscale.upscale import NextScale
+    from nextscale.model.tokenizer import Tokenizer
+    from nextscale.upscale.nextscale import NextScale
+    from nextscale.upscale.options import UpscaleOptions
 
 __version__ = "0.1.0"
 __all__ = ["NextScale", "Tokenizer", "UpscaleOptions", "__version__"]
 
 _HOMES = {
-    "NextScale": "nextscale.upscale",
-    "Tokenizer": "nextscale.tokenizer.model",
-    "UpscaleOptions": "nextscale.options",
+    "NextScale": "nextscale.upscale.nextscale",
+    "Tokenizer": "nextscale.model.tokenizer",
+    "UpscaleOptions": "nextscale.upscale.options",
 }
 
 
@@ -26,3 +26,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'nextscale' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
-from nextscale.cli import main as nextscale
+from nextscale.commands.main import main as nextscale
 from nextscale.console import complain
 from nextscale.errors import NextScaleError
 

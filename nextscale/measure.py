@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nextscale.checkpoint import CONFIG, SHIPPED, find_folder, read_config
-from nextscale.config import PRESETS, Ladder, ModelConfig
+from nextscale.device import is_out_of_memory, pick_device
 from nextscale.errors import NextScaleError
-from nextscale.options import SpeedOptions, UpscaleOptions
+from nextscale.model.checkpoint import CONFIG, SHIPPED, find_folder, read_config
+from nextscale.model.config import PRESETS, Ladder, ModelConfig
 from nextscale.peaks import Bound, PeakMemory, Peaks, Timer
-from nextscale.stitch import plan_tiles
-from nextscale.upscale import NextScale, is_out_of_memory, pick_device
+from nextscale.upscale.nextscale import NextScale
+from nextscale.upscale.options import SpeedOptions, UpscaleOptions
+from nextscale.upscale.tiles import plan_tiles
 from nextscale.work import Counter, Work
 
 OnLine = Callable[[str], None]

@@ -26,8 +26,8 @@ side=${SIDE:-64}
 limit=${LIMIT:-0}
 rate=${RATE:-6e-4}
 changes=$(cd "$(dirname "$0")" && pwd)/ablations
-train() { python -m nextscale.cli train "$@" --data "$data"; }
-report() { python -m nextscale.cli report "$@" --limit "$limit"; }
+train() { python -m nextscale train "$@" --data "$data"; }
+report() { python -m nextscale report "$@" --limit "$limit"; }
 vocabulary() { # NAME [option ...]
   train tokenizer --phase codebook --out "$out/$1/codebook" --start "$autoencoder" \
     --steps "$steps" --batch 16 --lr 0.02 --warmup 10 --weight-decay 0 --final-lr 0.01 --ema 0.98 \

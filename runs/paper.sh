@@ -48,7 +48,7 @@ train() {
   # The loop casts by itself; accelerate only starts and joins the processes.
   accelerate launch --num_processes "$gpus" --num_machines "$machines" --machine_rank "$rank" \
     --main_process_ip "${HEAD:-127.0.0.1}" --main_process_port "${PORT:-29500}" --mixed_precision no \
-    -m nextscale.cli train "$@"
+    -m nextscale train "$@"
 }
 first() { # on one machine only
   if ((rank == 0)); then "$@"; fi

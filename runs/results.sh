@@ -21,7 +21,7 @@ page=${4:-$here/../docs/results.md}
 limit=${LIMIT:-0}
 detail=${DETAIL:-12}
 read -r -a peers <<<"${PEERS:-bicubic lanczos}"
-report() { python -m nextscale.cli report "$@"; }
+report() { python -m nextscale report "$@"; }
 
 for bench in val RealSR; do
   report table-1a --photos "$benches/$bench/HR" -n "$model" --limit "$limit" --out "$out/table-1a-$bench"

@@ -9,7 +9,7 @@ set -euo pipefail
 data=$1
 out=$2
 side=${SIDE:-64}
-train() { python -m nextscale.cli train "$@" --data "$data"; }
+train() { python -m nextscale train "$@" --data "$data"; }
 steps() { echo $((${STEPS:-$1} < $1 ? ${STEPS:-$1} : $1)); }
 train tokenizer --phase autoencoder --out "$out/autoencoder" \
   --steps "$(steps 940)" --batch 4 --lr 6e-4 --warmup 30 --final-lr 0.1 --ema 0.99 \

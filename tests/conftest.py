@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nextscale.config import AutoencoderConfig, FusionConfig, ModelConfig, TokenizerConfig, TransformerConfig
-from nextscale.upscale import NextScale
+from nextscale.model.config import AutoencoderConfig, DecoderFusionConfig, ModelConfig, TokenizerConfig, TransformerConfig
+from nextscale.upscale.nextscale import NextScale
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -30,7 +30,7 @@ def small_config() -> ModelConfig:
         channels=16, multipliers=(1, 1, 1), blocks=1, patch=4, attention=False, linear_path=True
     )
     return ModelConfig(
-        TokenizerConfig(autoencoder=autoencoder, vocabulary=64, fusion=FusionConfig(channels=16, blocks=1)),
+        TokenizerConfig(autoencoder=autoencoder, vocabulary=64, fusion=DecoderFusionConfig(channels=16, blocks=1)),
         TransformerConfig(depth=2, width=64, heads=1, shared_adaln=True, aligned_conditioning=True),
     )
 

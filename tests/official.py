@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nextscale.config import TransformerConfig
-from nextscale.convert import _BLOCK, _HEAD, read_state
-from nextscale.transformer.attention import Cache
-from nextscale.transformer.model import Stack
+from nextscale.model.attention import Cache
+from nextscale.model.config import TransformerConfig
+from nextscale.model.convert import _BLOCK, _HEAD, read_state
+from nextscale.model.transformer import Stack
 
 OfficialState = dict[str, Tensor]
 

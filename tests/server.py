@@ -40,7 +40,7 @@ def running(model: Path, *options: str, environment: dict[str, str] | None = Non
         command = [
             sys.executable,
             "-m",
-            "nextscale.cli",
+            "nextscale",
             "serve",
             "--port",
             "0",

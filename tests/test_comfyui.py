@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nextscale import UpscaleOptions
-from nextscale.upscale import NextScale
+from nextscale.upscale.nextscale import NextScale
 
 FILE = Path(__file__).parents[1] / "integrations" / "comfyui" / "__init__.py"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from nextscale.cli import Command, main
+from nextscale.commands.main import Command, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

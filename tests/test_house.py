@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,71 +17,26 @@ PACKAGE = ROOT / "nextscale"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PYTHON_FILES = [*MODULES, *(path for folder in ("tests", "examples") for path in sorted((ROOT / folder).rglob("*.py")))]
 
-# A module imports only from those before it; a package stands for all its modules.
-ORDER = """
-    errors console config options manifest card peaks work image degrade lowres data pack checkpoint tokenizer
-    transformer convert sample stitch upscale evaluate train measure bench data_commands upload_names page
-    serve folder batch cli demo
-""".split()  # noqa: SIM905 - reads as the sentence it is
-# The same inside a package. Modules that are not named here may import nothing of their own package.
-INNER_ORDER = {
-    "tokenizer": ["layers", "encoder", "quantizer", "decoder", "model"],
-    "transformer": ["attention", "model"],
-    "evaluate": [
-        "weights",
-        "metrics",
-        "perceptual",
-        "fid",
-        "niqe",
-        "layouts",
-        "summary",
-        "realesrgan",
-        "peers",
-        "scores",
-        "table",
-        "benchmark",
-        "commands",
-        "published",
-        "confidence",
-        "figures",
-        "tables",
-        "paper_commands",
-    ],
-    "train": [
-        "config",
-        "plan",
-        "distributed",
-        "state",
-        "record",
-        "loop",
-        "pairs",
-        "validation",
-        "adversary",
-        "teacher",
-        "tokenizer",
-        "transformer",
-        "commands",
-    ],
-}
+# Lowest first: a module imports from its own layer and from lower ones, and within a layer without circles.
+LAYERS = [
+    {"errors", "console", "device", "files", "peaks", "work"},
+    {"model", "image"},
+    {"upscale", "data"},
+    {"train", "evaluate", "measure"},
+    {"web"},
+    {"commands"},
+    {"demo", "__main__"},
+]
+# Networks and their files know nothing of pictures, although both are of one layer.
+APART = {("model", "image")}
 # Their top level is what every command's --help waits for.
 TORCH_FREE = [
-    *(
-        "errors",
-        "console",
-        "config",
-        "options",
-        "image",
-        "data",
-        "pack",
-        "data_commands",
-        "bench",
-        "serve",
-        "manifest",
-        "batch",
-        "cli",
-    ),
-    *("evaluate.layouts", "evaluate.summary", "evaluate.realesrgan", "evaluate.peers", "evaluate.table"),
-    *("evaluate.commands", "evaluate.published", "evaluate.figures", "evaluate.paper_commands"),
+    *("errors", "console", "image", "model.config", "model.config_io"),
+    *("upscale.options", "upscale.manifest", "data.crops", "data.pack"),
+    *("evaluate.datasets", "evaluate.summary", "evaluate.realesrgan", "evaluate.peers", "evaluate.table"),
+    *("evaluate.published", "evaluate.figures", "train.config", "train.plan", "web.serve"),
+    *("commands.batch", "commands.bench", "commands.convert", "commands.data", "commands.degrade", "commands.evaluate"),
+    *("commands.main", "commands.report", "commands.serve", "commands.train", "commands.upscale"),
 ]
 
 REPO_FILES = pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -88,7 +44,7 @@ PACKAGE_FILES = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(pa
 
 
 def source(name: str) -> Path:
-    """The file of a module: tokenizer.model -> nextscale/tokenizer/model.py."""
+    """The file of a module: tokenizer.model -> nextscale/model/tokenizer.py."""
     return PACKAGE.joinpath(*name.split(".")).with_suffix(".py")
 
 
@@ -97,7 +53,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def dotted(path: Path) -> str:
-    """nextscale/tokenizer/model.py -> tokenizer.model; an __init__ goes by its package's name."""
+    """nextscale/model/tokenizer.py -> tokenizer.model; an __init__ goes by its package's name."""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
 
 
@@ -119,23 +75,31 @@ def imported(node: ast.AST, *, inside_functions: bool = True) -> Iterator[str]:
 
 
 def own_imports(path: Path) -> Iterator[str]:
-    """Names below nextscale that a module imports, as in tokenizer.model.Tokenizer."""
+    """Names below nextscale that a module imports, as in model.tokenizer.Tokenizer."""
     for name in imported(parse(path)):
         if name.startswith("nextscale."):
             yield name.removeprefix("nextscale.")
 
 
+def layer(name: str) -> int:
+    """The number of the layer that a module or a name below nextscale belongs to."""
+    top = name.split(".")[0]
+    return next(number for number, tops in enumerate(LAYERS) if top in tops)
+
+
 def may_import(importer: str, name: str) -> bool:
-    """Whether a module (tokenizer.model) may import a name (tokenizer.decoder.Decoder)."""
-    here, there = importer.split("."), name.split(".")
-    if there[0] == "__version__":
+    """Whether a module (model.tokenizer) may import a name (model.decoder.Decoder)."""
+    if name == "__version__":
         return True
-    if here[0] != there[0]:
-        return ORDER.index(there[0]) < ORDER.index(here[0])
-    inner = INNER_ORDER.get(here[0], [])
-    if len(here) < 2 or here[1] not in inner or there[1] not in inner:
-        return False
-    return inner.index(there[1]) < inner.index(here[1])
+    return (importer.split(".")[0], name.split(".")[0]) not in APART and layer(name) <= layer(importer)
+
+
+def module_of(name: str) -> str:
+    """The module that holds a name: model.decoder.Decoder -> model.decoder."""
+    parts = name.split(".")
+    while parts and not source(".".join(parts)).is_file():
+        parts.pop()
+    return ".".join(parts)
 
 
 def run_python(code: str) -> str:
@@ -146,7 +110,7 @@ def run_python(code: str) -> str:
 
 def test_every_module_has_its_place() -> None:
     places = {dotted(path).split(".")[0] for path in MODULES} - {""}
-    assert places <= set(ORDER), f"not in ORDER: {sorted(places - set(ORDER))}"
+    assert places <= set().union(*LAYERS), f"in no layer: {sorted(places - set().union(*LAYERS))}"
 
 
 @PACKAGE_FILES
@@ -155,6 +119,12 @@ def test_imports_point_one_way(path: Path) -> None:
         pytest.skip("the public surface imports lazily from anywhere")
     wrong = [name for name in own_imports(path) if not may_import(dotted(path), name)]
     assert not wrong, f"{dotted(path)} may not import {wrong}"
+
+
+def test_imports_go_in_no_circle() -> None:
+    graph = {dotted(path): {module_of(name) for name in own_imports(path)} - {""} for path in MODULES}
+    graph.pop("")
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 @PACKAGE_FILES
@@ -166,13 +136,14 @@ def test_imports_are_absolute(path: Path) -> None:
 @pytest.mark.parametrize(
     ("importer", "name", "allowed"),
     [
-        ("tokenizer.decoder", "tokenizer.layers.ResBlock", True),
-        ("tokenizer.decoder", "tokenizer.model.Tokenizer", False),
-        ("tokenizer.layers", "config.TokenizerConfig", True),
-        ("config", "tokenizer.layers", False),
-        ("sample", "stitch.plan", False),
-        ("stitch", "sample.sample", True),
-        ("cli", "__version__", True),
+        ("model.decoder", "model.layers.ResBlock", True),
+        ("model.tokenizer", "errors.OptionError", True),
+        ("errors", "model.layers", False),
+        ("model.sampler", "upscale.tiles.plan_tiles", False),
+        ("model.checkpoint", "image.Picture", False),
+        ("train.loop", "evaluate.metrics.lpips", True),
+        ("upscale.tiles", "evaluate.scores", False),
+        ("commands.main", "__version__", True),
     ],
 )
 def test_the_rule_itself(importer: str, name: str, allowed: bool) -> None:
@@ -188,7 +159,7 @@ def test_torch_free_modules_stay_so(name: str) -> None:
 
 
 def test_the_package_imports_without_torch() -> None:
-    code = "import sys, nextscale, nextscale.config, nextscale.errors; print('torch' in sys.modules)"
+    code = "import sys, nextscale, nextscale.model.config, nextscale.errors; print('torch' in sys.modules)"
     assert run_python(code) == "False"
 
 

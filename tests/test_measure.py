@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from nextscale.checkpoint import CONFIG
-from nextscale.config import PRESETS, ModelConfig
 from nextscale.errors import ModelError, NextScaleError
 from nextscale.measure import ModelReport, PictureRow, batches, measure
-from nextscale.options import SpeedOptions, UpscaleOptions
+from nextscale.model.checkpoint import CONFIG
+from nextscale.model.config import PRESETS, ModelConfig
 from nextscale.peaks import PeakMemory, Peaks, Timer
-from nextscale.upscale import NextScale, TileStage
+from nextscale.upscale.nextscale import NextScale, TileStage
+from nextscale.upscale.options import SpeedOptions, UpscaleOptions
 from tests.conftest import small_config
 
 QUICK = SpeedOptions(sizes=(64, 140), batches=(1, 2), runs=1, fp32=True)

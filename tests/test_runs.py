@@ -19,8 +19,9 @@ import pytest
 import tyro
 
 from nextscale import NextScale, UpscaleOptions
-from nextscale.cli import main
-from nextscale.config import paper, read_difference, tiny
+from nextscale.commands.main import main
+from nextscale.model.config import paper, tiny
+from nextscale.model.config_io import read_difference
 from nextscale.train.plan import PlanConfig, plan
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +69,7 @@ def own_arguments(call: list[str]) -> list[str] | None:
     """What `nextscale` is given in a call of itself, of python or of accelerate; None for another program."""
     if Path(call[0]).name == "nextscale":
         return call[1:]
-    module = [i for i, word in enumerate(call[:-1]) if word == "-m" and call[i + 1] == "nextscale.cli"]
+    module = [i for i, word in enumerate(call[:-1]) if word == "-m" and call[i + 1] == "nextscale"]
     return call[module[0] + 2 :] if module else None
 
 

@@ -23,15 +23,15 @@ from torch import Tensor
 
 from nextscale import __version__
 from nextscale import image as images
-from nextscale.checkpoint import CONFIG, WEIGHTS, find_folder
 from nextscale.errors import ImageError, OptionError
-from nextscale.evaluate.layouts import Pair, pairs, size_of
+from nextscale.evaluate.datasets import Pair, pairs, size_of
 from nextscale.evaluate.peers import Method, Pixels, peers
 from nextscale.evaluate.scores import Features, OnPicture, Scorer, area_mean, read_pixels, to_tensor
 from nextscale.evaluate.summary import json_number
 from nextscale.evaluate.table import Evaluation, Row, csv_text, dump, evaluation_json, evaluation_markdown, picture_rows
-from nextscale.options import BenchOptions, ScoreOptions, UpscaleOptions
-from nextscale.upscale import NextScale
+from nextscale.model.checkpoint import CONFIG, WEIGHTS, find_folder
+from nextscale.upscale.nextscale import NextScale
+from nextscale.upscale.options import BenchOptions, ScoreOptions, UpscaleOptions
 
 OURS = "nextscale"
 """The row of the model."""

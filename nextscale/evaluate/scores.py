@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextscale import image as images
+from nextscale.device import pick_device
 from nextscale.errors import ImageError, NextScaleError
-from nextscale.evaluate.fid import Gaussian, Inception, frechet
-from nextscale.evaluate.layouts import match_folders
-from nextscale.evaluate.metrics import psnr, ssim
-from nextscale.evaluate.niqe import Niqe
-from nextscale.evaluate.perceptual import Lpips
+from nextscale.evaluate.datasets import match_folders
+from nextscale.evaluate.metrics.fid import Gaussian, Inception, frechet
+from nextscale.evaluate.metrics.lpips import Lpips
+from nextscale.evaluate.metrics.niqe import Niqe
+from nextscale.evaluate.metrics.psnr_ssim import psnr, ssim
 from nextscale.evaluate.summary import Summary, summarise
 from nextscale.evaluate.weights import MissingWeights
-from nextscale.options import ScoreOptions
-from nextscale.upscale import pick_device
+from nextscale.upscale.options import ScoreOptions
 
 Features = NDArray[np.float32]
 OnPicture = Callable[[int, int, str, bool], None]

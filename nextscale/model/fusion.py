@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.config import MergeConfig
-from nextscale.tokenizer.layers import PlainBlock, zero_
+from nextscale.model.config import FusionConfig
+from nextscale.model.layers import PlainBlock, zero_
 
 
 class Fusion(nn.Module):
@@ -25,7 +25,7 @@ class Fusion(nn.Module):
         factor: output side over the input's.
     """
 
-    def __init__(self, config: MergeConfig, features: int, decoded: int, factor: int) -> None:
+    def __init__(self, config: FusionConfig, features: int, decoded: int, factor: int) -> None:
         super().__init__()
         self.factor = factor
         width = config.channels

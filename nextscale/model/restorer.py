@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.config import RestorerConfig
+from nextscale.model.config import RestorerConfig
 
 
 class Restorer(nn.Module):

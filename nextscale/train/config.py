@@ -109,11 +109,6 @@ class ReconstructionConfig:
     """The first stage that is taught, counted from 1: the first one has no detail to add, only damage to remove."""
     lessons: Path | None = None
     """Folder that keeps Real-ESRGAN's pictures between runs."""
-    transformer: float = 0.0
-    """Learning rate of the transformer in `train fusion`, as a share of the decoders' (0: frozen). It learns which
-    codes make the better picture: the picture's gradient reaches the probabilities straight through the choice."""
-    entropy: float = 0.1
-    """Weight of the cross-entropy that keeps such a transformer to the photograph's codes."""
     cycle: int = 2048
     """Samples after which `train fusion` starts over, so that each is predicted once and then remembered."""
     grid: float = 4.0

@@ -21,9 +21,10 @@ from torch.utils.checkpoint import checkpoint
 
 from nextscale.console import complain
 from nextscale.errors import NextScaleError, OptionError
-from nextscale.train import distributed, state
+from nextscale.train import checkpoint as state
+from nextscale.train import distributed
 from nextscale.train.config import LoopConfig
-from nextscale.train.record import Board, Log, Row, Tally, progress, rates, write_sheet
+from nextscale.train.log import Board, Log, Row, Tally, progress, rates, write_sheet
 
 
 class Task(Protocol):

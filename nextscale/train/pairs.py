@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nextscale.data import Crops
-from nextscale.degrade import PRESETS, degrade, sample_recipe
+from nextscale.data.crops import Crops
+from nextscale.data.degrade import PRESETS, degrade, sample_recipe
 from nextscale.train.distributed import positions
 
 

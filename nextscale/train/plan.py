@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from nextscale.config import AutoencoderConfig, FusionConfig, Ladder, ModelConfig, TokenizerConfig
 from nextscale.errors import OptionError
+from nextscale.model.config import AutoencoderConfig, DecoderFusionConfig, Ladder, ModelConfig, TokenizerConfig
 from nextscale.train.config import LoopConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-Training = Literal["autoencoder", "codebook", "vocabulary", "decoders", "transformer", "fusion", "joint"]
-"""What is trained; joint is the fusion together with the transformer."""
+Training = Literal["autoencoder", "codebook", "vocabulary", "decoders", "transformer", "fusion"]
+"""What is trained."""
 Device = Literal["a100-40", "a100-80", "h100", "h200", "l40s", "rtx3090", "rtx4090", "cpu"]
 
 WIDE = 4
@@ -234,7 +234,7 @@ def decoder_cost(config: AutoencoderConfig, canvas: int, precision: Precision) -
     return total(parts)
 
 
-def fusion_cost(config: FusionConfig, factor: int, side: int, precision: Precision) -> Cost:
+def fusion_cost(config: DecoderFusionConfig, factor: int, side: int, precision: Precision) -> Cost:
     """One stage's fusion, for an input photograph of a side in pixels."""
     channels, operand = config.channels, precision.operand
     parts = [
@@ -258,7 +258,7 @@ def fusion_cost(config: FusionConfig, factor: int, side: int, precision: Precisi
     return total(parts)
 
 
-def input_features_cost(config: FusionConfig, side: int, precision: Precision) -> Cost:
+def input_features_cost(config: DecoderFusionConfig, side: int, precision: Precision) -> Cost:
     """The branch that reads the input photograph of a side in pixels."""
     channels, operand = config.channels, precision.operand
     block = [_conv(channels, channels, side, operand)] * 2
@@ -390,7 +390,7 @@ def pieces(
     ladder = tokenizer.ladder.for_input(side or tokenizer.ladder.input_side)
     stages = stages or ladder.num_stages
     # Where no gradient is wanted, tokenising runs in float32.
-    exact = precision if training in ("autoencoder", "decoders", "fusion", "joint") else Precision()
+    exact = precision if training in ("autoencoder", "decoders", "fusion") else Precision()
     encoders = [encoder_cost(auto, s, exact) for s in ladder.image_sides]
     encode = total([encoders[-1], *(cost.again() for cost in encoders[:-1])])
     quantise = nearest_cost(tokenizer, ladder, stages) + scan_cost(tokenizer, ladder, stages)
@@ -422,16 +422,12 @@ def pieces(
             Piece("decoders", decoders, 3),
             *([Piece("fusion", fused, 3)] if fusion else []),
         ]
-    if training in ("fusion", "joint"):
+    if training == "fusion":
         run = total(list(transformer_costs(config, ladder, stages, precision).values()))
-        together = training == "joint"
-        own = total([encode, *(cost.again() for cost in encoders)]) if together else encode
-        scan = scan_cost(tokenizer, ladder, stages)
-        choice = total([quantise, quantise, scan, scan]) if together else scan
         return [
-            Piece("encoder", own, 1),
-            Piece("codebook", codebook + choice, 1),
-            Piece("transformer", run, 3 if together else 1),
+            Piece("encoder", encode, 1),
+            Piece("codebook", codebook + scan_cost(tokenizer, ladder, stages), 1),
+            Piece("transformer", run, 1),
             Piece("decoders", decoders, 3),
             *([Piece("fusion", fused, 3)] if fusion else []),
         ]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from nextscale.data import Crops
-from nextscale.degrade import PRESETS, degrade, sample_recipe
+from nextscale.data.crops import Crops
+from nextscale.data.degrade import PRESETS, degrade, sample_recipe
 from nextscale.train.config import RestorationConfig
 from nextscale.train.distributed import positions
 from nextscale.train.pairs import softened
@@ -50,7 +50,7 @@ class Samples(Dataset[tuple[Tensor, ...]]):
             crops = self.pages
         elif self.faces is not None and kind > 1 - config.faces_share:
             crops = self.faces
-        hr = torch.from_numpy(crops.crop(position)).permute(2, 0, 1)[None].float() / 255
+        hr = torch.from_numpy(crops.crop(position).copy()).permute(2, 0, 1)[None].float() / 255
         clean = draw.random() < config.clean
         if draw.random() < config.soft and crops is not self.pages:
             hr = softened(hr, draw)

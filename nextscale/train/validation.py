@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from nextscale.data import Crops
-from nextscale.evaluate.metrics import psnr
-from nextscale.evaluate.perceptual import Lpips, MissingWeights
-from nextscale.tokenizer.layers import area_downsample
+from nextscale.data.crops import Crops
+from nextscale.evaluate.metrics.lpips import Lpips, MissingWeights
+from nextscale.evaluate.metrics.psnr_ssim import psnr
+from nextscale.model.layers import area_downsample
 from nextscale.train.pairs import pairs
 
 

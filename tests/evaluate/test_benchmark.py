@@ -15,13 +15,13 @@ from torch import Tensor
 from nextscale.errors import ImageError, ModelError, OptionError
 from nextscale.evaluate import scores
 from nextscale.evaluate.benchmark import Restorer, evaluate_methods, evaluate_model, pairs_digest
-from nextscale.evaluate.layouts import pairs
-from nextscale.evaluate.metrics import psnr
+from nextscale.evaluate.datasets import pairs
+from nextscale.evaluate.metrics.psnr_ssim import psnr
 from nextscale.evaluate.peers import Method, Pixels, peers
 from nextscale.evaluate.scores import area_mean, read_pixels, to_tensor
 from nextscale.evaluate.table import Evaluation
-from nextscale.options import BenchOptions, ScoreOptions, UpscaleOptions
-from nextscale.upscale import NextScale
+from nextscale.upscale.nextscale import NextScale
+from nextscale.upscale.options import BenchOptions, ScoreOptions, UpscaleOptions
 
 SCORE = ScoreOptions(metrics=("psnr", "ssim"))
 

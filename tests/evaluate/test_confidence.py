@@ -18,9 +18,9 @@ from nextscale.evaluate.confidence import (
     spearman,
     study_confidence,
 )
-from nextscale.evaluate.layouts import Pair
-from nextscale.options import BenchOptions, UpscaleOptions
-from nextscale.upscale import NextScale
+from nextscale.evaluate.datasets import Pair
+from nextscale.upscale.nextscale import NextScale
+from nextscale.upscale.options import BenchOptions, UpscaleOptions
 
 
 def test_rank_correlation_is_that_of_scipy() -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nextscale.evaluate.fid import Gaussian, Inception, frechet
-from nextscale.evaluate.metrics import psnr, ssim
-from nextscale.evaluate.niqe import Niqe
-from nextscale.evaluate.perceptual import Lpips
+from nextscale.evaluate.metrics.fid import Gaussian, Inception, frechet
+from nextscale.evaluate.metrics.lpips import Lpips
+from nextscale.evaluate.metrics.niqe import Niqe
+from nextscale.evaluate.metrics.psnr_ssim import psnr, ssim
 from tests.evaluate.conftest import photograph
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

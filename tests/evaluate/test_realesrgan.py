@@ -13,10 +13,10 @@ from PIL import Image
 from nextscale.errors import ImageError, NextScaleError
 from nextscale.evaluate import realesrgan
 from nextscale.evaluate.benchmark import evaluate_methods
-from nextscale.evaluate.layouts import pairs
+from nextscale.evaluate.datasets import pairs
 from nextscale.evaluate.peers import peers
 from nextscale.evaluate.realesrgan import RealEsrgan
-from nextscale.options import BenchOptions, ScoreOptions
+from nextscale.upscale.options import BenchOptions, ScoreOptions
 from tests.evaluate.conftest import folder, photograph
 
 # The extra's package needs Vulkan to be imported, but only its files are used.

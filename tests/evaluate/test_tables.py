@@ -12,11 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from nextscale.config import ModelConfig
-from nextscale.degrade import PRESETS, degrade, sample_recipe
+from nextscale.data.degrade import PRESETS, degrade, sample_recipe
 from nextscale.errors import ImageError, ModelError, OptionError
 from nextscale.evaluate.benchmark import Restorer
-from nextscale.evaluate.layouts import Pair
+from nextscale.evaluate.datasets import Pair
 from nextscale.evaluate.summary import Summary
 from nextscale.evaluate.table import Evaluation, Row
 from nextscale.evaluate.tables import (
@@ -35,8 +34,9 @@ from nextscale.evaluate.tables import (
     report_markdown,
     stage_pictures,
 )
-from nextscale.options import BenchOptions, ScoreOptions, UpscaleOptions
-from nextscale.upscale import NextScale
+from nextscale.model.config import ModelConfig
+from nextscale.upscale.nextscale import NextScale
+from nextscale.upscale.options import BenchOptions, ScoreOptions, UpscaleOptions
 
 ALONE = dataclasses.replace(CODES_ALONE, tile=64)
 PSNR = ScoreOptions(metrics=("psnr",))

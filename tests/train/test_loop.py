@@ -20,10 +20,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nextscale.errors import NextScaleError, OptionError
-from nextscale.train import distributed, state
+from nextscale.train import checkpoint as state
+from nextscale.train import distributed
 from nextscale.train.config import LoopConfig
+from nextscale.train.log import Log, Tally, rates
 from nextscale.train.loop import blocks, learning_rate, recomputed, train
-from nextscale.train.record import Log, Tally, rates
 from tests.train.toy import Toy, codes_task
 
 ROOT = Path(__file__).parents[2]
@@ -317,7 +318,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, *saves: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(value, file)
 
-    monkeypatch.setattr("nextscale.train.state.torch.save", save)
+    monkeypatch.setattr("nextscale.train.checkpoint.torch.save", save)
 
 
 def test_a_full_disk_keeps_the_state_before_and_the_training_going(

@@ -19,13 +19,13 @@ import pytest
 import torch
 from torch import nn
 
-from nextscale.config import PRESETS
-from nextscale.data import Crops
-from nextscale.tokenizer.model import Tokenizer
+from nextscale.data.crops import Crops
+from nextscale.model.config import PRESETS
+from nextscale.model.tokenizer import Tokenizer
+from nextscale.model.transformer import Transformer
 from nextscale.train.config import CodesConfig, LoopConfig
 from nextscale.train.plan import GIB, PlanConfig, plan
-from nextscale.train.transformer import CodesTask
-from nextscale.transformer.model import Transformer
+from nextscale.train.tasks.transformer import CodesTask
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 20 * GIB

@@ -16,10 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nextscale.config import ModelConfig, paper, tiny
-from nextscale.data import Crops
+from nextscale.data.crops import Crops
 from nextscale.errors import OptionError
-from nextscale.tokenizer.model import Tokenizer
+from nextscale.model.config import ModelConfig, paper, tiny
+from nextscale.model.tokenizer import Tokenizer
+from nextscale.model.transformer import Condition, Transformer
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig
 from nextscale.train.plan import (
     GIB,
@@ -43,9 +44,9 @@ from nextscale.train.plan import (
     training_flops_per_sample,
     transformer_costs,
 )
-from nextscale.train.tokenizer import CodebookTask, ReconstructionTask
-from nextscale.train.transformer import CodesTask, JointTask
-from nextscale.transformer.model import Condition, Transformer
+from nextscale.train.tasks.codebook import CodebookTask
+from nextscale.train.tasks.reconstruction import ReconstructionTask
+from nextscale.train.tasks.transformer import CodesTask
 from tests.conftest import small_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -163,19 +164,11 @@ def codebook(crops: Crops) -> CodebookTask:
     return CodebookTask(Tokenizer(small_config().tokenizer), crops, CodebookConfig())
 
 
-def joint(crops: Crops) -> JointTask:
-    torch.manual_seed(0)
-    tokenizer, transformer = models(small_config())
-    config = ReconstructionConfig(feature=0, lpips=0, continuous=0.0, predicted=0.0, transformer=1.0)
-    return JointTask(tokenizer, transformer, crops, config)
-
-
 TASKS: dict[Training, Callable[[Crops], ReconstructionTask | CodesTask | CodebookTask]] = {
     "autoencoder": lambda crops: reconstruction(crops, 1.0),
     "decoders": lambda crops: reconstruction(crops, 0.0),
     "codebook": codebook,
     "transformer": codes,
-    "joint": joint,
 }
 
 
@@ -297,8 +290,6 @@ def test_fusion_trains_decoders_and_dial_on_what_the_frozen_transformer_says() -
     passes = {part.name: part.passes for part in pieces(tiny(), "fusion")}
     assert passes == {"encoder": 1, "codebook": 1, "transformer": 1, "decoders": 3, "fusion": 3}
     # A model without a dial trains its decoders alone.
-    passes = {part.name: part.passes for part in pieces(tiny(), "joint")}
-    assert passes["transformer"] == 3
     assert "fusion" not in {part.name for part in pieces(paper(), "fusion")}
 
 
@@ -324,7 +315,7 @@ def test_times_are_said_in_their_unit(seconds: float, said: str) -> None:
 
 def test_planning_needs_no_torch() -> None:
     code = (
-        "import sys; from nextscale.train import plan as p; from nextscale.config import paper; "
+        "import sys; from nextscale.train import plan as p; from nextscale.model.config import paper; "
         "from nextscale.train.config import LoopConfig; "
         "p.show(p.plan(paper(), 'transformer', LoopConfig())); print('torch' in sys.modules)"
     )

@@ -12,20 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nextscale.cli import main
-from nextscale.data import Crops
+from nextscale.commands.main import main
+from nextscale.data.crops import Crops
 from nextscale.errors import NextScaleError, OptionError
-from nextscale.options import SamplingOptions
-from nextscale.sample import sample, tile_noise
-from nextscale.tokenizer.model import Codes, Tokenizer
+from nextscale.model.config import SamplingOptions
+from nextscale.model.sampler import sample, tile_noise
+from nextscale.model.tokenizer import Codes, Tokenizer
+from nextscale.model.transformer import Condition
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig
 from nextscale.train.loop import learning_rate, train
 from nextscale.train.pairs import draws, pairs
-from nextscale.train.tokenizer import CodebookTask, ReconstructionTask, _grid, start_linear
-from nextscale.train.transformer import Both, CodesTask, FusionTask, JointTask, enlarge, predict, with_fusion
+from nextscale.train.tasks.codebook import CodebookTask
+from nextscale.train.tasks.fusion import FusionTask, with_fusion
+from nextscale.train.tasks.reconstruction import ReconstructionTask, _grid, start_linear
+from nextscale.train.tasks.transformer import CodesTask, enlarge, predict
 from nextscale.train.validation import Validation
-from nextscale.transformer.model import Condition
-from nextscale.upscale import NextScale
+from nextscale.upscale.nextscale import NextScale
 from tests.conftest import random_model, small_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -196,7 +198,7 @@ def test_the_fusion_predicts_each_sample_once_and_then_remembers(crops: Crops, m
         asked.append(len(args[3]))
         return predict(*args)
 
-    monkeypatch.setattr("nextscale.train.transformer.predict", counted)
+    monkeypatch.setattr("nextscale.train.tasks.transformer.predict", counted)
     config = ReconstructionConfig(feature=0, lpips=0, continuous=0.0, predicted=1.0, cycle=4)
     task = FusionTask(model.tokenizer, model.transformer, crops, config)
     losses = [task.losses(step, 2)[1] for step in (0, 1, 2, 3)]
@@ -204,58 +206,6 @@ def test_the_fusion_predicts_each_sample_once_and_then_remembers(crops: Crops, m
     assert task.period(2) == 2
     # The samples return, their settings of the dial and their windows are drawn anew.
     assert losses[2] != losses[0]
-
-
-JOINT = ReconstructionConfig(
-    feature=0, lpips=0, grid=0, clean=0, continuous=0.0, predicted=1.0, transformer=1.0, entropy=0.0, cycle=2
-)
-
-
-def test_the_pictures_gradient_reaches_the_transformer_through_its_choice(crops: Crops) -> None:
-    model = random_model()
-    task = JointTask(model.tokenizer, model.transformer, crops, JOINT)
-    total, numbers = task.losses(0, 2)
-    total.backward()  # type: ignore[no-untyped-call]
-    assert model.transformer.stack.head.weight.grad is not None
-    assert float(model.transformer.stack.head.weight.grad.norm()) > 0
-    assert numbers["entropy"] > 0
-    # The photograph's own codes were not chosen, so their picture teaches nothing about choosing.
-    model = random_model()
-    task = JointTask(model.tokenizer, model.transformer, crops, dataclasses.replace(JOINT, predicted=0.0))
-    total, _ = task.losses(0, 2)
-    total.backward()  # type: ignore[no-untyped-call]
-    assert not float(model.transformer.stack.head.weight.grad.norm())  # type: ignore[union-attr]
-
-
-def test_the_joint_pass_repeats_what_sampling_chose_and_remembers_what_changes(crops: Crops) -> None:
-    model = random_model()
-    task = JointTask(model.tokenizer, model.transformer, crops, JOINT)
-    with torch.no_grad():
-        task.losses(0, 2)
-        sampled = task.remembered[0]
-        again = FusionTask(model.tokenizer, model.transformer, crops, JOINT)
-        again.losses(0, 2)
-    # One pass over all steps and step-by-step sampling round differently: nearly all choices are the same.
-    same = [float((a == b).float().mean()) for a, b in zip(sampled, again.remembered[0], strict=True)]
-    assert min(same) > 0.9
-
-
-def test_training_together_moves_both_and_resumes_bit_for_bit(crops: Crops, tmp_path: Path) -> None:
-    def run(folder: str, steps: int) -> Both:
-        model = random_model()
-        task = JointTask(model.tokenizer, model.transformer, crops, JOINT)
-        settings = dataclasses.replace(loop(steps, lr=1e-3, batch=1), schedule="linear", final_lr=1.0, save_minutes=0)
-        average = train(task, settings, tmp_path / folder)
-        assert isinstance(average, Both)
-        return average
-
-    whole = run("whole", 3)
-    run("parts", 2)
-    again = run("parts", 3).state_dict()
-    assert all(torch.equal(again[name], tensor) for name, tensor in whole.state_dict().items())
-    before = random_model()
-    assert not torch.equal(again["transformer.stack.head.weight"], before.transformer.stack.head.weight)
-    assert torch.equal(again["tokenizer.quantizer.codebook.weight"], before.tokenizer.quantizer.codebook.weight)
 
 
 def test_a_model_without_a_dial_gets_one_and_keeps_its_decoders(crops: Crops, tmp_path: Path) -> None:
@@ -388,7 +338,7 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
 def test_the_commands_chain_from_nothing_to_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("nextscale.train.commands.PRESETS", {"tiny": small_config})
+    monkeypatch.setattr("nextscale.commands.train.PRESETS", {"tiny": small_config})
     data = ["--data", str(EXAMPLES)]
     short = ["--steps", "1", "--batch", "1", "--no-bf16"]
     plain = ["--reconstruction.feature", "0", "--reconstruction.lpips", "0"]

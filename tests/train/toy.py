@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nextscale.data import Crops
+from nextscale.data.crops import Crops
 from nextscale.train.config import CodesConfig, LoopConfig
 from nextscale.train.distributed import end, is_sharded, positions, rank
 from nextscale.train.loop import Task, decay_groups, train
-from nextscale.train.transformer import CodesTask
+from nextscale.train.tasks.transformer import CodesTask
 from tests.conftest import random_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

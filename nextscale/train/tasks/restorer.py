@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nextscale.evaluate.perceptual import Lpips, Vgg19Features
+from nextscale.evaluate.metrics.lpips import Lpips, Vgg19Features
+from nextscale.model.layers import area_downsample
 from nextscale.model.restorer import Restorer
-from nextscale.tokenizer.layers import area_downsample
-from nextscale.train.adversary import Adversary
+from nextscale.train.adversarial import Adversary
 from nextscale.train.config import LoopConfig, RestorationConfig
 from nextscale.train.loop import decay_groups
 from nextscale.train.stream import Batch, Samples, Stream

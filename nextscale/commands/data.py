@@ -1,0 +1,70 @@
+"""The `nextscale data` commands: plain settings, free of torch until they run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nextscale.console import complain, say
+from nextscale.errors import OptionError
+from nextscale.upscale.options import PackOptions
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Pack sharp crops of photographs into tar shards: nextscale data pack PHOTOS SHARDS"""
+
+    folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="DIR [DIR ...] OUT")]
+    """Folders of photographs, whose subfolders count, too; the last is the new folder of shards."""
+    options: Annotated[PackOptions, tyro.conf.arg(name="")] = field(default_factory=PackOptions)
+
+    def run(self) -> int:
+        from nextscale.data.pack import pack
+
+        *folders, out = self.folders or (Path(),)
+        if not folders:
+            raise OptionError("data pack needs folders of photographs, then the folder to write")
+        say(pack(folders, out, self.options, say=say, complain=complain).line())
+        return 0
+
+
+@dataclass(frozen=True)
+class Check:
+    """Fetch and decode every training picture, and name the damaged ones: nextscale data check SHARDS"""
+
+    data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA [DATA ...]")]
+    """Folders, .tar shards, globs of them, or addresses of shards."""
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for shards from the net (default: nextscale/shards in the user's cache)."""
+
+    def run(self) -> int:
+        from nextscale.data.crops import damage, find_sources
+
+        if not self.data:
+            raise OptionError("data check needs folders, shards or addresses")
+        sources = find_sources(self.data, self.cache)
+        damaged = 0
+        for source in sources:
+            reason = damage(source)
+            if reason is not None:
+                damaged += 1
+                complain(f"{source.name}: {reason}")
+        say(f"{len(sources)} pictures, {damaged} damaged ({damaged / len(sources):.2%})")
+        return 1 if damaged else 0
+
+
+Part = Annotated[Pack, tyro.conf.subcommand("pack")] | Annotated[Check, tyro.conf.subcommand("check")]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Prepare training data."""
+
+    part: Part
+    """What to do."""
+
+    def run(self) -> int:
+        return self.part.run()

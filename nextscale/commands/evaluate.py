@@ -1,0 +1,174 @@
+"""The `nextscale evaluate` command: plain settings, free of torch until it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from nextscale import image as images
+from nextscale.console import complain, say
+from nextscale.errors import NextScaleError, OptionError
+from nextscale.evaluate.summary import Summary
+from nextscale.upscale.options import BenchOptions, ScoreOptions, UpscaleOptions
+
+if TYPE_CHECKING:
+    from nextscale.evaluate.scores import OnPicture
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score pictures: nextscale evaluate --pred DIR --target DIR, or a model: nextscale evaluate --bench DIR"""
+
+    pred: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Pictures to score, matched with those of --target by name."""
+    target: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The true pictures."""
+    bench: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """A set of small and large pictures (LR, HR; DIV2K, RealSR, DRealSR, Set5 ...), on which to run the model."""
+    model: Annotated[str, tyro.conf.arg(aliases=["-n"])] = "tiny"
+    """With --bench: a shipped model's name, a model folder, or a hub id (owner/name)."""
+    score: Annotated[ScoreOptions, tyro.conf.arg(name="")] = field(default_factory=ScoreOptions)
+    pairs: Annotated[BenchOptions, tyro.conf.arg(name="")] = field(default_factory=BenchOptions)
+    upscale: Annotated[UpscaleOptions, tyro.conf.arg(name="")] = field(default_factory=UpscaleOptions)
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """With --bench: folder for what is done so far and the tables (default: one under evaluation/); a stopped run goes
+    on from it."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the means, intervals and the numbers of every picture as JSON."""
+    csv: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the numbers of every picture as CSV."""
+    markdown: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the table that is also printed."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    fp32: bool = False
+    """With --bench: compute in float32 even where 16 bit is faster."""
+
+    def run(self) -> int:
+        if self.bench is not None and self.pred is None and self.target is None:
+            return self._bench(self.bench)
+        if self.bench is None and self.pred is not None and self.target is not None:
+            return self._folders(self.pred, self.target)
+        raise OptionError("evaluate needs either --pred and --target, or --bench alone")
+
+    def _folders(self, pred: Path, target: Path) -> int:
+        from nextscale.evaluate.scores import score_folders
+        from nextscale.evaluate.table import csv_text, folders_json, folders_markdown
+
+        default = {field.name: getattr(Evaluate(), field.name) for field in dataclasses.fields(self)}
+        odd = [name for name in ("model", "pairs", "upscale", "out", "fp32") if getattr(self, name) != default[name]]
+        if odd:
+            raise OptionError(f"only --bench takes options of a model or a set; leave those out here ({odd[0]})")
+        self._check_files()
+        with progress() as done:
+            scores = score_folders(pred, target, self.score, device=self.device, on_picture=done)
+        about = dataclasses.asdict(self.score) | {"pred": str(pred), "target": str(target)}
+        about = {key: value for key, value in about.items() if key != "metrics"} | {"pictures": len(scores.images)}
+        markdown = folders_markdown(scores.metrics, len(scores.images))
+        self._write(markdown, folders_json(scores.metrics, scores.images, **about), csv_text(scores.images))
+        return warn(scores.metrics)
+
+    def _bench(self, bench: Path) -> int:
+        from nextscale.evaluate.benchmark import default_out, evaluate_model
+        from nextscale.evaluate.table import csv_text, evaluation_json, evaluation_markdown, picture_rows
+
+        self._check_files()
+        kept = (self.upscale, self.pairs.factors, self.pairs.bench_factor, self.score.channel, self.score.border)
+        out = self.out or default_out(
+            self.model, bench, *kept, self.pairs.crop, self.score.lpips_net, self.device, self.fp32
+        )
+        with progress() as done:
+            evaluation = evaluate_model(
+                self.model, bench, upscale=self.upscale, score=self.score, options=self.pairs, out=out,
+                device=self.device, fp32=self.fp32, on_picture=done,
+            )  # fmt: skip
+        markdown = evaluation_markdown(evaluation)
+        self._write(markdown, evaluation_json(evaluation), csv_text(picture_rows(evaluation)))
+        say(f"Tables, numbers of every picture and what a next run needs: {out}")
+        return warn(evaluation.rows[-1].metrics)
+
+    def _check_files(self) -> None:
+        """Before hours of work: the files that are asked for can be written."""
+        for file in (self.json, self.csv, self.markdown):
+            if file is not None:
+                with named(file):
+                    images.check_folder(file)
+
+    def _write(self, markdown: str, json: str, csv: str) -> None:
+        for file, text in ((self.json, json), (self.csv, csv), (self.markdown, markdown)):
+            if file is not None:
+                with named(file):
+                    images.write_bytes(file, text.encode())
+        for line in markdown.splitlines():
+            say(line)
+
+
+def warn(metrics: dict[str, Summary]) -> int:
+    """Complain about every metric without a number; the exit status is 1 if none has one."""
+    lacking = {name: summary.unavailable for name, summary in metrics.items() if summary.unavailable}
+    for name, reason in lacking.items():
+        complain(f"{name} is unavailable: {reason}")
+    return 1 if len(lacking) == len(metrics) else 0
+
+
+@contextmanager
+def named(file: Path) -> Iterator[None]:
+    """Errors begin with the file's name."""
+    try:
+        yield
+    except NextScaleError as error:
+        raise type(error)(f"{file}: {error}") from None
+
+
+class Remaining:
+    """How long the rest takes, by the pictures that this run did itself."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.fresh = 0
+
+    def after(self, done: int, total: int, resumed: bool) -> float:
+        """Seconds left after one more picture."""
+        self.fresh += not resumed
+        return (time.monotonic() - self.started) / max(1, self.fresh) * (total - done)
+
+
+@contextmanager
+def progress(every: float = 10.0) -> Iterator[OnPicture]:
+    """A bar on stderr where that is a terminal, else a line on stderr every so many seconds."""
+    remaining = Remaining()
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (BarColumn(), TextColumn("{task.completed}/{task.total} pictures, {task.fields[left]}"))
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+            task: Any = None
+
+            def advance(done: int, total: int, _: str, resumed: bool) -> None:
+                nonlocal task
+                task = bars.add_task("", total=total, left="") if task is None else task
+                left = f"about {remaining.after(done, total, resumed):.0f} s left"
+                bars.update(task, completed=done, left=left)
+
+            yield advance
+        return
+    said = time.monotonic()
+
+    def line(done: int, total: int, name: str, resumed: bool) -> None:
+        nonlocal said
+        left = remaining.after(done, total, resumed)
+        if time.monotonic() - said >= every:
+            said = time.monotonic()
+            sys.stderr.write(f"{done}/{total} {name}, about {left:.0f} s left\n")
+            sys.stderr.flush()
+
+    yield line

@@ -1,0 +1,76 @@
+"""The `nextscale` command. Torch is imported inside the commands, so that help is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from nextscale import __version__
+from nextscale.commands.batch import Batch
+from nextscale.commands.bench import Bench
+from nextscale.commands.convert import Convert
+from nextscale.commands.data import Data
+from nextscale.commands.degrade import Degrade
+from nextscale.commands.evaluate import Evaluate
+from nextscale.commands.report import Report
+from nextscale.commands.serve import Serve
+from nextscale.commands.train import Train
+from nextscale.commands.upscale import Upscale
+from nextscale.console import complain, say
+from nextscale.errors import NextScaleError, OptionError
+
+
+@dataclass(frozen=True)
+class Version:
+    """Print the version."""
+
+    def run(self) -> int:
+        say(f"nextscale {__version__}")
+        return 0
+
+
+Command = (
+    Annotated[Upscale, tyro.conf.subcommand("upscale")]
+    | Annotated[Batch, tyro.conf.subcommand("batch")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Degrade, tyro.conf.subcommand("degrade")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Version, tyro.conf.subcommand("version")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status is 0, 1 if anything failed, or 2 for wrong usage."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        command: Any = tyro.cli(
+            Command,
+            prog="nextscale",
+            description="Restore and enlarge any photograph with one visual autoregressive model.",
+            args=["version"] if arguments == ["--version"] else arguments,
+            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
+        return int(command.run())
+    except OptionError as error:
+        complain(str(error))
+        return 2
+    except NextScaleError as error:
+        complain(str(error))
+        return 1
+    except BrokenPipeError:
+        # Whoever read the lines has gone; Python must not try to flush them when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        complain("stopped")
+        return 130

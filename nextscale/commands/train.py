@@ -1,0 +1,382 @@
+"""The `nextscale train` commands: plain settings, free of torch until they run."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from nextscale.errors import OptionError
+from nextscale.model.config import PRESETS, ModelConfig, RestorerConfig, TokenizerConfig
+from nextscale.model.config_io import read_difference
+from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig, RestorationConfig
+from nextscale.train.plan import PlanConfig, Training, plan, show
+
+if TYPE_CHECKING:
+    from nextscale.data.crops import Crops
+    from nextscale.model.tokenizer import Tokenizer
+    from nextscale.train.stream import Samples
+    from nextscale.train.validation import Validation
+
+
+@dataclass(frozen=True)
+class SourcesConfig:
+    """How training photographs are read."""
+
+    max_damaged: float = 0.01
+    """Share of the photographs that may be damaged before the run stops; a damaged one is replaced by another."""
+    cache: Path | None = None
+    """Folder for shards fetched from addresses (`~/.cache/nextscale/shards`)."""
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Photographs that are never trained on: PSNR and LPIPS per stage in the log, and a sheet to look at."""
+
+    data: tuple[str, ...] = ()
+    """Folders, .tar shards or globs of validation photographs."""
+    count: int = 8
+    """How many of them."""
+
+    def load(self, tokenizer: Tokenizer, side: int, presets: tuple[str, ...], clean: float) -> Validation | None:
+        """The pairs, for inputs of a side in pixels; none where no data is named."""
+        from nextscale.data.crops import Crops
+        from nextscale.train.distributed import device
+        from nextscale.train.validation import Validation
+
+        if not self.data:
+            return None
+        return Validation(Crops(self.data, _crop_side(tokenizer, side), seed=0), self.count, presets, clean, device())
+
+
+@dataclass(frozen=True)
+class TrainTokenizer:
+    """Train the tokenizer: autoencoder, codebook, decoders from scratch; decoders, vocabulary to fine-tune one."""
+
+    data: tuple[str, ...]
+    """Folders, .tar shards, globs or addresses of photographs."""
+    out: Path
+    """Folder of the run: state, log, and the result in `model/`."""
+    phase: Literal["autoencoder", "codebook", "decoders", "vocabulary"]
+    start: Path | None = None
+    """Tokenizer to go on from: the result of the phase before, or a converted checkpoint."""
+    preset: Literal["tiny", "paper"] = "tiny"
+    """Configuration of a new tokenizer."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON of what differs in the configuration, as in {"tokenizer": {"ladder": {"stage_ends": [10]}}}: anything in a
+    new tokenizer's, the ladder alone in that of --start."""
+    sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
+    loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    plan: bool = False
+    """Print parameters, tokens, FLOPs, memory and time on a machine, and train nothing."""
+    machine: PlanConfig = field(default_factory=PlanConfig)
+
+    def run(self) -> int:
+        import torch
+
+        from nextscale.model.checkpoint import read_config
+        from nextscale.model.tokenizer import Tokenizer
+        from nextscale.train import checkpoint as state
+        from nextscale.train.distributed import device, end, rank
+        from nextscale.train.loop import train
+        from nextscale.train.tasks.codebook import CodebookTask
+        from nextscale.train.tasks.reconstruction import ReconstructionTask, start_linear
+
+        quantising = self.phase in ("codebook", "vocabulary")
+        if self.plan:
+            side = self.codebook.side if quantising else self.reconstruction.side
+            start = None if self.start is None else read_config(self.start, "tokenizer", TokenizerConfig)
+            whole = PRESETS[self.preset]()
+            wanted = read_difference(ModelConfig(start or whole.tokenizer, whole.transformer), self.config)
+            _show(self, wanted, self.phase, (side,))
+            return 0
+        torch.manual_seed(self.loop.seed)
+        if self.start is not None:
+            tokenizer = Tokenizer.from_pretrained(self.start)
+            wanted = read_difference(ModelConfig(tokenizer.config), self.config)
+            tokenizer = _on_ladder(tokenizer, wanted.tokenizer, self.start)
+        elif self.phase == "autoencoder":
+            tokenizer = Tokenizer(read_difference(PRESETS[self.preset](), self.config).tokenizer)
+        else:
+            raise OptionError(f"the {self.phase} phase needs --start with the result of the phase before")
+        tokenizer.to(device())
+        config = self.reconstruction
+        side = self.codebook.side if quantising else config.side
+        crops = _crops(self, tokenizer, side)
+        task: CodebookTask | ReconstructionTask
+        if quantising:
+            task = CodebookTask(tokenizer, crops, self.codebook)
+            if self.phase == "codebook" and not state.exists(self.out):
+                task.start()
+        else:
+            if self.start is None and tokenizer.config.autoencoder.linear_path:
+                start_linear(tokenizer, crops)
+            if self.phase == "autoencoder":
+                config = dataclasses.replace(config, continuous=1.0)
+            validation = self.validation.load(tokenizer, side, config.presets, config.clean)
+            task = ReconstructionTask(tokenizer, crops, config, validation)
+        average = train(task, self.loop, self.out)
+        assert isinstance(average, Tokenizer)
+        if rank() == 0:
+            average.save_pretrained(self.out / "model")
+        return end(0)
+
+
+@dataclass(frozen=True)
+class TrainFusion:
+    """Train a whole model's fusion of codes and restorer, and the error it expects; the rest stays as it is."""
+
+    data: tuple[str, ...]
+    """Folders, .tar shards, globs or addresses of photographs."""
+    out: Path
+    """Folder of the run: state, log, and the result in `model/`."""
+    start: Path
+    """The whole model, as `train transformer` or an earlier run leaves it."""
+    restorer: Path | None = None
+    """The restorer, as `train restorer` leaves it: the model gets it, and a fusion that starts as nothing (default: the
+    model's own)."""
+    loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
+    restoration: RestorationConfig = field(default_factory=lambda: RestorationConfig(side=64))
+    sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    def run(self) -> int:
+        import torch
+
+        from nextscale.train.distributed import device, end, rank
+        from nextscale.train.loop import train
+        from nextscale.train.tasks.fusion import FusionTask
+        from nextscale.train.tasks.restorer import CRITIC, load_critic, save_critic
+        from nextscale.upscale.nextscale import NextScale, with_restorer
+
+        torch.manual_seed(self.loop.seed)
+        model = NextScale.from_pretrained(self.start, device="cpu", fp32=True)
+        if self.restorer is not None:
+            model = with_restorer(model, self.restorer)
+        if model.restorer is None:
+            raise OptionError(f"{self.start}: has no restorer; name one with --restorer")
+        model.to(str(device()), fp32=True)
+        factor = max(model.restorer.config.factors)
+        task = FusionTask(model, _samples(self, factor), self.restoration, _validation(self, factor))
+        load_critic(task.terms.adversary, (self.restorer or self.start) / CRITIC)
+        fusions = train(task, self.loop, self.out)
+        if rank() == 0:
+            assert model.fusions is not None
+            model.fusions.load_state_dict(fusions.state_dict())
+            model.save_pretrained(self.out / "model", half=False)
+            save_critic(task.terms.adversary, self.out / "model" / CRITIC)
+        return end(0)
+
+
+@dataclass(frozen=True)
+class TrainTransformer:
+    """Train the transformer on a trained tokenizer's codes; the result is a whole model."""
+
+    data: tuple[str, ...]
+    """Folders, .tar shards, globs or addresses of photographs."""
+    out: Path
+    """Folder of the run: state, log, and the result in `model/`."""
+    tokenizer: Path
+    """A trained tokenizer's folder."""
+    start: Path | None = None
+    """A converted transformer, or a model whose transformer to continue from."""
+    preset: Literal["tiny", "paper"] = "tiny"
+    """Configuration of a new transformer."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON of what differs in the configuration, as in {"transformer": {"aligned_conditioning": false}}: anything of a
+    new transformer, and the ladder on which the tokenizer is read."""
+    sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
+    loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
+    codes: CodesConfig = field(default_factory=CodesConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    plan: bool = False
+    """Print parameters, tokens, FLOPs, memory and time on a machine, and train nothing."""
+    machine: PlanConfig = field(default_factory=PlanConfig)
+
+    def run(self) -> int:
+        import torch
+
+        from nextscale.model.checkpoint import read_config
+        from nextscale.model.tokenizer import Tokenizer
+        from nextscale.model.transformer import Transformer
+        from nextscale.train.distributed import device, end, rank
+        from nextscale.train.loop import train
+        from nextscale.train.plan import rates_of_sides
+        from nextscale.train.tasks.transformer import CodesTask, start_from_codebook
+        from nextscale.upscale.nextscale import NextScale
+
+        if self.plan:
+            kept = read_config(self.tokenizer, "tokenizer", TokenizerConfig)
+            whole = read_difference(ModelConfig(kept, PRESETS[self.preset]().transformer), self.config)
+            _show(self, whole, "transformer", self.codes.sides, stages=self.codes.stages)
+            return 0
+        torch.manual_seed(self.loop.seed)
+        tokenizer = Tokenizer.from_pretrained(self.tokenizer)
+        if self.start is not None and self.config is not None:
+            raise OptionError("--config is for a new transformer, and --start brings its own configuration")
+        if self.start is None:
+            config = read_difference(ModelConfig(tokenizer.config, PRESETS[self.preset]().transformer), self.config)
+            tokenizer = _on_ladder(tokenizer, config.tokenizer, self.tokenizer)
+            model = NextScale.create(config)
+            if config.transformer.aligned_conditioning:
+                start_from_codebook(model.transformer, tokenizer)
+        else:
+            model = NextScale.assemble(self.tokenizer, self.start)
+        tokenizer.to(device())
+        transformer = model.transformer.to(device()).train().requires_grad_(True)
+        crops = {side: _crops(self, tokenizer, side) for side in set(self.codes.sides)}
+        validation = self.validation.load(tokenizer, max(self.codes.sides), self.codes.presets, self.codes.clean)
+        task = CodesTask(transformer, tokenizer, crops, self.codes, validation)
+        rates = rates_of_sides(model.config, self.codes.sides, stages=self.codes.stages)
+        task.tokens_per_sample, task.flops_per_sample = rates
+        average = train(task, self.loop, self.out)
+        assert isinstance(average, Transformer)
+        if rank() == 0:
+            NextScale(model.config, tokenizer, average).save_pretrained(self.out / "model", half=False)
+        return end(0)
+
+
+def _show(
+    command: TrainTokenizer | TrainTransformer,
+    config: ModelConfig,
+    training: Training,
+    sides: tuple[int, ...],
+    *,
+    stages: int = 0,
+) -> None:
+    from nextscale.data.crops import find_sources
+
+    photographs = len(find_sources(command.data, command.sources.cache))
+    show(plan(config, training, command.loop, command.machine, sides=sides, stages=stages, photographs=photographs))
+
+
+def _crops(command: TrainTokenizer | TrainTransformer, tokenizer: Tokenizer, side: int) -> Crops:
+    """The training stream of crops for inputs of a side; ranks are counted in the positions that the tasks ask for."""
+    from nextscale.data.crops import Crops
+
+    sources = command.sources
+    return Crops(
+        command.data,
+        _crop_side(tokenizer, side),
+        seed=command.loop.seed,
+        max_damaged=sources.max_damaged,
+        cache=sources.cache,
+    )
+
+
+def _on_ladder(tokenizer: Tokenizer, wanted: TokenizerConfig, where: Path) -> Tokenizer:
+    """A trained tokenizer as --config wants it.
+
+    Raises:
+        OptionError: the two differ in more than the ladder, or the ladder has stages for which there is no dial.
+    """
+    if wanted == tokenizer.config:
+        return tokenizer
+    other = tokenizer.with_ladder(wanted.ladder)
+    if other.config != wanted:
+        raise OptionError(f"--config: {where} is trained already; only its ladder can change, to some of its stages")
+    return other
+
+
+def _crop_side(tokenizer: Tokenizer, side: int) -> int:
+    return tokenizer.ladder.for_input(side).image_sides[-1]
+
+
+@dataclass(frozen=True)
+class TrainRestorer:
+    """Train the restorer by itself."""
+
+    data: tuple[str, ...]
+    """Folders, .tar shards, globs or addresses of photographs."""
+    out: Path
+    """Folder of the run: state, log, and the result in `model/`."""
+    start: Path | None = None
+    """A restorer, as `convert --part restorer` or an earlier run leaves it; its critic goes on where it has one."""
+    loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
+    restoration: RestorationConfig = field(default_factory=RestorationConfig)
+    sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    def run(self) -> int:
+        import torch
+
+        from nextscale.model.checkpoint import find_folder, load_weights, read_config, save_folder
+        from nextscale.model.restorer import Restorer
+        from nextscale.train.distributed import device, end, rank
+        from nextscale.train.loop import train
+        from nextscale.train.tasks.restorer import CRITIC, RestorerTask, load_critic, save_critic
+
+        torch.manual_seed(self.loop.seed)
+        if self.start is None:
+            restorer = Restorer(RestorerConfig())
+        else:
+            folder = find_folder(self.start)
+            restorer = Restorer(read_config(folder, "restorer", RestorerConfig))
+            load_weights(folder / "model.safetensors", restorer)
+        restorer.to(device())
+        config = self.restoration
+        samples = _samples(self, max(restorer.config.factors))
+        validation = _validation(self, max(restorer.config.factors))
+        task = RestorerTask(restorer, samples, config, validation)
+        if self.start is not None:
+            load_critic(task.terms.adversary, self.start / CRITIC)
+        average = train(task, self.loop, self.out)
+        if rank() == 0:
+            save_folder(self.out / "model", "restorer", restorer.config, average.state_dict())
+            save_critic(task.terms.adversary, self.out / "model" / CRITIC)
+        return end(0)
+
+
+def _samples(command: TrainRestorer | TrainFusion, factor: int) -> Samples:
+    from nextscale.data.crops import Crops
+    from nextscale.train.stream import Samples
+
+    config, sources = command.restoration, command.sources
+
+    def crops(patterns: tuple[str, ...]) -> Crops | None:
+        if not patterns:
+            return None
+        seed = command.loop.seed
+        return Crops(patterns, factor * config.side, seed=seed, max_damaged=sources.max_damaged, cache=sources.cache)
+
+    photographs = crops(command.data)
+    assert photographs is not None
+    return Samples(photographs, crops(config.faces), crops(config.pages), config)
+
+
+def _validation(command: TrainRestorer | TrainFusion, factor: int) -> Validation | None:
+    from nextscale.data.crops import Crops
+    from nextscale.train.distributed import device
+    from nextscale.train.validation import Validation
+
+    wanted, config = command.validation, command.restoration
+    if not wanted.data:
+        return None
+    crops = Crops(wanted.data, 512 // 4 * factor, seed=0)
+    presets = ("stablesr", "camera", "compressed", "noisy", "x4plus")
+    return Validation(crops, wanted.count, presets, config.clean, device())
+
+
+Part = (
+    Annotated[TrainRestorer, tyro.conf.subcommand("restorer")]
+    | Annotated[TrainTokenizer, tyro.conf.subcommand("tokenizer")]
+    | Annotated[TrainTransformer, tyro.conf.subcommand("transformer")]
+    | Annotated[TrainFusion, tyro.conf.subcommand("fusion")]
+)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model of your own."""
+
+    part: Part
+    """What to train."""
+
+    def run(self) -> int:
+        return self.part.run()

@@ -1,0 +1,289 @@
+"""Model configurations: plain frozen dataclasses, free of torch.
+
+Words: a *step* is one token map, a *stage* the steps after which an image can be decoded, a *canvas* the grid of
+latents (side = the stage's last step) on which a stage's codes are summed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nextscale.errors import ModelError, OptionError
+from nextscale.model.config_io import ADDED
+
+
+def phi_schedule(num_steps: int, num_phi: int = 4) -> tuple[int, ...]:
+    """Index of the shared convolution Phi for each step, by VAR's rule (FoundationVision/VAR, models/quant.py).
+
+    The nearest of `num_phi` evenly spaced ticks to the step's relative position. Several lengths have exact ties that
+    only float64 rounding decides, so the result is stored in the ladder as data rather than recomputed.
+    """
+    margin = 1 / 3 / num_phi if num_phi == 4 else 1 / 2 / num_phi
+    gap = ((1 - margin) - margin) / max(num_phi - 1, 1)
+    ticks = [i * gap + margin for i in range(num_phi)]
+    ticks[-1] = 1 - margin if num_phi > 1 else margin
+    positions = [k / (num_steps - 1) if num_steps > 1 else 0.0 for k in range(num_steps)]
+    return tuple(min(range(num_phi), key=lambda i: (abs(ticks[i] - t), i)) for t in positions)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The steps and stages of a hierarchical tokenizer (paper section 3, Algorithm 1), as data.
+
+    A ladder of one stage is VAR's own flat residual quantisation.
+    """
+
+    sides: tuple[int, ...] = (4, 6, 8, 10, 14, 16, 20, 24, 28, 32)
+    """Side rho_k of each step's token map."""
+    stage_ends: tuple[int, ...] = (3, 6, 10)
+    """Number of steps after which each stage is complete."""
+    phi: tuple[int, ...] = (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
+    """Index of the shared convolution Phi of each step."""
+    patch: int = 16
+    """Image pixels along one side of a latent."""
+    input_canvas: int = 8
+    """Side in latents of the input photograph (factor x1)."""
+
+    def __post_init__(self) -> None:
+        if not self.sides or list(self.sides) != sorted(set(self.sides)) or self.sides[0] < 1:
+            raise ModelError(f"a ladder's sides must be positive and rise from step to step, got {self.sides}")
+        if list(self.stage_ends) != sorted(set(self.stage_ends)) or self.stage_ends[-1:] != (len(self.sides),):
+            raise ModelError(f"a ladder's stage_ends must rise and end at {len(self.sides)}, got {self.stage_ends}")
+        if self.stage_ends[0] < 1 or len(self.phi) != len(self.sides):
+            raise ModelError("a ladder needs one phi index per step and at least one step per stage")
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.sides)
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.stage_ends)
+
+    @property
+    def canvases(self) -> tuple[int, ...]:
+        """Side in latents of each stage's canvas."""
+        return tuple(self.sides[end - 1] for end in self.stage_ends)
+
+    @property
+    def image_sides(self) -> tuple[int, ...]:
+        """Side in pixels of each stage's image."""
+        return tuple(side * self.patch for side in self.canvases)
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """Enlargement of each stage's image over the input photograph."""
+        return tuple(side / self.input_canvas for side in self.canvases)
+
+    @property
+    def input_side(self) -> int:
+        """Side in pixels of the input photograph (one tile)."""
+        return self.input_canvas * self.patch
+
+    def stage_of(self, step: int) -> int:
+        """Stage (from 0) to which a step (from 0) belongs."""
+        return next(n for n, end in enumerate(self.stage_ends) if step < end)
+
+    def steps_of(self, stage: int) -> range:
+        """The steps that a stage adds."""
+        return range(self.stage_ends[stage - 1] if stage else 0, self.stage_ends[stage])
+
+    def tokens(self, stage: int | None = None) -> int:
+        """Number of tokens that one stage adds, or of all stages."""
+        steps = range(self.num_steps) if stage is None else self.steps_of(stage)
+        return sum(self.sides[k] * self.sides[k] for k in steps)
+
+    def for_input(self, side: int) -> Ladder:
+        """The same ladder for tiles of another input side in pixels.
+
+        Raises:
+            OptionError: the side does not keep every step's side a whole number.
+        """
+        if side == self.input_side:
+            return self
+        if side < 1 or any(s * side % self.input_side for s in (*self.sides, self.input_canvas)):
+            unit = next(
+                u
+                for u in range(1, self.input_side + 1)
+                if all(s * u % self.input_side == 0 for s in (*self.sides, self.input_canvas))
+            )
+            raise OptionError(f"a tile of {side} px does not fit this model: use a multiple of {unit}, 0 for its own")
+        grown = tuple(s * side // self.input_side for s in self.sides)
+        return dataclasses.replace(self, sides=grown, input_canvas=self.input_canvas * side // self.input_side)
+
+
+def flat_ladder(sides: tuple[int, ...], *, input_canvas: int | None = None) -> Ladder:
+    """VAR's own ladder: one stage that all steps share."""
+    canvas = sides[-1] if input_canvas is None else input_canvas
+    return Ladder(sides, (len(sides),), phi_schedule(len(sides)), input_canvas=canvas)
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Widths of the encoder and of each decoder (FoundationVision/VAR, models/basic_vae.py, when `patch` is 1)."""
+
+    channels: int = 160
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Width of each level in units of `channels`; between two levels the side halves."""
+    blocks: int = 2
+    """Residual blocks per encoder level; a decoder level has one more."""
+    patch: int = 1
+    """Side of the pixel patches that the first convolution reads and the last one writes."""
+    attention: bool = True
+    """Self-attention at the lowest level and in the middle."""
+    linear_path: bool = False
+    """Add a linear patch projection around the network, whose own last layer then starts at zero."""
+    latent_channels: int = 32
+
+    @property
+    def reduction(self) -> int:
+        """Image pixels along one side of a latent."""
+        return self.patch << (len(self.multipliers) - 1)
+
+
+@dataclass(frozen=True)
+class DecoderFusionConfig:
+    """The branch that lends each decoder features of the degraded input (after CodeFormer, Zhou et al. 2022)."""
+
+    channels: int = 64
+    blocks: int = 8
+    """Residual blocks on the input's features, for all stages."""
+    stage_blocks: int = 4
+    """Further ones of each stage, after its codes have come in."""
+    refine: int = 0
+    """Further ones at the output's resolution, for factors above 1: without them, fine lines come out as dots."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """A hierarchical residual tokenizer."""
+
+    ladder: Ladder = Ladder()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    vocabulary: int = 4096
+    num_phi: int = 4
+    fusion: DecoderFusionConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.autoencoder.reduction != self.ladder.patch:
+            raise ModelError(
+                f"the autoencoder reduces sides by {self.autoencoder.reduction}, the ladder expects {self.ladder.patch}"
+            )
+        if max(self.ladder.phi) >= self.num_phi:
+            raise ModelError(f"the ladder uses Phi {max(self.ladder.phi)}, the tokenizer has {self.num_phi}")
+
+
+@dataclass(frozen=True)
+class RestorerConfig:
+    """The convolutional restorer (SRVGGNetCompact of Real-ESRGAN, realesrgan/archs/srvgg_arch.py)."""
+
+    channels: int = 64
+    convs: int = 32
+    """Convolutions between the first and the head."""
+    factors: tuple[int, ...] = (1, 2, 4)
+    """Output sides over the input's, each with a head of its own."""
+    denoise: bool = True
+    """A fourth input plane: how much of the noise to remove."""
+
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.convs < 1 or not self.factors or min(self.factors) < 1:
+            raise ModelError(f"a restorer needs channels, convs and whole factors from 1, got {self}")
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """The fusion of the codes with the restorer's features, per stage."""
+
+    channels: int = 64
+    """Of what the codes say about the features."""
+    blocks: int = 3
+    """Residual blocks after it."""
+    error_channels: int = 32
+    """Of the branch that expects the error."""
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """A next-scale transformer (FoundationVision/VAR, models/var.py; paper section 3)."""
+
+    depth: int = 16
+    width: int = 1024
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    classes: int = 3
+    """0 degraded, 1 clean, 2 class-free."""
+    attention: Literal["causal", "step"] = field(default="causal", metadata=ADDED)
+    """What a token sees beside the prefix: its own step and all earlier ones (the paper), or its own alone (Switti):
+    the history then comes through the step's input map."""
+    prefix: bool = field(default=True, metadata=ADDED)
+    """Begin the sequence with the latent of the enlarged input (the paper)."""
+    position_grid: int = 48
+    shared_adaln: bool = False
+    aligned_conditioning: bool = False
+    """Add to each step token a linear map of the input's latent of its stage, at its place (starts at zero)."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ModelError(f"a transformer's width ({self.width}) must be a multiple of its heads ({self.heads})")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole model: tokenizer and transformer, and beside them a restorer and the fusion of both."""
+
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    transformer: TransformerConfig = TransformerConfig()
+    restorer: RestorerConfig | None = field(default=None, metadata=ADDED)
+    fusion: FusionConfig | None = field(default=None, metadata=ADDED)
+
+    def __post_init__(self) -> None:
+        if (self.restorer is None) != (self.fusion is None):
+            raise ModelError("a model has a restorer and a fusion, or neither")
+        if self.restorer is not None:
+            if self.tokenizer.fusion is not None:
+                raise ModelError("a model with a restorer has no fusion in its tokenizer")
+            if self.restorer.factors != self.tokenizer.ladder.factors:
+                raise ModelError(
+                    f"the restorer's factors are {self.restorer.factors}, the ladder's {self.tokenizer.ladder.factors}"
+                )
+
+
+def paper() -> ModelConfig:
+    """The paper's model: VAR's autoencoder and VAR-d16."""
+    return ModelConfig()
+
+
+def tiny() -> ModelConfig:
+    """The shipped model: same classes, narrow widths, for a laptop's CPU."""
+    autoencoder = AutoencoderConfig(
+        channels=48, multipliers=(1, 2, 2), blocks=1, patch=4, attention=False, linear_path=True
+    )
+    return ModelConfig(
+        tokenizer=TokenizerConfig(autoencoder=autoencoder, vocabulary=1024),
+        transformer=TransformerConfig(
+            depth=8,
+            width=256,
+            heads=4,
+            shared_adaln=True,
+            aligned_conditioning=True,
+            attention="step",
+            prefix=False,
+        ),
+        restorer=RestorerConfig(),
+        fusion=FusionConfig(),
+    )
+
+
+PRESETS = {"paper": paper, "tiny": tiny}
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the codes are chosen."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 0.0
+    cfg: float = 0.0

@@ -1,0 +1,106 @@
+"""Configurations, strictly read from and written to JSON. Torch-free."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nextscale.errors import ModelError
+
+ConfigT = TypeVar("ConfigT")
+
+
+ADDED: Mapping[str, Any] = types.MappingProxyType({"added": True})
+"""Metadata of a field that older files lack: it then has its default."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON data."""
+    plain = dataclasses.asdict(config)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def from_dict(kind: type[ConfigT], data: Any, *, where: str = "config") -> ConfigT:
+    """Read a configuration strictly: unknown or missing keys and wrong types are errors that name them.
+
+    Raises:
+        ModelError: naming the key, as `where.key`.
+    """
+    assert dataclasses.is_dataclass(kind)
+    if not isinstance(data, Mapping):
+        raise ModelError(f"{where} must be an object, got {type(data).__name__}")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(data) - fields)
+    if unknown:
+        raise ModelError(f"unknown key {where}.{unknown[0]} (known: {', '.join(sorted(fields))})")
+    added = {f.name for f in dataclasses.fields(kind) if f.metadata.get("added")}
+    missing = sorted(fields - set(data) - added)
+    if missing:
+        raise ModelError(f"missing key {where}.{missing[0]}")
+    values = {name: _read(hints[name], data[name], f"{where}.{name}") for name in sorted(fields & set(data))}
+    return typing.cast(ConfigT, kind(**values))
+
+
+def changed(config: ConfigT, difference: Any, *, where: str = "config") -> ConfigT:
+    """A configuration with some values replaced; `difference` holds these alone, nested as in config.json.
+
+    Raises:
+        ModelError: an unknown key or a value of the wrong type, named as `where.key`, or values that do not fit.
+    """
+
+    def merged(old: Any, new: Any) -> Any:
+        if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+            return new
+        return {**old, **{key: merged(old.get(key), value) for key, value in new.items()}}
+
+    if not isinstance(difference, Mapping):
+        raise ModelError(f"{where} must be an object, got {type(difference).__name__}")
+    return from_dict(type(config), merged(to_dict(config), difference), where=where)
+
+
+def read_difference(config: ConfigT, file: Path | None) -> ConfigT:
+    """A configuration with what a JSON file changes in it (`changed`); itself without a file.
+
+    Raises:
+        ModelError: the file is missing or no JSON, or does not fit; the message names it.
+    """
+    if file is None:
+        return config
+    try:
+        return changed(config, json.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ModelError(f"{file}: it cannot be read ({error.strerror}); check --config") from None
+    except ValueError as error:
+        raise ModelError(f"{file}: not readable as JSON ({error})") from None
+    except ModelError as error:
+        raise ModelError(f"{file}: {error}") from None
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return _read(next(a for a in args if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(kind):
+        return from_dict(typing.cast(type[Any], kind), value, where=where)
+    if origin is typing.Literal:
+        if value not in args:
+            raise ModelError(f"{where} must be one of {', '.join(map(repr, args))}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ModelError(f"{where} must be a list, got {value!r}")
+        return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise ModelError(f"{where} must be {kind.__name__}, got {value!r}")
+    return value

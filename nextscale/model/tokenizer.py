@@ -1,0 +1,187 @@
+"""The hierarchical tokenizer: images <-> codes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nextscale.errors import OptionError
+from nextscale.model.checkpoint import WEIGHTS, find_folder, load_weights, read_config, save_folder
+from nextscale.model.config import Ladder, TokenizerConfig
+from nextscale.model.decoder import Decoder, InputFeatures
+from nextscale.model.encoder import Encoder
+from nextscale.model.layers import area_downsample
+from nextscale.model.quantizer import Quantizer, Scan
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The token ids of a batch of images: one int64 map B rho rho per step, from the first on."""
+
+    steps: list[Tensor]
+    ladder: Ladder
+
+    @property
+    def num_stages(self) -> int:
+        """Number of complete stages."""
+        return sum(end <= len(self.steps) for end in self.ladder.stage_ends)
+
+    def stages(self, count: int) -> Codes:
+        """The codes of the first `count` stages."""
+        return Codes(self.steps[: self.ladder.stage_ends[count - 1]], self.ladder)
+
+
+class Tokenizer(nn.Module):
+    """Encoder, residual quantiser and one decoder per stage (paper section 3)."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        auto = config.autoencoder
+        self.encoder = Encoder(auto)
+        self.quant_conv = nn.Conv2d(auto.latent_channels, auto.latent_channels, 3, padding=1)
+        if auto.linear_path:
+            with torch.no_grad():
+                nn.init.dirac_(self.quant_conv.weight)
+                self.quant_conv.bias.zero_()  # type: ignore[union-attr]
+        self.quantizer = Quantizer(config.vocabulary, auto.latent_channels, config.num_phi)
+        self.decoders = nn.ModuleList(Decoder(auto, config.fusion, factor) for factor in config.ladder.factors)
+        self.input_features = None if config.fusion is None else InputFeatures(config.fusion)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> Tokenizer:
+        """Load a tokenizer from a folder or a hub id, in evaluation mode and float32.
+
+        Raises:
+            ModelError: in one line, what is wrong with the folder.
+        """
+        folder = find_folder(name)
+        tokenizer = cls(read_config(folder, "tokenizer", TokenizerConfig))
+        load_weights(folder / WEIGHTS, tokenizer)
+        return tokenizer.eval()
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write config.json and model.safetensors."""
+        return save_folder(folder, "tokenizer", self.config, self.state_dict())
+
+    @property
+    def ladder(self) -> Ladder:
+        """The ladder of the model's own tile size."""
+        return self.config.ladder
+
+    def with_ladder(self, ladder: Ladder) -> Tokenizer:
+        """The same weights on another ladder: fewer stages, other steps, one stage for all.
+
+        A stage keeps the decoder of its canvas; one that has none gets a copy of the largest's. Then there is no
+        fidelity dial, whose branches belong to the factors.
+        """
+        own = self.ladder
+        places = {side: place for place, side in enumerate(own.canvases)}
+        taken = [places.get(side, own.num_stages - 1) for side in ladder.canvases]
+        whole = ladder.input_canvas == own.input_canvas and set(ladder.canvases) <= set(own.canvases)
+        fusion = self.config.fusion if whole else None
+        other = Tokenizer(dataclasses.replace(self.config, ladder=ladder, fusion=fusion))
+        state = self.state_dict()
+        for stage, place in enumerate(taken):
+            decoder = self.decoders[place].state_dict()
+            state |= {f"decoders.{stage}.{name}": tensor for name, tensor in decoder.items()}
+        other.load_state_dict({name: state[name] for name in other.state_dict()})
+        return other.to(self.quant_conv.weight.device).eval()
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Images B 3 H W in [-1, 1], sides multiples of 16 -> latents B 32 H/16 W/16, float32."""
+        out: Tensor = self.quant_conv(self.encoder(images))
+        return out.float()
+
+    def stage_latents(self, images: Tensor, stages: int | None = None, *, ladder: Ladder | None = None) -> list[Tensor]:
+        """Latents Z_n of the image area-averaged to each stage's size.
+
+        Args:
+            images: B 3 H H in [-1, 1], at least the side of the last stage asked for.
+            stages: how many stages (all).
+            ladder: for tiles of another size (the model's own).
+        """
+        ladder = ladder or self.ladder
+        sides = ladder.image_sides[:stages]
+        if images.shape[-1] < sides[-1] or images.shape[-2] != images.shape[-1]:
+            raise OptionError(f"images must be square and at least {sides[-1]} px, got {tuple(images.shape[-2:])}")
+        return [self.latents(area_downsample(images, side)) for side in sides]
+
+    def encode(self, images: Tensor, stages: int | None = None, *, ladder: Ladder | None = None) -> Codes:
+        """Tokenise by Algorithm 1.
+
+        Args:
+            images: B 3 H H in [-1, 1].
+            stages: encode only the first stages; they equal those of the full encoding.
+            ladder: for tiles of another size (the model's own).
+        """
+        ladder = ladder or self.ladder
+        return self.quantise(self.stage_latents(images, stages, ladder=ladder), ladder=ladder)
+
+    def quantise(self, latents: list[Tensor], *, ladder: Ladder | None = None) -> Codes:
+        """Codes of the stages' latents (each B C h w on its canvas)."""
+        ladder = ladder or self.ladder
+        scan = Scan(self.quantizer, ladder)
+        steps = []
+        for stage, latent in enumerate(latents):
+            for _ in ladder.steps_of(stage):
+                steps.append(self.quantizer.nearest(scan.residual(latent)))
+                scan.push(steps[-1])
+        return Codes(steps, ladder)
+
+    def canvases(self, codes: Codes) -> list[Tensor]:
+        """f of each complete stage: B C h w on that stage's canvas, float32."""
+        scan = Scan(self.quantizer, codes.ladder)
+        out = []
+        for ids in codes.steps:
+            scan.push(ids)
+            if scan.step == codes.ladder.stage_ends[scan.stage]:
+                assert scan.f is not None
+                out.append(scan.f)
+        return out
+
+    def step_inputs(self, codes: Codes) -> list[Tensor]:
+        """The transformer's teacher-forced input map of each step but the first: B C rho rho, float32."""
+        scan = Scan(self.quantizer, codes.ladder)
+        out = []
+        for k, ids in enumerate(codes.steps):
+            if k:
+                out.append(scan.input())
+            scan.push(ids)
+        return out
+
+    def decode(self, codes: Codes, stage: int | None = None) -> Tensor:
+        """Codes -> images B 3 H H in [-1, 1] at a stage (the last complete one): the paper's decoder alone."""
+        stage = codes.num_stages - 1 if stage is None else stage
+        if not 0 <= stage < codes.num_stages:
+            raise OptionError(f"these codes complete {codes.num_stages} stages, stage {stage} is not among them")
+        f = self.canvases(codes.stages(stage + 1))[-1]
+        return self.decode_canvas(f, stage).clamp(-1, 1)
+
+    def decode_canvas(
+        self,
+        f: Tensor,
+        stage: int,
+        *,
+        inputs: Tensor | None = None,
+        features: Tensor | None = None,
+        weight: float | Tensor = 0.0,
+    ) -> Tensor:
+        """Canvas f B C h w of a stage -> images, not clamped.
+
+        Args:
+            inputs: the input photographs B 3 H W in [-1, 1], for the fidelity dial.
+            features: `input_features(inputs)`, when at hand from another stage.
+            weight: the dial w in [0, 1], one for all or B 1 1 1; 0 ignores the input.
+        """
+        if self.input_features is None or inputs is None or (isinstance(weight, float) and weight == 0):
+            return self.decoders[stage](f)  # type: ignore[no-any-return]
+        if features is None:
+            features = self.input_features(inputs)
+        if not isinstance(weight, Tensor):
+            weight = f.new_full((f.shape[0], 1, 1, 1), weight)
+        return self.decoders[stage](f, inputs=inputs, features=features, weight=weight)  # type: ignore[no-any-return]

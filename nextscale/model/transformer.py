@@ -1,0 +1,201 @@
+"""The next-scale transformer: (condition, maps of the steps so far) -> logits of the next step's codes.
+
+Notable: VAR-d16's blocks and head, so that its checkpoint initialises them; 1024 prefix tokens from the input's latent;
+segment-causal attention without a mask; one position grid resized to every step; optional aligned conditioning.
+Shapes: B batch, L tokens, C width, Z latent channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nextscale.model.attention import Block, Cache
+from nextscale.model.config import Ladder, TransformerConfig
+from nextscale.model.layers import area_downsample
+
+DEGRADED, CLEAN, CLASS_FREE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a batch of codes is conditioned on."""
+
+    latents: list[Tensor]
+    """B Z h w each: the latents of the input enlarged bilinearly to the last stage's size; that one is the last.
+    Aligned conditioning needs one per stage, the prefix only the last."""
+    classes: Tensor
+    """B, int64: 0 degraded, 1 clean, 2 class-free."""
+
+    @property
+    def latent(self) -> Tensor:
+        """The last stage's latent, B Z h w."""
+        return self.latents[-1]
+
+    def class_free(self) -> Condition:
+        """The same input without its class, for guidance."""
+        return replace(self, classes=torch.full_like(self.classes, CLASS_FREE))
+
+
+class Stack(nn.Module):
+    """VAR's blocks and head: embedded tokens -> logits."""
+
+    def __init__(self, config: TransformerConfig, vocabulary: int) -> None:
+        super().__init__()
+        width = config.width
+        self.shared_ada = nn.Linear(width, 6 * width) if config.shared_adaln else None
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                config.heads,
+                config.mlp_ratio,
+                shared_adaln=config.shared_adaln,
+                own_step=config.attention == "step",
+            )
+            for _ in range(config.depth)
+        )
+        self.head_ada = nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(
+        self,
+        x_BLC: Tensor,
+        condition_BC: Tensor,
+        segments: Sequence[int],
+        cache: Cache | None,
+        *,
+        skip: int = 0,
+        prefix: int = 0,
+    ) -> Tensor:
+        """Logits B L' V, float32, of the tokens after the first `skip`.
+
+        Args:
+            prefix: length of the sequence's prefix, which may be in the cache.
+            segments: lengths of the segments that x_BLC holds; they follow those in the cache.
+        """
+        shared = None
+        if self.shared_ada is not None:
+            shared = self.shared_ada(F.silu(condition_BC)).view(x_BLC.shape[0], 1, 6, -1)
+        for layer, block in enumerate(self.blocks):
+            x_BLC = block(x_BLC, condition_BC, shared, segments, layer, cache, prefix=prefix)
+        if cache is not None:
+            cache.segments += len(segments)
+        x_BLC = x_BLC[:, skip:]
+        scale, shift = self.head_ada(F.silu(condition_BC)).unsqueeze(1).chunk(2, dim=-1)
+        h = F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=1e-6) * (1 + scale) + shift
+        with torch.autocast(h.device.type, enabled=False):
+            return F.linear(h.float(), self.head.weight.float(), self.head.bias.float())
+
+
+class Transformer(nn.Module):
+    """Predicts the codes of a photograph from the latent of its degraded version."""
+
+    def __init__(self, config: TransformerConfig, ladder: Ladder, vocabulary: int, latent_channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.ladder = ladder
+        width = config.width
+        self.prefix_embed = nn.Linear(latent_channels, width) if config.prefix else None
+        self.word_embed = nn.Linear(latent_channels, width)
+        self.class_embed = nn.Embedding(config.classes, width)
+        self.start_tokens = nn.Parameter(torch.empty(1, width, ladder.sides[0], ladder.sides[0]))
+        self.level_embed = nn.Embedding(1 + ladder.num_steps, width)
+        self.position = nn.Parameter(torch.empty(1, width, config.position_grid, config.position_grid))
+        self.aligned = nn.Linear(latent_channels, width) if config.aligned_conditioning else None
+        self.stack = Stack(config, vocabulary)
+        if self.position.device.type != "meta":
+            self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """VAR's initialisation (models/var.py, init_weights).
+
+        | weight | distribution |
+        | --- | --- |
+        | linear, embeddings, start, level, position | truncated normal, std sqrt(1 / 3C) |
+        | biases, aligned | 0 |
+        | head | x 0.02 |
+        | AdaLN scale and shift rows, head AdaLN | x 0.5; gate rows x 0.001 |
+        | attention and feed-forward output | / sqrt(2 depth) |
+        """
+        width, depth = self.config.width, self.config.depth
+        std = math.sqrt(1 / width / 3)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+        nn.init.trunc_normal_(self.start_tokens, std=std)
+        nn.init.trunc_normal_(self.position, std=std)
+        if self.aligned is not None:
+            self.aligned.weight.zero_()
+        self.stack.head.weight.mul_(0.02)
+        self.stack.head_ada.weight.mul_(0.5)
+        adas = [self.stack.shared_ada, *(block.ada for block in self.stack.blocks)]
+        for ada in adas:
+            if isinstance(ada, nn.Linear):
+                ada.weight[2 * width :].mul_(0.5)
+                ada.weight[: 2 * width].mul_(1e-3)
+        for block in self.stack.blocks:
+            block.attn.proj.weight.div_(math.sqrt(2 * depth))  # type: ignore[union-attr, operator]
+            block.ffn.fc2.weight.div_(math.sqrt(2 * depth))  # type: ignore[union-attr, operator]
+
+    def start(self, condition: Condition) -> Tensor:
+        """Tokens of the first step: class + start vectors + level + position, B L C."""
+        side = self.ladder.sides[0] * condition.latent.shape[-1] // self.ladder.canvases[-1]
+        grid: Tensor = self.start_tokens
+        if grid.shape[-1] != side:
+            grid = F.interpolate(grid, size=(side, side), mode="bilinear")
+        classes: Tensor = self.class_embed(condition.classes)
+        return classes[:, None] + grid.flatten(2).transpose(1, 2) + self._place(side, 1)
+
+    def embed(self, input_map: Tensor, step: int) -> Tensor:
+        """Tokens of a later step from its input map B Z rho rho: word + level + position, B L C."""
+        words: Tensor = self.word_embed(_tokens(input_map, self.word_embed.weight.dtype))
+        return words + self._place(input_map.shape[-1], 1 + step)
+
+    def logits(self, segments: Sequence[Tensor], condition: Condition, cache: Cache | None = None) -> Tensor:
+        """Logits of the given steps' tokens, B L V, float32.
+
+        Args:
+            segments: embedded tokens of consecutive steps, from the first step that the cache does not hold (all
+                steps so far without a cache).
+            cache: filled with the prefix and the given steps.
+        """
+        latent = condition.latent
+        held = 0 if cache is None else cache.segments
+        first = max(0, held - (self.prefix_embed is not None))
+        parts = []
+        for step, tokens in enumerate(segments, start=first):
+            if self.aligned is not None:
+                near = area_downsample(condition.latents[self.ladder.stage_of(step)], math.isqrt(tokens.shape[1]))
+                tokens = tokens + self.aligned(_tokens(near, self.aligned.weight.dtype))
+            parts.append(tokens)
+        assert first + len(parts) <= self.ladder.num_steps
+        skip, prefix_length = 0, latent.shape[-2] * latent.shape[-1]
+        if self.prefix_embed is None:
+            prefix_length = 0
+        elif not held:
+            prefix = self.prefix_embed(_tokens(latent, self.prefix_embed.weight.dtype))
+            parts.insert(0, prefix + self._place(latent.shape[-1], 0))
+            skip = parts[0].shape[1]
+        x_BLC = torch.cat(parts, dim=1)
+        condition_BC = self.class_embed(condition.classes)
+        lengths = [part.shape[1] for part in parts]
+        logits: Tensor = self.stack(x_BLC, condition_BC, lengths, cache, skip=skip, prefix=prefix_length)
+        return logits
+
+    def _place(self, side: int, level: int) -> Tensor:
+        """Level row plus positions on a grid of a side, 1 L C."""
+        grid = area_downsample(self.position, side)
+        return grid.flatten(2).transpose(1, 2) + self.level_embed.weight[level]
+
+
+def _tokens(grid: Tensor, dtype: torch.dtype) -> Tensor:
+    """B Z h w -> B (h w) Z."""
+    return grid.flatten(2).transpose(1, 2).to(dtype)

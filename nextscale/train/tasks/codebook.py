@@ -1,0 +1,131 @@
+"""Training the codebook: k-means of the residuals, then gradient on codebook and Phi."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nextscale.data.crops import Crops
+from nextscale.model.quantizer import Scan
+from nextscale.model.tokenizer import Tokenizer
+from nextscale.train.config import CodebookConfig, LoopConfig
+from nextscale.train.distributed import from_first, positions, summed
+
+
+class CodebookTask:
+    """Codebook and Phi by gradient on frozen latents: L2 after each stage, and a little after each step.
+
+    The ids carry no gradient; rows that no vector chose are replaced by residuals that fit badly.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, crops: Crops, config: CodebookConfig) -> None:
+        self.model = tokenizer
+        self.crops = crops
+        self.config = config
+        self.ladder = tokenizer.ladder.for_input(config.side)
+        tokenizer.requires_grad_(False)
+        tokenizer.quantizer.requires_grad_(True)
+        self.used = torch.zeros(tokenizer.config.vocabulary, device=tokenizer.quant_conv.weight.device)
+        self.spare: Tensor | None = None
+
+    def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
+        quantizer = self.model.quantizer
+        return [
+            {"params": list(quantizer.codebook.parameters()), "lr": config.lr, "weight_decay": 0.0},
+            {"params": list(quantizer.phi.parameters()), "lr": config.lr * self.config.phi_lr, "weight_decay": 0.0},
+        ]
+
+    def _latents(self, position: int, batch: int) -> list[Tensor]:
+        targets = torch.from_numpy(self.crops.batch(position, batch)).to(self.used.device).float() / 127.5 - 1
+        with torch.no_grad():
+            return self.model.stage_latents(targets, ladder=self.ladder)
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """k-means of the residuals of every step, found step by step with the rows so far; Phi starts as identity."""
+        quantizer = self.model.quantizer
+        for phi in quantizer.phi:
+            nn.init.dirac_(phi.weight)  # type: ignore[arg-type]
+            phi.bias.zero_()  # type: ignore[operator]
+        generator = torch.Generator().manual_seed(self.crops.seed)
+        latents = [
+            torch.cat(z)
+            for z in zip(*(self._latents(i, 8) for i in range(0, self.config.kmeans_images, 8)), strict=True)
+        ]
+        vocabulary = len(quantizer.codebook.weight)
+        gathered: list[Tensor] = []
+        scan = Scan(quantizer, self.ladder)
+        for stage, latent in enumerate(latents):
+            for k in self.ladder.steps_of(stage):
+                rows = scan.residual(latent).permute(0, 2, 3, 1).flatten(0, 2)
+                gathered.append(rows[torch.randperm(len(rows), generator=generator)[:6000]])
+                quantizer.codebook.weight.copy_(
+                    _kmeans(torch.cat(gathered), vocabulary, self.config.kmeans_rounds, generator)
+                )
+                scan.push(quantizer.nearest(scan.residual(latent)))
+                del k
+
+    def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+        quantizer = self.model.quantizer
+        latents = self._latents(positions(step, batch).start, batch)
+        scan = Scan(quantizer, self.ladder)
+        total = latents[0].new_zeros(())
+        numbers: dict[str, float] = {}
+        spare: list[Tensor] = []
+        for stage, latent in enumerate(latents):
+            for k in self.ladder.steps_of(stage):
+                residual = scan.residual(latent)
+                ids = quantizer.nearest(residual)
+                scan.push(ids)
+                assert scan.f is not None
+                error = (scan.f - latent).square().mean()
+                total = total + self.config.step_weight * error
+                counts = torch.bincount(ids.flatten(), minlength=len(self.used)).float()
+                self.used += counts
+                share = counts[counts > 0] / counts.sum()
+                numbers[f"perplexity_{k + 1}"] = float((-(share * share.log()).sum()).exp())
+                spare.append(residual.detach().permute(0, 2, 3, 1).flatten(0, 2))
+            total = total + error
+            numbers[f"l2_{stage + 1}"] = float(error.detach())
+        self.spare = torch.cat(spare)
+        numbers["usage"] = float((self.used > 0).float().mean())
+        return total, numbers
+
+    @torch.no_grad()
+    def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
+        every = self.config.revive_every
+        if not every or (step + 1) % every or self.spare is None:
+            return
+        weight = self.model.quantizer.codebook.weight
+        # The same rows in every process, or their codebooks would drift apart.
+        dead = (summed(self.used) < 1).nonzero().flatten()
+        generator = torch.Generator().manual_seed(step)
+        chosen = torch.randint(len(self.spare), (len(dead),), generator=generator)
+        weight[dead] = from_first(self.spare[chosen].contiguous())
+        for moment in ("exp_avg", "exp_avg_sq"):
+            optimiser.state[weight][moment][dead] = 0
+        self.used.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the weights: the rows in use."""
+        return {"used": self.used}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.used = state["used"].to(self.used)
+
+
+def _kmeans(rows: Tensor, count: int, rounds: int, generator: torch.Generator) -> Tensor:
+    """Lloyd's algorithm; empty clusters restart at random rows."""
+    if len(rows) < count:
+        rows = rows.repeat(-(-count // len(rows)), 1)
+    centres = rows[torch.randperm(len(rows), generator=generator)[:count]].clone()
+    for _ in range(rounds):
+        nearest = torch.cat([torch.cdist(part, centres).argmin(1) for part in torch.split(rows, 8192)])
+        sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
+        counts = torch.bincount(nearest, minlength=count).float()
+        empty = counts == 0
+        centres = sums / counts.clamp(min=1)[:, None]
+        centres[empty] = rows[torch.randint(len(rows), (int(empty.sum()),), generator=generator)]
+    return centres

@@ -1,0 +1,166 @@
+"""Training the fusion: the frozen restorer's features and the codes, the photograph's own or predicted ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from nextscale.model.config import SamplingOptions
+from nextscale.model.fusion import laplace_loss
+from nextscale.model.sampler import sample, tile_noise
+from nextscale.model.tokenizer import Codes
+from nextscale.train.config import LoopConfig, RestorationConfig
+from nextscale.train.distributed import positions
+from nextscale.train.loop import decay_groups
+from nextscale.train.pairs import draws
+from nextscale.train.stream import Samples, Stream
+from nextscale.train.tasks.restorer import Terms, target_at
+from nextscale.train.validation import Validation
+from nextscale.upscale.nextscale import NextScale, mean_probability
+
+
+class FusionTask:
+    """The fusions of a whole model against photographs at every factor; all else is frozen.
+
+    The stream starts over after `cycle` samples and remembers their predicted codes, which cost as much as training.
+    """
+
+    def __init__(
+        self, model: NextScale, samples: Samples, config: RestorationConfig, validation: Validation | None = None
+    ) -> None:
+        assert model.fusions is not None
+        assert model.restorer is not None
+        self.whole = model
+        self.restorer = model.restorer
+        self.model: nn.Module = model.fusions
+        self.config = config
+        self.validation = validation
+        model.modules.requires_grad_(False)
+        model.fusions.requires_grad_(True)
+        self.device = model.device
+        self.ladder = model.tokenizer.ladder.for_input(config.side)
+        self.stream = Stream(samples, self.device)
+        self.terms = Terms(config, self.ladder.num_stages, self.device)
+        self.remembered: dict[int, Tensor] = {}
+        """Per position: the predicted ids of all steps in a row, and the probability of each."""
+
+    def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
+        return decay_groups(self.model.named_parameters(), config.lr, config.weight_decay)
+
+    def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+        config, whole = self.config, self.whole
+        seed = self.stream.samples.photographs.seed
+        place = step % max(1, config.cycle // batch)
+        samples = self.stream.batch(place, batch)
+        inputs = samples.inputs.contiguous(memory_format=torch.channels_last)
+        rng = np.random.default_rng((seed, 7, step))
+        share = config.predicted
+        if step < config.predicted_after:
+            share *= step / config.predicted_after
+        use = draws(seed, 6, positions(step, batch).start, batch, 1)[:, 0] < share
+        with torch.no_grad():
+            restored = self.restorer.features(inputs, samples.denoise)
+            codes, probabilities = self._codes(samples.targets, inputs, samples.clean, positions(place, batch), use)
+            canvases = whole.tokenizer.canvases(codes)
+        total = inputs.new_zeros(())
+        numbers: dict[str, float] = {"predicted": float(use.mean())}
+        for stage, (f, weight) in enumerate(zip(canvases, config.factor_weights, strict=True)):
+            maps = [probabilities[k] for k in self.ladder.steps_of(stage)]
+            with torch.no_grad():
+                decoded, _ = whole.tokenizer.decoders[stage].features(f)  # type: ignore[operator]
+            picture, error = self.model[stage](inputs, restored, decoded, mean_probability(maps, inputs))  # type: ignore[index]
+            target = target_at(samples, picture.shape[-1])
+            loss, values = self.terms.loss(step, stage, picture, target, rng)
+            unsure = laplace_loss(picture, target, error)
+            total = total + weight * loss + config.error * unsure
+            numbers |= values | {f"error_{stage + 1}": float(unsure.detach())}
+        numbers["loss"] = float(total.detach())
+        return total, numbers
+
+    def _codes(
+        self, targets: Tensor, inputs: Tensor, clean: Tensor, places: range, use: np.ndarray
+    ) -> tuple[Codes, list[Tensor]]:
+        """The photographs' codes, or where `use` says so the predicted ones; and the probability of each.
+
+        Nobody has predicted the photographs' own; they have a probability of one half, which tells the fusion nothing.
+        """
+        whole, ladder = self.whole, self.ladder
+        missing = [i for i, place in enumerate(places) if use[i] and place not in self.remembered]
+        if missing:
+            condition = whole.condition(inputs[missing], 0, ladder)
+            condition.classes.copy_(clean[missing].long())
+            noise = tile_noise(0, [(0, 0)] * len(missing))
+            *_, last = sample(
+                whole.transformer, whole.tokenizer.quantizer, ladder, condition, SamplingOptions(), noise=noise
+            )
+            ids = torch.cat([step.flatten(1) for step in last.codes.steps], dim=1).half()
+            sure = torch.cat([step.flatten(1) for step in last.probabilities], dim=1).half()
+            for row, i in enumerate(missing):
+                self.remembered[places[i]] = torch.stack([ids[row], sure[row]])
+        own = whole.tokenizer.encode(targets, ladder=ladder) if not use.all() else None
+        sizes = [side * side for side in ladder.sides]
+        steps: list[list[Tensor]] = [[] for _ in sizes]
+        maps: list[list[Tensor]] = [[] for _ in sizes]
+        for i, place in enumerate(places):
+            kept = torch.split(self.remembered[place], sizes, dim=1) if use[i] else None
+            for k, side in enumerate(ladder.sides):
+                if kept is not None:
+                    steps[k].append(kept[k][0].view(side, side).long())
+                    maps[k].append(kept[k][1].view(side, side).float())
+                else:
+                    assert own is not None
+                    steps[k].append(own.steps[k][i])
+                    maps[k].append(torch.full((side, side), 0.5, device=inputs.device))
+        return Codes([torch.stack(rows) for rows in steps], ladder), [torch.stack(rows) for rows in maps]
+
+    def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
+        del step, optimiser
+        if self.terms.adversary is not None:
+            self.terms.adversary.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the weights: the critic, and the predictions, which take long to make."""
+        critic = {} if self.terms.adversary is None else self.terms.adversary.state_dict()
+        return {"critic": critic, "remembered": self.remembered}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.remembered = dict(state["remembered"])
+        if self.terms.adversary is not None:
+            self.terms.adversary.load_state_dict(state["critic"])
+
+    @torch.no_grad()
+    def _validation_pictures(self, average: nn.Module) -> list[Tensor]:
+        """The validation photographs restored from predicted codes, noise removed."""
+        assert self.validation is not None
+        whole = self.whole
+        made = []
+        for inputs, classes in zip(
+            torch.split(self.validation.inputs, 4), torch.split(self.validation.classes, 4), strict=True
+        ):
+            ladder = whole.tokenizer.ladder.for_input(inputs.shape[-1])
+            condition = whole.condition(inputs, 0, ladder)
+            condition.classes.copy_(classes)
+            noise = tile_noise(0, [(0, 0)] * len(inputs))
+            restored = self.restorer.features(inputs.contiguous(memory_format=torch.channels_last))
+            pictures = []
+            for stage in sample(
+                whole.transformer, whole.tokenizer.quantizer, ladder, condition, SamplingOptions(), noise=noise
+            ):
+                decoded, _ = whole.tokenizer.decoders[stage.stage].features(stage.f)  # type: ignore[operator]
+                sure = mean_probability([stage.probabilities[k] for k in ladder.steps_of(stage.stage)], inputs)
+                pictures.append(average[stage.stage](inputs, restored, decoded, sure)[0].clamp(-1, 1))  # type: ignore[index]
+            made.append(pictures)
+        return [torch.cat(parts) for parts in zip(*made, strict=True)]
+
+    def validate(self, average: nn.Module) -> dict[str, float]:
+        """PSNR and LPIPS-alex of each factor's picture on the validation photographs, with predicted codes."""
+        return {} if self.validation is None else self.validation.scores(self._validation_pictures(average))
+
+    def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
+        """Input | x1 | x2 | x4 | truth of the validation photographs."""
+        del step
+        return None if self.validation is None else self.validation.sheet(self._validation_pictures(average))

@@ -1,0 +1,251 @@
+"""Training the tokenizer from scratch: autoencoder, then decoders on quantised latents.
+
+Encoder and decoders start as a linear patch transform (principal components), which reconstructs at 26 dB untrained.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from nextscale.data.crops import Crops
+from nextscale.evaluate.metrics.lpips import Lpips, Vgg19Features
+from nextscale.model.layers import area_downsample
+from nextscale.model.tokenizer import Codes, Tokenizer
+from nextscale.train.adversarial import Adversary
+from nextscale.train.config import LoopConfig, ReconstructionConfig
+from nextscale.train.distributed import positions
+from nextscale.train.loop import decay_groups
+from nextscale.train.pairs import draws, pairs
+from nextscale.train.validation import Validation
+
+
+@torch.no_grad()
+def start_linear(tokenizer: Tokenizer, crops: Crops, *, images: int = 128, scale: float = 8.0) -> None:
+    """Set the linear paths to the principal components of 16 x 16 patches of all stage sizes, divided by `scale`."""
+    size = tokenizer.config.autoencoder.reduction
+    channels = tokenizer.config.autoencoder.latent_channels
+    hr = torch.from_numpy(crops.batch(0, images)).float() / 127.5 - 1
+    patches = []
+    for factor in (1, 2, 4):
+        rows = F.unfold(area_downsample(hr, hr.shape[-1] // factor), size, stride=size).transpose(1, 2).flatten(0, 1)
+        patches.append(rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:20000]])
+    stacked = torch.cat(patches)
+    mean = stacked.mean(0)
+    _, vectors = torch.linalg.eigh((stacked - mean).T @ (stacked - mean))
+    basis = vectors[:, -channels:].flip(1).T
+    linear = tokenizer.encoder.linear
+    assert linear is not None
+    linear.weight.copy_(basis.view(channels, 3, size, size) / scale)
+    linear.bias.copy_(-(basis @ mean) / scale)  # type: ignore[union-attr]
+    for decoder in tokenizer.decoders:
+        decoder.linear.weight.copy_(basis.view(channels, 3, size, size) * scale)  # type: ignore[union-attr, operator]
+        decoder.linear.bias.copy_(mean.view(3, -1).mean(1))  # type: ignore[union-attr, operator]
+
+
+class ReconstructionTask:
+    """Decoders (and the encoder, while no sample is quantised) against the stage images.
+
+    Per stage: pixel difference, VGG19 features and LPIPS-squeeze. A share of the samples is decoded with the fidelity
+    dial open, so that the codes learn to carry what the input lacks while w = 0 stays a whole decoder.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, crops: Crops, config: ReconstructionConfig, validation: Validation | None = None
+    ) -> None:
+        self.model: nn.Module = tokenizer
+        self.tokenizer = tokenizer
+        self.crops = crops
+        self.config = config
+        self.validation = validation
+        self.device = tokenizer.quant_conv.weight.device
+        self.ladder = tokenizer.ladder.for_input(config.side)
+        self.train_encoder = config.continuous == 1
+        layers = ("conv1_2", "conv2_2", "conv3_1")
+        self.vgg = Vgg19Features(layers).to(self.device) if config.feature or config.adversarial else None
+        self.adversary: Adversary | None = None
+        if config.adversarial:
+            self.adversary = Adversary(self.ladder.num_stages, (64, 128, 256), config.critic_lr, self.device)
+        self.lpips = Lpips("squeeze").to(self.device) if config.lpips else None
+        tokenizer.requires_grad_(True)
+        tokenizer.quantizer.requires_grad_(config.vocabulary)
+        tokenizer.encoder.requires_grad_(self.train_encoder)
+        tokenizer.quant_conv.requires_grad_(self.train_encoder)
+        if tokenizer.encoder.linear is not None:
+            # Its weights are so small (unit vectors over 768 pixels, divided by `scale`) that Adam's steps erase them.
+            tokenizer.encoder.linear.requires_grad_(False)
+        tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
+        return decay_groups(self.model.named_parameters(), config.lr, config.weight_decay)
+
+    def codes(
+        self, model: Tokenizer, latents: list[Tensor], inputs: Tensor, classes: Tensor, first: int, drawn: int
+    ) -> Codes:
+        """What the decoders see of the quantised samples: the ground truth's codes.
+
+        `first` is the position of the samples, `drawn` that of their draws; they differ once a stream starts over.
+        """
+        del inputs, classes, first, drawn
+        return model.quantise(latents, ladder=self.ladder)
+
+    def quantised(self, latents: list[Tensor], inputs: Tensor, classes: Tensor, first: int, drawn: int) -> list[Tensor]:
+        """Canvases of the quantised samples."""
+        with torch.no_grad():
+            codes = self.codes(self.tokenizer, latents, inputs, classes, first, drawn)
+        with torch.set_grad_enabled(self.config.vocabulary):
+            return self.tokenizer.canvases(codes)
+
+    def wanted(self, photographs: Tensor, inputs: Tensor, drawn: int) -> list[Tensor]:
+        """What the decoder of each stage should make of its samples: the photographs B 3 H H at its size."""
+        del inputs, drawn
+        return [area_downsample(photographs, side) for side in self.ladder.image_sides]
+
+    def period(self, batch: int) -> int:
+        """Steps after which the samples start over (0: never)."""
+        del batch
+        return 0
+
+    def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+        config = self.config
+        place = step % self.period(batch) if self.period(batch) else step
+        first, drawn = (positions(s, batch).start for s in (place, step))
+        targets, inputs, classes = pairs(
+            self.crops, place, batch, config.presets, config.clean, self.device, soft=config.soft
+        )
+        kind, dial, unquantised = draws(self.crops.seed, 4, drawn, batch, 3).T
+        dial = np.where(kind < config.dial_off, 0, np.where(kind < config.dial_off + config.dial_full, 1, dial))
+        weight = torch.from_numpy(dial.astype(np.float32)).view(-1, 1, 1, 1).to(self.device)
+        rng = np.random.default_rng((self.crops.seed, 7, step))
+        with torch.set_grad_enabled(self.train_encoder):
+            latents = self.tokenizer.stage_latents(targets, ladder=self.ladder)
+        seen = latents
+        if config.noise:
+            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            spread = latents[-1].detach().square().mean().sqrt() * config.noise
+            seen = [z + spread * torch.randn(z.shape, generator=generator).to(z) for z in latents]
+        if config.continuous < 1:
+            keep = torch.from_numpy(unquantised < config.continuous).view(-1, 1, 1, 1).to(self.device)
+            canvases = self.quantised(latents, inputs, classes, first, drawn)
+            seen = [torch.where(keep, z, f) for z, f in zip(seen, canvases, strict=True)]
+        tokenizer = self.tokenizer
+        features = tokenizer.input_features(inputs) if tokenizer.input_features is not None else None
+        total = targets.new_zeros(())
+        numbers: dict[str, float] = {}
+        wanted = self.wanted(targets, inputs, drawn)
+        for stage, (f, target) in enumerate(zip(seen, wanted, strict=True)):
+            output = tokenizer.decode_canvas(f, stage, inputs=inputs, features=features, weight=weight).float()
+            difference = output - target
+            terms = {"pixel": difference.square().mean() if config.squared else difference.abs().mean()}
+            if config.grid and tokenizer.config.autoencoder.patch > 1:
+                terms["grid"] = _grid(difference, tokenizer.config.autoencoder.patch)
+            window = _window(output.shape[-1], rng)
+            if self.lpips is not None:
+                terms["lpips"] = self.lpips(*_resampled(output[window], target[window], rng)).mean()
+            if self.vgg is not None:
+                with torch.no_grad():
+                    true = self.vgg(target[window] / 2 + 0.5)
+                given = self.vgg(output[window] / 2 + 0.5)
+                terms["feature"] = torch.stack([(a - b).abs().mean() for a, b in zip(given, true, strict=True)]).mean()
+                if self.adversary is not None and stage + 1 >= config.judged_from:
+                    terms["adversarial"], doubt = self.adversary.deceive(stage, given)
+                    numbers[f"doubt_{stage + 1}"] = doubt
+                    numbers |= self.adversary.learn(stage, given, true)
+            for name, value in terms.items():
+                total = total + getattr(config, name) * value
+                if name != "adversarial":
+                    # Its value means nothing, only its gradient.
+                    numbers[f"{name}_{stage + 1}"] = float(value.detach())
+        numbers["loss"] = float(total.detach())
+        return total, numbers
+
+    def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
+        del step, optimiser
+        if self.adversary is not None:
+            self.adversary.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the weights: the critic."""
+        return {} if self.adversary is None else self.adversary.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state)
+
+    @torch.no_grad()
+    def reconstructions(self, average: nn.Module, weight: float) -> list[Tensor]:
+        """The validation photographs at each stage, at one setting of the dial."""
+        assert self.validation is not None
+        inputs = self.validation.inputs
+        tokenizer, seen = self.validated(average)
+        return [
+            tokenizer.decode_canvas(f, stage, inputs=inputs, weight=weight).float().clamp(-1, 1)
+            for stage, f in enumerate(seen)
+        ]
+
+    def validated(self, average: nn.Module) -> tuple[Tokenizer, list[Tensor]]:
+        """The averaged tokenizer, and what its decoders see of the validation photographs."""
+        assert self.validation is not None
+        assert isinstance(average, Tokenizer)
+        seen = average.stage_latents(self.validation.targets, ladder=self.ladder)
+        if self.config.continuous < 1:
+            # Positions before the stream's start are never those of a training sample.
+            inputs, classes = self.validation.inputs, self.validation.classes
+            seen = average.canvases(self.codes(average, seen, inputs, classes, -len(inputs), -1))
+        return average, seen
+
+    def validate(self, average: nn.Module) -> dict[str, float]:
+        """PSNR and LPIPS of each stage's image on the validation photographs, at w = 0 and, with a dial, at w = 1."""
+        if self.validation is None:
+            return {}
+        weights = [0.0] if self.tokenizer.input_features is None else [0.0, 1.0]
+        numbers: dict[str, float] = {}
+        for weight in weights:
+            scores = self.validation.scores(self.reconstructions(average, weight))
+            numbers |= {f"{name}_w{weight:.0f}": value for name, value in scores.items()}
+        return numbers
+
+    def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
+        """LR | x1 | x2 | x4 | truth of the validation photographs, at the default dial."""
+        del step
+        if self.validation is None:
+            return None
+        weight = 0.0 if self.tokenizer.input_features is None else 1.0
+        return self.validation.sheet(self.reconstructions(average, weight))
+
+
+def _window(side: int, rng: np.random.Generator, size: int = 128) -> tuple[Any, ...]:
+    """A random square window: the perceptual networks cost more than the decoders."""
+    size = min(size, side)
+    top, left = (int(rng.integers(0, side - size + 1)) for _ in range(2))
+    return (..., slice(top, top + size), slice(left, left + size))
+
+
+def _resampled(given: Tensor, wanted: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Both pictures resampled by a random factor, 0.75 to 1.5.
+
+    SqueezeNet's strides of two see some phases of a fine grid and not others: on pictures as they are, its distance
+    falls as dots of two pixels appear, and LPIPS-alex rises.
+    """
+    side = int(given.shape[-1] * rng.uniform(0.75, 1.5))
+    small = F.interpolate(torch.cat([given, wanted]), size=(side, side), mode="bilinear", antialias=True)
+    first, second = small.chunk(2)
+    return first, second
+
+
+def _grid(difference: Tensor, patch: int, window: int = 32) -> Tensor:
+    """How much of a difference (B 3 H H) repeats from patch to patch.
+
+    That is the spread, over the places within a patch, of its means over windows of patches.
+    """
+    channels = difference.shape[1]
+    places = F.pixel_unshuffle(difference, patch)
+    means = F.avg_pool2d(places, min(window, places.shape[-1]))
+    means = means.view(len(means), channels, patch**2, *means.shape[2:])
+    spread: Tensor = (means - means.mean(dim=2, keepdim=True)).abs().mean()
+    return spread

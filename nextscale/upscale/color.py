@@ -1,0 +1,34 @@
+"""Colour matching on tensors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def wavelet_color(images: Tensor, source: Tensor, levels: int = 5) -> Tensor:
+    """High bands of the images with the lowest band of the source (StableSR's wavelet colour correction).
+
+    Args:
+        images, source: B 3 H W of equal size.
+    """
+    return images - _low_band(images - source, levels)
+
+
+def _low_band(x: Tensor, levels: int) -> Tensor:
+    row = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype, device=x.device)
+    channels = x.shape[1]
+    for level in range(levels):
+        step = 2**level
+        for kernel, pad in ((row.view(1, 1, 3, 1), (0, 0, step, step)), (row.view(1, 1, 1, 3), (step, step, 0, 0))):
+            padded = F.pad(x, pad, mode="replicate")
+            x = F.conv2d(padded, kernel.expand(channels, 1, *kernel.shape[2:]), dilation=step, groups=channels)
+    return x
+
+
+def adain_color(images: Tensor, source: Tensor) -> Tensor:
+    """The images with the source's mean and spread per channel. B 3 H W each, sizes may differ."""
+    spread, mean = torch.var_mean(images, dim=(2, 3), keepdim=True)
+    wanted_spread, wanted_mean = torch.var_mean(source, dim=(2, 3), keepdim=True)
+    return (images - mean) / (spread + 1e-5).sqrt() * (wanted_spread + 1e-5).sqrt() + wanted_mean

@@ -1,0 +1,191 @@
+"""Batches over a cluster: nothing lost and nothing twice when a worker dies, failures per file, free restarts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nextscale import UpscaleOptions
+from nextscale import image as images
+from nextscale.commands.batch import Store, list_pictures
+from nextscale.commands.main import main
+from nextscale.image import Picture
+from nextscale.upscale.nextscale import NextScale
+
+pytest.importorskip("ray", reason="batches need the extra `ray`")
+ROOT = Path(__file__).parents[2]
+CLUSTER = """
+import sys, time
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+sys.stdin.readline()
+cluster.shutdown()
+"""
+"""Two nodes of one core each."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    call = [sys.executable, "-W", "ignore", "-c", CLUSTER]
+    process = subprocess.Popen(
+        call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    try:
+        address = ""
+        while not address.startswith("127.") and address.count(":") != 1:
+            address = process.stdout.readline().strip()
+            assert process.poll() is None, "the cluster did not start"
+        yield address
+    finally:
+        process.stdin.close()
+        process.wait(120)
+        process.stdout.close()
+
+
+def photos(path: Path, count: int, side: int = 40) -> Path:
+    for seed in range(count):
+        pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        images.write(path / f"{seed % 3}" / f"{seed:02}.png", Picture(pixels))
+    return path
+
+
+def call(model: Path, *arguments: Any) -> list[str]:
+    fixed = ["-n", str(model), "--device", "cpu", "--fp32", "--cpus-per-worker", "1", "--json"]
+    return [sys.executable, "-W", "ignore", "-m", "nextscale", "batch", *fixed, *map(str, arguments)]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[list[dict[str, Any]], str, int]:
+    out, errors = process.communicate(timeout=400)
+    return [json.loads(line) for line in out.splitlines() if line.startswith("{")], errors, process.returncode
+
+
+def workers() -> list[int]:
+    """Processes of ours that hold a model on the cluster."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and b"ray::MapWorker" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the worker to kill in /proc")
+def test_fifty_pictures_on_two_nodes_survive_the_death_of_a_worker(
+    cluster: str, model: NextScale, model_folder: Path, tmp_path: Path
+) -> None:
+    source, out, state = photos(tmp_path / "in", 50), tmp_path / "out", tmp_path / "m.jsonl"
+    (source / "0" / "bad.png").write_bytes(b"no picture")
+    arguments = ["-i", source, "-o", out, "--address", cluster, "--workers", 2, "--pictures-per-task", 2]
+    process = start(call(model_folder, *arguments, "-s", 4, "--manifest", state))
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if len(list(out.rglob("*.png"))) >= 20:
+            break
+        time.sleep(0.02)
+    before = workers()
+    assert len(before) == 2
+    os.kill(before[0], signal.SIGKILL)
+    assert process.poll() is None  # it was in the middle
+    said, errors, status = finish(process)
+    assert status == 1, errors
+    assert "bad.png: this is not a picture" in errors
+    names = [row["input"] for row in said]
+    assert len(names) == len(set(names)) == 51
+    rows = [json.loads(line) for line in state.read_text().splitlines()]
+    assert sorted(row["input"] for row in rows) == sorted(names)
+    assert [row["input"] for row in rows if row["state"] == "failed"] == ["0/bad.png"]
+    written = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert written == sorted(f"{seed % 3}/{seed:02}_x4.png" for seed in range(50))
+    for seed in (0, 17, 49):
+        expected = model.upscale(source / f"{seed % 3}" / f"{seed:02}.png", UpscaleOptions()).picture.rgb
+        found = images.read(out / f"{seed % 3}" / f"{seed:02}_x4.png").rgb
+        # Another number of threads sums in another order.
+        np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1)
+
+    # The same again: what failed is tried once more, everything else is left alone.
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    images.write(source / "0" / "bad.png", Picture(np.zeros((9, 9, 3), np.uint8)))
+    said, errors, status = finish(start(call(model_folder, *arguments, "-s", 4, "--manifest", state)))
+    assert status == 0, errors
+    assert [row["input"] for row in said] == ["0/bad.png"]
+    assert all(path.stat().st_mtime_ns == time_ for path, time_ in times.items())
+
+
+def test_stores_are_any_folder_of_fsspec() -> None:
+    store = Store("memory://bucket/deep")
+    store.write("a/b.png", b"data")
+    store.write(".hidden/c.png", b"data")
+    store.write("note.txt", b"text")
+    assert store.exists("a/b.png")
+    assert not store.exists("a/c.png")
+    assert store.read("a/b.png") == b"data"
+    listed = list_pictures("memory://bucket/deep")
+    assert list(listed) == ["a/b.png"]
+    before = listed["a/b.png"]
+    time.sleep(0.01)
+    store.write("a/b.png", b"atad")
+    assert list_pictures("memory://bucket/deep")["a/b.png"] != before
+
+
+def test_a_changed_file_has_another_stamp(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"1")
+    before = list_pictures(str(tmp_path))
+    os.utime(tmp_path / "a.png", ns=(0, 1_000_000_000))
+    assert list_pictures(str(tmp_path)) != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["-i", "gone", "-o", "out"], "gone: no such folder; check the address"),
+        (["-i", "empty", "-o", "out"], "empty: no pictures below it"),
+        (["-i", "nonsense://x", "-o", "out"], "this kind of address cannot be opened"),
+        (["-i", "empty", "-o", "out", "--workers", "0"], "workers must be 1 or more"),
+        (["-i", "empty", "-o", "out", "--gpus-per-worker", "-1"], "gpus-per-worker 0 or more"),
+        (["-i", "empty", "-o", "out", "--fidelity", "2"], "fidelity must be in [0, 1]"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    assert main(["batch", *arguments]) in (1, 2)
+    errors = capsys.readouterr().err
+    assert sentence in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_without_ray_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["batch", "-i", ".", "-o", "out"]) == 1
+    assert "pip install 'nextscale[ray]'" in capsys.readouterr().err

@@ -1,0 +1,40 @@
+"""Rendered training pages: the same number gives the same pixels, and the kinds differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ImageFont
+
+from nextscale.data.pages import find_fonts, render
+from nextscale.errors import OptionError
+
+
+@pytest.fixture(scope="module")
+def fonts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Pillow's own font as a file, so that the test needs no fonts of the system."""
+    folder = tmp_path_factory.mktemp("fonts")
+    default = ImageFont.load_default(size=12)
+    assert isinstance(default, ImageFont.FreeTypeFont)
+    data = default.path
+    (folder / "plain.ttf").write_bytes(data.getvalue() if hasattr(data, "getvalue") else Path(data).read_bytes())  # type: ignore[arg-type]
+    (folder / "symbols.ttf").write_bytes(b"")
+    return find_fonts([folder])
+
+
+def test_symbol_fonts_are_left_out_and_a_folder_without_fonts_is_refused(fonts: list[Path], tmp_path: Path) -> None:
+    assert [font.name for font in fonts] == ["plain.ttf"]
+    with pytest.raises(OptionError, match="fonts"):
+        find_fonts([tmp_path])
+
+
+def test_a_number_gives_its_picture(fonts: list[Path]) -> None:
+    pages = [np.asarray(render(0, number, fonts, 128)) for number in range(12)]
+    assert all(page.shape == (128, 128, 3) for page in pages)
+    assert np.array_equal(pages[3], np.asarray(render(0, 3, fonts, 128)))
+    assert len({page.tobytes() for page in pages}) == 12
+    # Some have hard edges, as text has, and some have none.
+    edges = [float(np.abs(np.diff(page.astype(int), axis=1)).max()) for page in pages]
+    assert max(edges) > 120

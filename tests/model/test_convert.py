@@ -1,0 +1,196 @@
+"""Official checkpoints: every wrapper, every refusal, and the full shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nextscale.errors import ModelError, NextScaleError, OptionError
+from nextscale.model.config import ModelConfig, paper
+from nextscale.model.convert import Origin, Part, convert
+from nextscale.model.tokenizer import Tokenizer
+from nextscale.upscale.nextscale import NextScale
+
+
+@pytest.fixture
+def vae(fixtures: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(fixtures / "vae_tiny.pth", weights_only=True)
+    return state
+
+
+@pytest.fixture
+def var(fixtures: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(fixtures / "var_tiny.pth", weights_only=True)
+    return state
+
+
+def test_trainer_and_hub_wrappers_give_the_same_tokenizer(
+    fixtures: Path, vae: dict[str, Tensor], var: dict[str, Tensor], tmp_path: Path
+) -> None:
+    wrapped, hub = tmp_path / "ar-ckpt-last.pth", tmp_path / "model.safetensors"
+    torch.save({"epoch": 3, "trainer": {"vae_local": vae, "var_wo_ddp": var}}, wrapped)
+    save_file(vae, hub)
+    sources: list[tuple[Path, Origin]] = [(fixtures / "vae_tiny.pth", "var"), (wrapped, "var"), (hub, "switti")]
+    states = []
+    for i, (source, origin) in enumerate(sources):
+        convert(source, tmp_path / str(i), origin, "tokenizer", steps="1,2,3,4")
+        states.append(load_file(tmp_path / str(i) / "model.safetensors"))
+    assert all(torch.equal(a, states[1][n]) and torch.equal(a, states[2][n]) for n, a in states[0].items())
+
+
+def test_without_steps_a_tokenizer_takes_the_hierarchical_ladder(fixtures: Path, tmp_path: Path) -> None:
+    report = convert(fixtures / "vae_tiny.pth", tmp_path, "switti", "tokenizer")
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    assert tokenizer.ladder == paper().tokenizer.ladder
+    first, last = tokenizer.decoders[0].state_dict(), tokenizer.decoders[2].state_dict()
+    assert all(torch.equal(tensor, last[name]) for name, tensor in first.items())
+    assert any("3 stage(s)" in line for line in report)
+
+
+def test_the_transformer_reports_taken_resized_and_new(fixtures: Path, var: dict[str, Tensor], tmp_path: Path) -> None:
+    report = "\n".join(convert(fixtures / "var_tiny.pth", tmp_path, "var", "transformer"))
+    assert "taken: 30 tensors (2 blocks" in report
+    assert "position (4 x 4 of the last step -> 48 x 48)" in report
+    assert "newly initialised: level row of the prefix" in report
+    state = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(state["stack.blocks.1.attn.qkv.weight"], var["blocks.1.attn.mat_qkv.weight"])
+    assert torch.equal(state["stack.head.weight"], var["head.weight"])
+    assert torch.equal(state["class_embed.weight"][2], var["class_emb.weight"][-1])
+    assert torch.equal(state["start_tokens"][0, :, 3, 2], var["pos_start"][0, 0])
+    assert json.loads((tmp_path / "config.json").read_text())["kind"] == "transformer"
+
+
+@pytest.mark.parametrize(
+    ("origin", "part", "reason"),
+    [
+        ("switti", "transformer", "Switti's transformer"),
+        ("varsr", "transformer", "VARSR's transformer"),
+        ("varsr", "tokenizer", "VARSR's tokenizer applies no Phi at its last step"),
+    ],
+)
+def test_what_cannot_be_expressed_is_refused_by_name(
+    fixtures: Path, tmp_path: Path, origin: Origin, part: Part, reason: str
+) -> None:
+    with pytest.raises(OptionError, match=reason):
+        convert(fixtures / "vae_tiny.pth", tmp_path / "out", origin, part)
+    assert not (tmp_path / "out").exists()
+
+
+def test_varsr_is_recognised_under_another_flag(var: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "VARSR.pth"
+    torch.save({"trainer": {"var_wo_ddp": var | {"con_embedding.0.weight": torch.zeros(1)}}}, path)
+    with pytest.raises(ModelError, match="this is VARSR's transformer"):
+        convert(path, tmp_path / "out", "var", "transformer")
+
+
+class Unsafe:
+    """Something a restricted loader must not build."""
+
+
+def test_damaged_foreign_and_unsafe_files_give_one_line(fixtures: Path, vae: dict[str, Tensor], tmp_path: Path) -> None:
+    whole = (fixtures / "vae_tiny.pth").read_bytes()
+    files = {
+        "truncated.pth": whole[: len(whole) // 2],
+        "empty.pth": b"",
+        "text.safetensors": b"not weights at all",
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    torch.save({"model": Unsafe()}, tmp_path / "unsafe.pth")
+    torch.save({"lr": 0.1}, tmp_path / "plain.pth")
+    torch.save({"trainer": {"vae_local": vae}}, tmp_path / "vae-only.pth")
+    torch.save(vae | {"encoder.extra": torch.zeros(1)}, tmp_path / "foreign.pth")
+    cases: list[tuple[str, Part, str]] = [
+        ("truncated.pth", "tokenizer", "damaged"),
+        ("empty.pth", "tokenizer", "damaged"),
+        ("text.safetensors", "tokenizer", "damaged"),
+        ("unsafe.pth", "tokenizer", "never loaded"),
+        ("plain.pth", "tokenizer", "not a state dict"),
+        ("vae-only.pth", "transformer", "without var_wo_ddp"),
+        ("foreign.pth", "tokenizer", "foreign tensor encoder.extra"),
+        ("missing.pth", "tokenizer", "no such file"),
+    ]
+    for name, part, reason in cases:
+        with pytest.raises(NextScaleError) as caught:
+            convert(tmp_path / name, tmp_path / "out", "var", part)
+        assert reason in str(caught.value), name
+        assert "\n" not in str(caught.value)
+        assert name in str(caught.value)
+    with pytest.raises(ModelError, match=r"not VAR's transformer: it has no word_embed\.weight"):
+        convert(fixtures / "vae_tiny.pth", tmp_path / "out", "var", "transformer")
+    with pytest.raises(OptionError, match="separated by commas"):
+        convert(fixtures / "vae_tiny.pth", tmp_path / "out", "var", "tokenizer", steps="1,x")
+    assert not (tmp_path / "out").exists()
+
+
+def official_tokenizer_state(config: ModelConfig) -> dict[str, Tensor]:
+    """Random weights under VAR's names in the full `paper` shapes."""
+    tokenizer = Tokenizer(config.tokenizer)
+    state: dict[str, Tensor] = {"quantize.ema_vocab_hit_SV": torch.zeros(10, 4096)}
+    for name, tensor in tokenizer.state_dict().items():
+        if name.startswith("decoders.0.post_quant_conv"):
+            state[name.removeprefix("decoders.0.")] = tensor
+        elif name.startswith("decoders.0."):
+            state["decoder." + name.removeprefix("decoders.0.")] = tensor
+        elif name.startswith("quantizer.phi."):
+            state["quantize.quant_resi.qresi_ls." + name.removeprefix("quantizer.phi.")] = tensor
+        elif name == "quantizer.codebook.weight":
+            state["quantize.embedding.weight"] = tensor
+        elif not name.startswith("decoders."):
+            state[name] = tensor
+    return state
+
+
+@pytest.mark.slow
+def test_full_paper_shapes_convert(tmp_path: Path) -> None:
+    state = official_tokenizer_state(paper())
+    assert len(state) == 324
+    assert abs(sum(t.numel() for t in state.values()) - 108.99e6) < 0.1e6
+    torch.save(state, tmp_path / "vae_ch160v4096z32.pth")
+    del state
+    convert(tmp_path / "vae_ch160v4096z32.pth", tmp_path / "tokenizer", "var", "tokenizer")
+    assert Tokenizer.from_pretrained(tmp_path / "tokenizer").config == paper().tokenizer
+    width, rows = 1024, 680
+    var: dict[str, Tensor] = {
+        "pos_start": torch.randn(1, 1, width),
+        "pos_1LC": torch.randn(1, rows, width),
+        "lvl_1L": torch.cat([torch.full((s * s,), k) for k, s in enumerate((1, 2, 3, 4, 5, 6, 8, 10, 13, 16))])[None],
+        "word_embed.weight": torch.randn(width, 32),
+        "word_embed.bias": torch.randn(width),
+        "class_emb.weight": torch.randn(1001, width),
+        "lvl_embed.weight": torch.randn(10, width),
+        "head.weight": torch.randn(4096, width),
+        "head.bias": torch.randn(4096),
+        "head_nm.ada_lin.1.weight": torch.randn(2 * width, width),
+        "head_nm.ada_lin.1.bias": torch.randn(2 * width),
+    }
+    shapes = {
+        "attn.mat_qkv.weight": (3 * width, width),
+        "attn.q_bias": (width,),
+        "attn.v_bias": (width,),
+        "attn.zero_k_bias": (width,),
+        "attn.scale_mul_1H11": (1, 16, 1, 1),
+        "attn.proj.weight": (width, width),
+        "attn.proj.bias": (width,),
+        "ffn.fc1.weight": (4 * width, width),
+        "ffn.fc1.bias": (4 * width,),
+        "ffn.fc2.weight": (width, 4 * width),
+        "ffn.fc2.bias": (width,),
+        "ada_lin.1.weight": (6 * width, width),
+        "ada_lin.1.bias": (6 * width,),
+    }
+    var |= {f"blocks.{i}.{name}": torch.randn(shape) for i in range(16) for name, shape in shapes.items()}
+    torch.save(var, tmp_path / "var_d16.pth")
+    del var
+    report = "\n".join(convert(tmp_path / "var_d16.pth", tmp_path / "transformer", "var", "transformer"))
+    assert "16 blocks" in report
+    assert "position (16 x 16 of the last step -> 48 x 48)" in report
+    assert "levels (10 -> 10)" in report
+    model = NextScale.assemble(tmp_path / "tokenizer", tmp_path / "transformer")
+    assert model.config == paper()
+    assert isinstance(model.transformer, nn.Module)

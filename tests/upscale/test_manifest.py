@@ -1,0 +1,110 @@
+"""The list of finished pictures survives a killed run, and knows a picture, its settings and its files."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nextscale.errors import NextScaleError
+from nextscale.upscale.manifest import Manifest, default_path, settings_key, unfinished
+from nextscale.upscale.options import UpscaleOptions
+
+OPEN: list[Manifest] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
+def manifest(path: Path, key: str = "k", resume: bool = True) -> Manifest:
+    OPEN.append(Manifest(path, key, resume=resume))
+    return OPEN[-1]
+
+
+def test_what_was_recorded_is_done_in_the_next_run(tmp_path: Path) -> None:
+    first = manifest(tmp_path / "deep" / "m.jsonl")
+    first.record("a.png", [3, 1], ["out/a.png"])
+    first.record("b.png", [4, 1], error="no picture")
+    second = manifest(first.path)
+    assert second.is_done("a.png", [3, 1])
+    assert second.outputs("a.png") == ["out/a.png"]
+    assert not second.is_done("b.png", [4, 1])
+    assert not second.is_done("a.png", [3, 2])
+    assert not manifest(first.path, key="other").is_done("a.png", [3, 1])
+
+
+def test_without_resume_it_begins_anew(tmp_path: Path) -> None:
+    manifest(tmp_path / "m").record("a.png", [3, 1])
+    assert not manifest(tmp_path / "m", resume=False).is_done("a.png", [3, 1])
+    assert (tmp_path / "m").read_bytes() == b""
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_a_line_cut_off_by_a_kill_costs_its_picture_alone(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "m"
+    manifest(path).record("a.png", [3, 1])
+    whole = path.read_bytes()
+    manifest(path).record("b.png", [3, 1])
+    path.write_bytes(path.read_bytes()[: len(whole) + cut])
+    after = manifest(path)
+    assert after.is_done("a.png", [3, 1])
+    assert not after.is_done("b.png", [3, 1])
+    after.record("c.png", [3, 1])
+    assert manifest(path).is_done("c.png", [3, 1])
+
+
+def test_junk_in_the_file_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(b"\xff\xfe\n[1]\n7\n{}\n")
+    manifest(path).record("a.png", [3, 1])
+    assert manifest(path).is_done("a.png", [3, 1])
+
+
+def test_threads_record_whole_lines(tmp_path: Path) -> None:
+    shared = manifest(tmp_path / "m")
+
+    def twenty(t: int) -> None:
+        for i in range(20):
+            shared.record(f"{t}-{i}", [1, 1], ["x" * 99])
+
+    threads = [threading.Thread(target=twenty, args=(t,)) for t in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    rows = [json.loads(line) for line in (tmp_path / "m").read_text().splitlines()]
+    assert len({row["input"] for row in rows}) == len(rows) == 160
+
+
+def test_the_plan_keeps_order_and_redoes_what_lost_its_files(tmp_path: Path) -> None:
+    done = manifest(tmp_path / "m")
+    for name in ("a", "c", "d"):
+        done.record(name, [1, 1], [f"out/{name}"])
+    items = {name: ([1, 1], name.upper()) for name in ("d", "c", "b", "a")}
+    assert unfinished(items, done, lambda path: path != "out/c") == ["C", "B"]
+
+
+def test_settings_of_other_results_have_another_key() -> None:
+    one = settings_key(UpscaleOptions(), "tiny")
+    assert one == settings_key(UpscaleOptions(), "tiny")
+    assert len({one, settings_key(UpscaleOptions(seed=1), "tiny"), settings_key(UpscaleOptions(), "other")}) == 3
+
+
+def test_a_place_that_cannot_be_written_names_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(NextScaleError, match="name another --manifest"):
+        manifest(tmp_path / "file" / "m.jsonl")
+
+
+def test_the_default_is_in_the_users_state_by_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    one, other = default_path("/out/a"), default_path("/out/b")
+    assert one.parent == Path("/state/nextscale")
+    assert one != other
