@@ -198,7 +198,7 @@ def test_the_fusion_predicts_each_sample_once_and_then_remembers(crops: Crops, m
         asked.append(len(args[3]))
         return predict(*args)
 
-    monkeypatch.setattr("nextscale.train.tasks.transformer.predict", counted)
+    monkeypatch.setattr("nextscale.train.tasks.fusion.predict", counted)
     config = ReconstructionConfig(feature=0, lpips=0, continuous=0.0, predicted=1.0, cycle=4)
     task = FusionTask(model.tokenizer, model.transformer, crops, config)
     losses = [task.losses(step, 2)[1] for step in (0, 1, 2, 3)]
