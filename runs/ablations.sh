@@ -36,7 +36,7 @@ vocabulary() { # NAME [option ...]
 decoders() { # NAME TOKENIZER [option ...]
   train tokenizer --phase decoders --out "$out/$1/decoders" --start "$2" \
     --steps "$steps" --batch 4 --lr "$rate" --warmup 20 --final-lr 0.03 --ema 0.99 \
-    --reconstruction.side "$side" --reconstruction.dial-off 1 --reconstruction.dial-full 0 \
+    --reconstruction.side "$side" \
     --reconstruction.continuous 0.5 "${@:3}"
 }
 transformer() { # NAME TOKENIZER [option ...]

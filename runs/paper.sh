@@ -70,7 +70,7 @@ tokenizer=(--lr 2.5e-4 --weight-decay 0.05 --betas 0.9 0.95 --clip 2.0 --steps 2
 train tokenizer --phase decoders --data "$openimages" --out "$out/decoders" --start "$out/switti" "${tokenizer[@]}" \
   --reconstruction.side 128 --reconstruction.vocabulary --reconstruction.continuous 0.5 \
   --reconstruction.squared --reconstruction.pixel 1.0 --reconstruction.lpips 5.0 \
-  --reconstruction.feature 0.0 --reconstruction.grid 0.0 --reconstruction.dial-off 1.0 --reconstruction.dial-full 0.0
+  --reconstruction.feature 0.0 --reconstruction.grid 0.0
 #    Second phase: decoders frozen, vocabulary and Phi on the L2 between each stage's latent and its quantisation. The
 #    paper does not divide its 25,000 iterations between the two; as many again cost little more than the encoder's
 #    forward pass. No code is replaced: the paper speaks of none.

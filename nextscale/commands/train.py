@@ -119,7 +119,7 @@ class TrainTokenizer:
                 start_linear(tokenizer, crops)
             if self.phase == "autoencoder":
                 config = dataclasses.replace(config, continuous=1.0)
-            validation = self.validation.load(tokenizer, side, config.presets, config.clean)
+            validation = self.validation.load(tokenizer, side, ("bilinear",), 1.0)
             task = ReconstructionTask(tokenizer, crops, config, validation)
         average = train(task, self.loop, self.out)
         assert isinstance(average, Tokenizer)

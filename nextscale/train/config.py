@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 
@@ -64,23 +63,13 @@ class ReconstructionConfig:
 
     side: int = 64
     """Side in pixels of the input photograph: crops are four times that."""
-    presets: tuple[str, ...] = ("stablesr",)
-    """Degradations of the inputs that the fidelity dial sees, drawn alike."""
-    clean: float = 0.1
-    """Share of inputs that are only reduced, not degraded."""
     soft: float = 0.0
     """Share of photographs of which a part is enlarged 1.2 to 2.2 times: most are not sharp to the pixel."""
     continuous: float = 0.5
     """Share of samples whose decoder sees the unquantised latent; at 1 the encoder trains too, as it always does in the
     autoencoder phase, which has no codes yet."""
-    dial_off: float = 0.5
-    """Share of samples decoded from codes alone (w = 0)."""
-    dial_full: float = 0.35
-    """Share of samples decoded at w = 1; the rest draws w uniformly."""
     noise: float = 0.0
     """Noise on unquantised latents, as a share of their root mean square: what quantisation will cost them."""
-    decoders: bool = True
-    """Train the decoders themselves (off: `train fusion` trains the dial alone, and w = 0 stays as it is)."""
     vocabulary: bool = False
     """Train the vocabulary and Phi along with the decoders (the paper's first phase)."""
     pixel: float = 1.0
@@ -98,19 +87,6 @@ class ReconstructionConfig:
     """The first stage that the critic judges, counted from 1: what the first one lacks is noise to remove."""
     critic_lr: float = 1e-3
     """Learning rate of the critic."""
-    predicted: float = 0.6
-    """Share of quantised samples decoded from codes that the transformer predicts (`train fusion`)."""
-    taught: float = 0.0
-    """Share of the samples with predicted codes whose target has the fine detail that Real-ESRGAN x4plus sees in the
-    input (`train fusion`, extra `peers`): it can be known from the input, the photograph's own detail cannot."""
-    taught_sigma: float = 2.5
-    """What counts as fine, in pixels at x4: detail that a Gaussian of this deviation takes away."""
-    taught_from: int = 2
-    """The first stage that is taught, counted from 1: the first one has no detail to add, only damage to remove."""
-    lessons: Path | None = None
-    """Folder that keeps Real-ESRGAN's pictures between runs."""
-    cycle: int = 2048
-    """Samples after which `train fusion` starts over, so that each is predicted once and then remembered."""
     grid: float = 4.0
     """Weight of the difference that repeats with every patch the decoder writes, which the other terms hardly see."""
 

@@ -150,26 +150,26 @@ class CodesTask:
         del step, optimiser
 
     @torch.no_grad()
-    def restorations(self, average: nn.Module, weight: float) -> list[Tensor]:
-        """The validation photographs restored by the averaged transformer, at one setting of the dial."""
+    def _validation_pictures(self, average: nn.Module) -> list[Tensor]:
+        """The validation photographs restored by the averaged transformer, from codes alone."""
         assert self.validation is not None
         assert isinstance(average, Transformer)
         inputs = self.validation.inputs
         ladder = self.tokenizer.ladder.for_input(inputs.shape[-1])
         codes = predict(average, self.tokenizer, ladder, inputs, self.validation.classes)
         return [
-            self.tokenizer.decode_canvas(f, stage, inputs=inputs, weight=weight).float().clamp(-1, 1)
+            self.tokenizer.decode_canvas(f, stage).float().clamp(-1, 1)
             for stage, f in enumerate(self.tokenizer.canvases(codes))
         ]
 
     def validate(self, average: nn.Module) -> dict[str, float]:
-        """PSNR and LPIPS of each stage's restoration from codes alone (w = 0)."""
-        return {} if self.validation is None else self.validation.scores(self.restorations(average, 0.0))
+        """PSNR and LPIPS of each stage's restoration from codes alone."""
+        return {} if self.validation is None else self.validation.scores(self._validation_pictures(average))
 
     def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
-        """LR | x1 | x2 | x4 | truth of the validation photographs, from codes alone (w = 0)."""
+        """Input, each stage and truth of the validation photographs, from codes alone."""
         del step
-        return None if self.validation is None else self.validation.sheet(self.restorations(average, 0.0))
+        return None if self.validation is None else self.validation.sheet(self._validation_pictures(average))
 
 
 @torch.no_grad()
