@@ -78,7 +78,7 @@ class Step:
         loop = LoopConfig()
         self.device = condition.latent.device
         self.transformer = Transformer(
-            config.transformer, tokenizer.ladder, tokenizer.vocabulary, tokenizer.autoencoder.latent_channels
+            config.transformer, tokenizer.ladder, tokenizer.codebook_size, tokenizer.autoencoder.latent_channels
         ).to(self.device)
         self.optimiser = torch.optim.AdamW(
             decay_groups(self.transformer.named_parameters(), loop.lr, loop.weight_decay), betas=loop.betas, fused=True

@@ -48,7 +48,7 @@ class Tokenizer(nn.Module):
             with torch.no_grad():
                 nn.init.dirac_(self.quant_conv.weight)
                 self.quant_conv.bias.zero_()  # type: ignore[union-attr]
-        self.quantizer = Quantizer(config.vocabulary, auto.latent_channels, config.num_phi)
+        self.quantizer = Quantizer(config.codebook_size, auto.latent_channels, config.num_phi)
         self.decoders = nn.ModuleList(Decoder(auto, config.fusion, factor) for factor in config.ladder.factors)
         self.input_features = None if config.fusion is None else InputFeatures(config.fusion)
 

@@ -76,7 +76,7 @@ def equal(one: list[Tensor], other: list[Tensor]) -> bool:
 def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
     whole, parts = Toy(), Toy()
     train(whole, loop(4, batch=12), tmp_path / "whole")
-    train(parts, loop(4, batch=4, accumulate=3), tmp_path / "parts")
+    train(parts, loop(4, batch=4, grad_accum_steps=3), tmp_path / "parts")
     assert parts.drawn == whole.drawn == list(range(48))
     for a, b in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
@@ -109,7 +109,7 @@ def test_recomputing_the_blocks_changes_no_gradient() -> None:
 def test_recompute_trains_to_the_same_weights(tmp_path: Path) -> None:
     one, other = Toy(), Toy()
     train(one, loop(3), tmp_path / "one")
-    train(other, loop(3, recompute=True), tmp_path / "other")
+    train(other, loop(3, activation_checkpointing=True), tmp_path / "other")
     assert equal(weights(one.model), weights(other.model))
 
 
@@ -147,7 +147,7 @@ def test_positions_of_all_processes_are_those_of_one(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_train_as_one(parallel: str, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"steps": 4, "accumulate": 2, "recompute": True}
+    settings: dict[str, Any] = {"steps": 4, "grad_accum_steps": 2, "activation_checkpointing": True}
     train(Toy(), loop(**settings | {"batch": 4}), tmp_path / "one")
     settings |= {"batch": 2, "parallel": parallel}
     finish(program("toy", tmp_path / "two", settings, processes=2))
@@ -237,10 +237,11 @@ def run_until(step: int, folder: Path, **changes: Any) -> Toy:
     """A run of six steps that is stopped after this many."""
     task = Toy()
 
-    def after(done: int, optimiser: torch.optim.Optimizer) -> None:
+    def after(done: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
         del optimiser
         if done + 1 > step:
             raise Stopped
+        return {}
 
     task.after = after  # type: ignore[assignment, method-assign]
     with pytest.raises(Stopped):
@@ -395,7 +396,7 @@ def test_a_saved_state_goes_before_the_start_step(tmp_path: Path) -> None:
     assert resumed.drawn == list(range(20, 24))
 
 
-@pytest.mark.parametrize("changes", [{"start_step": 6}, {"accumulate": 0}])
+@pytest.mark.parametrize("changes", [{"start_step": 6}, {"grad_accum_steps": 0}])
 def test_impossible_settings_are_refused(changes: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(OptionError):
         train(Toy(), loop(6, **changes), tmp_path)

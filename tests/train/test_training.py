@@ -26,7 +26,7 @@ from nextscale.upscale.nextscale import NextScale
 from tests.conftest import random_model, small_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PLAIN = ReconstructionConfig(feature=0, lpips=0, continuous=1.0)
+PLAIN = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=1.0)
 """The autoencoder phase without the perceptual terms, whose weights a fresh clone does not have."""
 
 
@@ -108,7 +108,7 @@ def test_the_grid_term_sees_what_repeats_with_every_patch_and_nothing_else() -> 
 def test_decoder_training_freezes_the_encoder(crops: Crops, tmp_path: Path) -> None:
     tokenizer = random_model().tokenizer
     before = {name: t.clone() for name, t in tokenizer.encoder.state_dict().items()}
-    config = ReconstructionConfig(feature=0, lpips=0, continuous=0.5)
+    config = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=0.5)
     train(ReconstructionTask(tokenizer, crops, config), loop(1), tmp_path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in tokenizer.encoder.state_dict().items())
 
@@ -136,8 +136,8 @@ def test_the_transformer_learns_codes_and_logs_each_step(crops: Crops, tmp_path:
         tmp_path,
     )
     log = rows(tmp_path)
-    assert log[-1]["entropy"] < log[0]["entropy"]
-    assert {"margin", "differ", "preference", "entropy_1", "accuracy_6"} <= set(log[0])
+    assert log[-1]["cross_entropy"] < log[0]["cross_entropy"]
+    assert {"margin", "differ", "preference", "cross_entropy_1", "accuracy_6"} <= set(log[0])
     assert "accuracy_7" not in log[0]
 
 
@@ -175,7 +175,7 @@ def test_validation_scores_and_shows_every_stage(crops: Crops) -> None:
     model = random_model()
     validation = Validation(crops, 2, ["stablesr"], 0.0)
     validation.lpips = None
-    settings = ReconstructionConfig(feature=0, lpips=0, continuous=0.0)
+    settings = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=0.0)
     task = ReconstructionTask(model.tokenizer, crops, settings, validation)
     assert set(task.validate(model.tokenizer)) == {"psnr_1", "psnr_2", "psnr_3"}
     sheet = task.sheet(model.tokenizer, 5)
@@ -191,7 +191,7 @@ def test_validation_scores_and_shows_every_stage(crops: Crops) -> None:
 def test_the_vocabulary_trains_with_the_decoders_where_asked(crops: Crops, tmp_path: Path) -> None:
     tokenizer = random_model().tokenizer
     before = tokenizer.quantizer.codebook.weight.detach().clone()
-    config = ReconstructionConfig(feature=0, lpips=0, continuous=0.0, vocabulary=True, squared=True)
+    config = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=0.0, codebook=True, squared=True)
     train(ReconstructionTask(tokenizer, crops, config), loop(1, lr=1e-2), tmp_path)
     assert not torch.equal(tokenizer.quantizer.codebook.weight, before)
 
@@ -207,10 +207,11 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(crops: Crops, tmp_
             class Stop(Exception):  # noqa: N818 - a stand-in for a kill
                 pass
 
-            def after(step: int, optimiser: torch.optim.Optimizer) -> None:
+            def after(step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
                 del optimiser
                 if step + 1 > steps:
                     raise Stop
+                return {}
 
             task.after = after  # type: ignore[method-assign]
             with pytest.raises(Stop):

@@ -65,7 +65,7 @@ class ReconstructionTask:
         self.validation = validation
         self.device = tokenizer.quant_conv.weight.device
         self.ladder = tokenizer.ladder.for_input(config.side)
-        self.train_encoder = config.continuous == 1
+        self.train_encoder = config.unquantized_prob == 1
         layers = ("conv1_2", "conv2_2", "conv3_1")
         self.vgg = Vgg19Features(layers).to(self.device) if config.feature or config.adversarial else None
         self.adversary: Adversary | None = None
@@ -73,7 +73,7 @@ class ReconstructionTask:
             self.adversary = Adversary(self.ladder.num_stages, (64, 128, 256), config.critic_lr, self.device)
         self.lpips = Lpips("squeeze").to(self.device) if config.lpips else None
         tokenizer.requires_grad_(True)
-        tokenizer.quantizer.requires_grad_(config.vocabulary)
+        tokenizer.quantizer.requires_grad_(config.codebook)
         tokenizer.encoder.requires_grad_(self.train_encoder)
         tokenizer.quant_conv.requires_grad_(self.train_encoder)
         if tokenizer.encoder.linear is not None:
@@ -100,12 +100,12 @@ class ReconstructionTask:
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             spread = latents[-1].detach().square().mean().sqrt() * config.noise
             seen = [z + spread * torch.randn(z.shape, generator=generator).to(z) for z in latents]
-        if config.continuous < 1:
+        if config.unquantized_prob < 1:
             with torch.no_grad():
                 codes = tokenizer.quantise(latents, ladder=self.ladder)
-            with torch.set_grad_enabled(config.vocabulary):
+            with torch.set_grad_enabled(config.codebook):
                 canvases = tokenizer.canvases(codes)
-            keep = torch.from_numpy(unquantised < config.continuous).view(-1, 1, 1, 1).to(self.device)
+            keep = torch.from_numpy(unquantised < config.unquantized_prob).view(-1, 1, 1, 1).to(self.device)
             seen = [torch.where(keep, z, f) for z, f in zip(seen, canvases, strict=True)]
         total = targets.new_zeros(())
         numbers: dict[str, float] = {}
@@ -121,13 +121,13 @@ class ReconstructionTask:
                 terms["lpips"] = self.lpips(*_resampled(output[window], target[window], rng)).mean()
             if self.vgg is not None:
                 with torch.no_grad():
-                    true = self.vgg(target[window] / 2 + 0.5)
-                given = self.vgg(output[window] / 2 + 0.5)
-                terms["feature"] = torch.stack([(a - b).abs().mean() for a, b in zip(given, true, strict=True)]).mean()
-                if self.adversary is not None and stage + 1 >= config.judged_from:
-                    terms["adversarial"], doubt = self.adversary.deceive(stage, given)
-                    numbers[f"doubt_{stage + 1}"] = doubt
-                    numbers |= self.adversary.learn(stage, given, true)
+                    real = self.vgg(target[window] / 2 + 0.5)
+                made = self.vgg(output[window] / 2 + 0.5)
+                terms["feature"] = torch.stack([(a - b).abs().mean() for a, b in zip(made, real, strict=True)]).mean()
+                if self.adversary is not None and stage + 1 >= config.disc_start_stage:
+                    value, numbers[f"g_loss_{stage + 1}"] = self.adversary.generator_loss(stage, made)
+                    terms["adversarial"] = value
+                    self.adversary.keep(stage, made, real)
             for name, value in terms.items():
                 total = total + getattr(config, name) * value
                 if name != "adversarial":
@@ -136,10 +136,10 @@ class ReconstructionTask:
         numbers["loss"] = float(total.detach())
         return total, numbers
 
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
+    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
+        """The critic's step, on the pictures of this one."""
         del step, optimiser
-        if self.adversary is not None:
-            self.adversary.step()
+        return {} if self.adversary is None else self.adversary.step()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the weights: the critic."""
@@ -155,7 +155,7 @@ class ReconstructionTask:
         assert self.validation is not None
         assert isinstance(average, Tokenizer)
         seen = average.stage_latents(self.validation.targets, ladder=self.ladder)
-        if self.config.continuous < 1:
+        if self.config.unquantized_prob < 1:
             seen = average.canvases(average.quantise(seen, ladder=self.ladder))
         return [average.decode_canvas(f, stage).float().clamp(-1, 1) for stage, f in enumerate(seen)]
 
