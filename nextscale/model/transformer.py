@@ -145,6 +145,10 @@ class Transformer(nn.Module):
             block.attn.proj.weight.div_(math.sqrt(2 * depth))  # type: ignore[union-attr, operator]
             block.ffn.fc2.weight.div_(math.sqrt(2 * depth))  # type: ignore[union-attr, operator]
 
+    def checkpoint_units(self) -> list[nn.Module]:
+        """The blocks that activation checkpointing runs again, and that FSDP gathers one at a time."""
+        return list(self.stack.blocks)
+
     def start(self, condition: Condition) -> Tensor:
         """Tokens of the first step: class + start vectors + level + position, B L C."""
         side = self.ladder.sides[0] * condition.latent.shape[-1] // self.ladder.canvases[-1]

@@ -81,8 +81,8 @@ class ReconstructionConfig:
     lpips: float = 0.2
     """Weight of LPIPS-squeeze."""
     adversarial: float = 0.0
-    """Weight of the generator's loss against a critic that tells pictures from photographs (0: no critic). Its gradient at the
-    VGG19 activations is kept as large as that of the feature difference, so the two weights compare."""
+    """Weight of the generator's loss against a critic of VGG19 activations (0: no critic). Its gradient at these is as
+    large as that of the feature difference, so the two weights compare."""
     disc_start_stage: int = 2
     """The first stage that the critic judges, counted from 1: what the first one lacks is noise to remove."""
     critic_lr: float = 1e-3

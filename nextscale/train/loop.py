@@ -102,7 +102,7 @@ class Run:
         self.task = task
         self.config = config
         self.average = copy.deepcopy(task.model).eval().requires_grad_(False)
-        self.losses = distributed.spread(Losses(task), blocks(task.model), config.parallel)
+        self.losses = distributed.spread(Losses(task), checkpoint_units(task.model), config.parallel)
         self.device = next(task.model.parameters()).device
         self.average.to(self.device)
         groups = task.groups(config)
@@ -219,7 +219,9 @@ def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
     resumed = _resume(run, folder)
     with ExitStack() as stack:
         if config.activation_checkpointing:
-            stack.enter_context(recomputed(blocks(task.model)))
+            if not checkpoint_units(task.model):
+                raise OptionError("--activation-checkpointing: this model declares no blocks to run again")
+            stack.enter_context(checkpointed(checkpoint_units(task.model)))
         logs: list[Log | Board] = []
         if first:
             logs.append(Log(folder / "log.jsonl", run.step))
@@ -313,14 +315,16 @@ def _resume(run: Run, folder: Path) -> Row:
     return {"resumed_from": name}
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a model: the members of every list called `blocks`."""
-    lists = [m for name, m in model.named_modules() if name.split(".")[-1] == "blocks"]
-    return [block for members in lists if isinstance(members, nn.ModuleList) for block in members]
+def checkpoint_units(model: nn.Module) -> list[nn.Module]:
+    """The parts that a model, or each member of a list of models, declares for checkpointing and sharding."""
+    if isinstance(model, nn.ModuleList):
+        return [unit for member in model for unit in checkpoint_units(member)]
+    declared = getattr(model, "checkpoint_units", None)
+    return declared() if declared else []
 
 
 @contextmanager
-def recomputed(modules: list[nn.Module]) -> Iterator[None]:
+def checkpointed(modules: list[nn.Module]) -> Iterator[None]:
     """Inside, the modules keep only their inputs for the backward pass, which runs them again."""
     for module in modules:
         module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)

@@ -100,8 +100,6 @@ def test_a_step_over_accumulated_batches_is_one_over_their_mean(photographs: Ten
     for half in (slice(0, 2), slice(2, 4)):
         parts.keep(0, [x[half] for x in made], [x[half] for x in real])
     assert parts.step() == pytest.approx(whole.step(), rel=1e-5)
-    for one, other in zip(whole.critics.parameters(), parts.critics.parameters(), strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
     assert not parts.waiting
 
 
