@@ -35,7 +35,7 @@ from nextscale.model.tokenizer import Codes, Tokenizer
 from nextscale.model.transformer import Condition, Transformer
 from nextscale.peaks import Timer, product_rate
 from nextscale.train.config import LoopConfig
-from nextscale.train.loop import blocks, decay_groups, recomputed
+from nextscale.train.loop import checkpoint_units, checkpointed, decay_groups
 from nextscale.train.plan import count, pieces, preparation_flops, tokens_per_sample, training_flops_per_sample
 from nextscale.train.tasks.transformer import enlarge
 
@@ -78,7 +78,7 @@ class Step:
         loop = LoopConfig()
         self.device = condition.latent.device
         self.transformer = Transformer(
-            config.transformer, tokenizer.ladder, tokenizer.vocabulary, tokenizer.autoencoder.latent_channels
+            config.transformer, tokenizer.ladder, tokenizer.codebook_size, tokenizer.autoencoder.latent_channels
         ).to(self.device)
         self.optimiser = torch.optim.AdamW(
             decay_groups(self.transformer.named_parameters(), loop.lr, loop.weight_decay), betas=loop.betas, fused=True
@@ -133,7 +133,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     step = Step(config, *tokenise(tokenizer, targets * 2 - 1, inputs, side), settings)
     with ExitStack() as stack:
         if settings.recompute:
-            stack.enter_context(recomputed(blocks(step.transformer)))
+            stack.enter_context(checkpointed(checkpoint_units(step.transformer)))
         if settings.compile:
             step.transformer.stack.compile()
         training = timer.median(step, settings.runs)

@@ -36,8 +36,8 @@ vocabulary() { # NAME [option ...]
 decoders() { # NAME TOKENIZER [option ...]
   train tokenizer --phase decoders --out "$out/$1/decoders" --start "$2" \
     --steps "$steps" --batch 4 --lr "$rate" --warmup 20 --final-lr 0.03 --ema 0.99 \
-    --reconstruction.side "$side" --reconstruction.dial-off 1 --reconstruction.dial-full 0 \
-    --reconstruction.continuous 0.5 "${@:3}"
+    --reconstruction.side "$side" \
+    --reconstruction.unquantized-prob 0.5 "${@:3}"
 }
 transformer() { # NAME TOKENIZER [option ...]
   train transformer --out "$out/$1/transformer" --tokenizer "$2" \
@@ -80,7 +80,7 @@ transformer beta-10 "$out/base/decoders/model" --codes.beta 10
 transformer unaligned "$out/base/decoders/model" --config "$changes/unaligned.json"
 
 # Hybrid training off: the decoders never see unquantised latents. Only they differ, so base's transformer serves.
-decoders hybrid-off "$out/base/codebook/model" --reconstruction.continuous 0
+decoders hybrid-off "$out/base/codebook/model" --reconstruction.unquantized-prob 0
 python - "$out" <<'PYTHON'
 import sys
 from pathlib import Path

@@ -63,14 +63,14 @@ first nextscale convert "$checkpoints/var_d16.pth" "$out/var-d16" --from var --p
 #    - Schedule and warm-up are not stated: a line to a tenth after 500 steps. Neither are betas and clipping: the
 #      transformer's.
 tokenizer=(--lr 2.5e-4 --weight-decay 0.05 --betas 0.9 0.95 --clip 2.0 --steps 25000 --warmup 500 --schedule linear
-  --final-lr 0.1 --ema 0.999 --batch "$batch" --accumulate "$accumulate")
+  --final-lr 0.1 --ema 0.999 --batch "$batch" --grad-accum-steps "$accumulate")
 #    First phase, 25,000 iterations: decoders, one per stage, and the vocabulary, on L2 + 5 LPIPS. Half of the samples,
 #    drawn one by one, skip the quantisation (the paper does not say whether it draws per sample or per batch). LPIPS is
 #    SqueezeNet's: the paper does not name the network, and AlexNet's is what the tables are measured by.
 train tokenizer --phase decoders --data "$openimages" --out "$out/decoders" --start "$out/switti" "${tokenizer[@]}" \
-  --reconstruction.side 128 --reconstruction.vocabulary --reconstruction.continuous 0.5 \
+  --reconstruction.side 128 --reconstruction.codebook --reconstruction.unquantized-prob 0.5 \
   --reconstruction.squared --reconstruction.pixel 1.0 --reconstruction.lpips 5.0 \
-  --reconstruction.feature 0.0 --reconstruction.grid 0.0 --reconstruction.dial-off 1.0 --reconstruction.dial-full 0.0
+  --reconstruction.feature 0.0 --reconstruction.grid 0.0
 #    Second phase: decoders frozen, vocabulary and Phi on the L2 between each stage's latent and its quantisation. The
 #    paper does not divide its 25,000 iterations between the two; as many again cost little more than the encoder's
 #    forward pass. No code is replaced: the paper speaks of none.
@@ -92,14 +92,14 @@ train transformer --preset paper --data "$photos" --out "$out/transformer" \
   --tokenizer "$out/vocabulary/model" --start "$out/var-d16" \
   --lr "${LR:-1e-3}" --weight-decay 0.005 --betas 0.9 0.95 --clip 2.0 --ema 0.999 \
   --steps "$steps" --warmup $((steps / 50)) --schedule linear --final-lr 0.1 \
-  --batch "$batch_transformer" --accumulate "$accumulate_transformer" \
+  --batch "$batch_transformer" --grad-accum-steps "$accumulate_transformer" \
   --peak-tflops 312 --save-minutes 15 --codes.sides 128 --codes.balance 0.0 --codes.preference 1.0 --codes.beta 1.0 \
   --codes.presets x4plus stablesr --codes.clean 0.25 --codes.class-free 0.1
 
 # 4. Fusion, the fidelity dial, on the codes that the transformer predicts. Not in the paper: w = 0 is its decoder,
 #    which stays as it is. A stream of 16,384 samples per process is predicted once and then remembered.
 train fusion --data "$photos" --out "$out/fusion" --start "$out/transformer/model" \
-  --lr 2e-4 --weight-decay 0.0 --steps 20000 --warmup 500 --batch "$batch" --accumulate "$accumulate" \
+  --lr 2e-4 --weight-decay 0.0 --steps 20000 --warmup 500 --batch "$batch" --grad-accum-steps "$accumulate" \
   --reconstruction.side 128 --reconstruction.no-decoders --reconstruction.cycle 16384 --reconstruction.grid 0.0 \
   --reconstruction.presets x4plus stablesr
 

@@ -13,8 +13,7 @@ train() { python -m nextscale train "$@" --data "$data"; }
 steps() { echo $((${STEPS:-$1} < $1 ? ${STEPS:-$1} : $1)); }
 train tokenizer --phase autoencoder --out "$out/autoencoder" \
   --steps "$(steps 940)" --batch 4 --lr 6e-4 --warmup 30 --final-lr 0.1 --ema 0.99 \
-  --reconstruction.side "$side" --reconstruction.noise 0.2 --reconstruction.clean 0.15 \
-  --reconstruction.dial-off 0.25 --reconstruction.dial-full 0.65 \
+  --reconstruction.side "$side" --reconstruction.noise 0.2 \
   --reconstruction.feature 0.25 --reconstruction.lpips 0.3
 train tokenizer --phase codebook --out "$out/codebook" --start "$out/autoencoder/model" \
   --steps "$(steps 500)" --batch 16 --lr 0.02 --warmup 10 --weight-decay 0 --final-lr 0.01 --ema 0.98 \

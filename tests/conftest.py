@@ -30,7 +30,7 @@ def small_config() -> ModelConfig:
         channels=16, multipliers=(1, 1, 1), blocks=1, patch=4, attention=False, linear_path=True
     )
     return ModelConfig(
-        TokenizerConfig(autoencoder=autoencoder, vocabulary=64, fusion=DecoderFusionConfig(channels=16, blocks=1)),
+        TokenizerConfig(autoencoder=autoencoder, codebook_size=64, fusion=DecoderFusionConfig(channels=16, blocks=1)),
         TransformerConfig(depth=2, width=64, heads=1, shared_adaln=True, aligned_conditioning=True),
     )
 

@@ -62,7 +62,7 @@ def test_work_is_that_of_the_plan(report: ModelReport, model: NextScale) -> None
         count = tokens[step]
         keys = 32 * 32 + sum(tokens[: step + 1])
         blocks = depth * (2 * count * (4 + 2 * round(config.mlp_ratio)) * width**2 + 4 * count * keys * width)
-        head = 2 * count * width * model.config.tokenizer.vocabulary
+        head = 2 * count * width * model.config.tokenizer.codebook_size
         assert blocks + head < done[f"step_{step + 1}"] < 1.25 * (blocks + head) + 2e7
 
 

@@ -130,15 +130,15 @@ def test_paper_trains_with_the_papers_numbers(tmp_path: Path, monkeypatch: pytes
     training = parse(recorded(found, "train", "transformer"), monkeypatch).part
     loop, codes = training.loop, training.codes
     assert (loop.lr, loop.weight_decay, loop.betas, loop.clip) == (1e-3, 0.005, (0.9, 0.95), 2.0)
-    assert loop.batch * loop.accumulate * 24 == 384
+    assert loop.batch * loop.grad_accum_steps * 24 == 384
     assert loop.steps == pytest.approx(200 * 25274 / 384, abs=1)
     assert (loop.schedule, loop.warmup) == ("linear", loop.steps // 50)
     assert (codes.clean, codes.class_free, codes.sides, codes.balance) == (0.25, 0.1, (128,), 0.0)
     tokenizer = parse(recorded(found, "--phase", "decoders"), monkeypatch).part
     loop = tokenizer.loop
-    assert (loop.lr, loop.weight_decay, loop.steps, loop.batch * loop.accumulate * 24) == (2.5e-4, 0.05, 25000, 384)
+    assert (loop.lr, loop.weight_decay, loop.steps, loop.batch * loop.grad_accum_steps * 24) == (2.5e-4, 0.05, 25000, 384)
     terms = tokenizer.reconstruction
-    assert (terms.continuous, terms.vocabulary, terms.squared) == (0.5, True, True)
+    assert (terms.unquantized_prob, terms.codebook, terms.squared) == (0.5, True, True)
     assert (terms.pixel, terms.lpips, terms.feature, terms.grid) == (1.0, 5.0, 0.0, 0.0)
     assert not parse(recorded(found, "train", "fusion"), monkeypatch).part.reconstruction.decoders
 
@@ -196,7 +196,7 @@ def test_paper_fits_the_gpus_that_it_names(tmp_path: Path, monkeypatch: pytest.M
 def test_paper_keeps_384_samples_on_fewer_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = commands("paper", tmp_path, GPUS="8", MACHINES="1", ACCUMULATE="12", ACCUMULATE_TRANSFORMER="6")
     loop = parse(recorded(found, "train", "transformer"), monkeypatch).part.loop
-    assert loop.batch * loop.accumulate * 8 == 384
+    assert loop.batch * loop.grad_accum_steps * 8 == 384
     (tmp_path / "other").mkdir()
     with pytest.raises(AssertionError, match="384 samples do not divide into 5 GPUs"):
         commands("paper", tmp_path / "other", GPUS="5")

@@ -12,7 +12,14 @@ import tyro
 from nextscale.errors import OptionError
 from nextscale.model.config import PRESETS, ModelConfig, RestorerConfig, TokenizerConfig
 from nextscale.model.config_io import read_difference
-from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig, RestorationConfig
+from nextscale.train.config import (
+    CodebookConfig,
+    CodesConfig,
+    FusionTrainingConfig,
+    LoopConfig,
+    ReconstructionConfig,
+    RestorationConfig,
+)
 from nextscale.train.plan import PlanConfig, Training, plan, show
 
 if TYPE_CHECKING:
@@ -118,8 +125,8 @@ class TrainTokenizer:
             if self.start is None and tokenizer.config.autoencoder.linear_path:
                 start_linear(tokenizer, crops)
             if self.phase == "autoencoder":
-                config = dataclasses.replace(config, continuous=1.0)
-            validation = self.validation.load(tokenizer, side, config.presets, config.clean)
+                config = dataclasses.replace(config, unquantized_prob=1.0)
+            validation = self.validation.load(tokenizer, side, ("bilinear",), 1.0)
             task = ReconstructionTask(tokenizer, crops, config, validation)
         average = train(task, self.loop, self.out)
         assert isinstance(average, Tokenizer)
@@ -142,7 +149,7 @@ class TrainFusion:
     """The restorer, as `train restorer` leaves it: the model gets it, and a fusion that starts as nothing (default: the
     model's own)."""
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
-    restoration: RestorationConfig = field(default_factory=lambda: RestorationConfig(side=64))
+    restoration: FusionTrainingConfig = field(default_factory=FusionTrainingConfig)
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
@@ -164,13 +171,13 @@ class TrainFusion:
         model.to(str(device()), fp32=True)
         factor = max(model.restorer.config.factors)
         task = FusionTask(model, _samples(self, factor), self.restoration, _validation(self, factor))
-        load_critic(task.terms.adversary, (self.restorer or self.start) / CRITIC)
+        load_critic(task.adversary, (self.restorer or self.start) / CRITIC)
         fusions = train(task, self.loop, self.out)
         if rank() == 0:
             assert model.fusions is not None
             model.fusions.load_state_dict(fusions.state_dict())
             model.save_pretrained(self.out / "model", half=False)
-            save_critic(task.terms.adversary, self.out / "model" / CRITIC)
+            save_critic(task.adversary, self.out / "model" / CRITIC)
         return end(0)
 
 
@@ -325,11 +332,11 @@ class TrainRestorer:
         validation = _validation(self, max(restorer.config.factors))
         task = RestorerTask(restorer, samples, config, validation)
         if self.start is not None:
-            load_critic(task.terms.adversary, self.start / CRITIC)
+            load_critic(task.adversary, self.start / CRITIC)
         average = train(task, self.loop, self.out)
         if rank() == 0:
             save_folder(self.out / "model", "restorer", restorer.config, average.state_dict())
-            save_critic(task.terms.adversary, self.out / "model" / CRITIC)
+            save_critic(task.adversary, self.out / "model" / CRITIC)
         return end(0)
 
 

@@ -162,7 +162,7 @@ class TokenizerConfig:
 
     ladder: Ladder = Ladder()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
-    vocabulary: int = 4096
+    codebook_size: int = 4096
     num_phi: int = 4
     fusion: DecoderFusionConfig | None = None
 
@@ -261,7 +261,7 @@ def tiny() -> ModelConfig:
         channels=48, multipliers=(1, 2, 2), blocks=1, patch=4, attention=False, linear_path=True
     )
     return ModelConfig(
-        tokenizer=TokenizerConfig(autoencoder=autoencoder, vocabulary=1024),
+        tokenizer=TokenizerConfig(autoencoder=autoencoder, codebook_size=1024),
         transformer=TransformerConfig(
             depth=8,
             width=256,

@@ -7,6 +7,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,18 @@ ConfigT = TypeVar("ConfigT")
 
 ADDED: Mapping[str, Any] = types.MappingProxyType({"added": True})
 """Metadata of a field that older files lack: it then has its default."""
+
+
+ALIASES: Mapping[str, str] = types.MappingProxyType({"vocabulary": "codebook_size"})
+"""Older names of keys, which files of shipped models have, and today's."""
+
+
+def _renamed(data: Mapping[str, Any], known: AbstractSet[str]) -> dict[str, Any]:
+    """The data under today's names, where `known` has them."""
+    names = {
+        old: new for old, new in ALIASES.items() if old in data and old not in known and new in known - data.keys()
+    }
+    return {names.get(key, key): value for key, value in data.items()}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -37,6 +50,7 @@ def from_dict(kind: type[ConfigT], data: Any, *, where: str = "config") -> Confi
         raise ModelError(f"{where} must be an object, got {type(data).__name__}")
     hints = typing.get_type_hints(kind)
     fields = {f.name for f in dataclasses.fields(kind)}
+    data = _renamed(data, fields)
     unknown = sorted(set(data) - fields)
     if unknown:
         raise ModelError(f"unknown key {where}.{unknown[0]} (known: {', '.join(sorted(fields))})")
@@ -58,7 +72,7 @@ def changed(config: ConfigT, difference: Any, *, where: str = "config") -> Confi
     def merged(old: Any, new: Any) -> Any:
         if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
             return new
-        return {**old, **{key: merged(old.get(key), value) for key, value in new.items()}}
+        return {**old, **{key: merged(old.get(key), value) for key, value in _renamed(new, old.keys()).items()}}
 
     if not isinstance(difference, Mapping):
         raise ModelError(f"{where} must be an object, got {type(difference).__name__}")

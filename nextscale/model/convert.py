@@ -165,7 +165,7 @@ def _convert_tokenizer(state: State, target: Path, sides: tuple[int, ...], where
     tokenizer.save_pretrained(target)
     ladder = config.ladder
     return [
-        f"taken: {len(state)} tensors (encoder, quantiser with {config.vocabulary} codes, decoder)",
+        f"taken: {len(state)} tensors (encoder, quantiser with {config.codebook_size} codes, decoder)",
         f"ladder: steps {' '.join(map(str, ladder.sides))} in {stages} stage(s), a decoder for each from the one given",
         f"written: {target}",
     ]
@@ -194,7 +194,7 @@ def _tokenizer_config(state: State, sides: tuple[int, ...], where: str, what: st
         blocks=blocks,
         latent_channels=codebook.shape[1],
     )
-    return TokenizerConfig(ladder, autoencoder, vocabulary=codebook.shape[0], num_phi=num_phi)
+    return TokenizerConfig(ladder, autoencoder, codebook_size=codebook.shape[0], num_phi=num_phi)
 
 
 def _convert_restorer(state: State, target: Path, where: str) -> list[str]:
@@ -237,7 +237,7 @@ def _convert_transformer(state: State, target: Path, where: str) -> list[str]:
         raise ModelError(f"{where}: VAR's shared-AdaLN transformers (d36) are not supported; use VAR-d16's")
     heads = _need(state, "blocks.0.attn.scale_mul_1H11", where, what).shape[1]
     model = ModelConfig(
-        TokenizerConfig(autoencoder=AutoencoderConfig(latent_channels=latent_channels), vocabulary=head.shape[0]),
+        TokenizerConfig(autoencoder=AutoencoderConfig(latent_channels=latent_channels), codebook_size=head.shape[0]),
         TransformerConfig(depth=depth, width=width, heads=heads),
     )
     ladder = model.tokenizer.ladder

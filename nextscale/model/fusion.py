@@ -42,6 +42,10 @@ class Fusion(nn.Module):
         with torch.no_grad():
             self.error_out.bias.fill_(-3.0)  # type: ignore[union-attr]
 
+    def checkpoint_units(self) -> list[nn.Module]:
+        """The blocks that activation checkpointing runs again, and that FSDP gathers one at a time."""
+        return list(self.blocks)
+
     def forward(
         self, inputs: Tensor, features: Tensor, decoded: Tensor, probabilities: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,9 @@ class Quantizer(nn.Module):
 
     RATIO = 0.5
 
-    def __init__(self, vocabulary: int, channels: int, num_phi: int) -> None:
+    def __init__(self, codebook_size: int, channels: int, num_phi: int) -> None:
         super().__init__()
-        self.codebook = nn.Embedding(vocabulary, channels)
+        self.codebook = nn.Embedding(codebook_size, channels)
         self.phi = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_phi))
 
     def nearest(self, residual: Tensor) -> Tensor:

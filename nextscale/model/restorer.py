@@ -30,6 +30,10 @@ class Restorer(nn.Module):
         self.body = nn.Sequential(*layers)
         self.heads = nn.ModuleList(nn.Conv2d(width, 3 * factor**2, 3, padding=1) for factor in config.factors)
 
+    def checkpoint_units(self) -> list[nn.Module]:
+        """What activation checkpointing runs again: the body as a whole, whose layers keep their inputs anyway."""
+        return [self.body]
+
     def features(self, images: Tensor, denoise: Tensor | float = 1.0) -> Tensor:
         """What the heads read: B C h w.
 

@@ -14,7 +14,7 @@ from nextscale.model.checkpoint import WEIGHTS, find_folder, load_weights, read_
 from nextscale.model.config import Ladder, TokenizerConfig
 from nextscale.model.decoder import Decoder, InputFeatures
 from nextscale.model.encoder import Encoder
-from nextscale.model.layers import area_downsample
+from nextscale.model.layers import AttentionBlock, ResBlock, area_downsample
 from nextscale.model.quantizer import Quantizer, Scan
 
 
@@ -48,7 +48,7 @@ class Tokenizer(nn.Module):
             with torch.no_grad():
                 nn.init.dirac_(self.quant_conv.weight)
                 self.quant_conv.bias.zero_()  # type: ignore[union-attr]
-        self.quantizer = Quantizer(config.vocabulary, auto.latent_channels, config.num_phi)
+        self.quantizer = Quantizer(config.codebook_size, auto.latent_channels, config.num_phi)
         self.decoders = nn.ModuleList(Decoder(auto, config.fusion, factor) for factor in config.ladder.factors)
         self.input_features = None if config.fusion is None else InputFeatures(config.fusion)
 
@@ -91,6 +91,11 @@ class Tokenizer(nn.Module):
             state |= {f"decoders.{stage}.{name}": tensor for name, tensor in decoder.items()}
         other.load_state_dict({name: state[name] for name in other.state_dict()})
         return other.to(self.quant_conv.weight.device).eval()
+
+    def checkpoint_units(self) -> list[nn.Module]:
+        """The blocks that activation checkpointing runs again, and that FSDP gathers one at a time."""
+        parts = (self.encoder, *self.decoders)
+        return [block for part in parts for block in part.modules() if isinstance(block, ResBlock | AttentionBlock)]
 
     def latents(self, images: Tensor) -> Tensor:
         """Images B 3 H W in [-1, 1], sides multiples of 16 -> latents B 32 H/16 W/16, float32."""

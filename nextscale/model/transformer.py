@@ -2,7 +2,7 @@
 
 Notable: VAR-d16's blocks and head, so that its checkpoint initialises them; 1024 prefix tokens from the input's latent;
 segment-causal attention without a mask; one position grid resized to every step; optional aligned conditioning.
-Shapes: B batch, L tokens, C width, Z latent channels, V vocabulary.
+Shapes: B batch, L tokens, C width, Z latent channels, V codebook size.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Condition:
 class Stack(nn.Module):
     """VAR's blocks and head: embedded tokens -> logits."""
 
-    def __init__(self, config: TransformerConfig, vocabulary: int) -> None:
+    def __init__(self, config: TransformerConfig, codebook_size: int) -> None:
         super().__init__()
         width = config.width
         self.shared_ada = nn.Linear(width, 6 * width) if config.shared_adaln else None
@@ -60,7 +60,7 @@ class Stack(nn.Module):
             for _ in range(config.depth)
         )
         self.head_ada = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, vocabulary)
+        self.head = nn.Linear(width, codebook_size)
 
     def forward(
         self,
@@ -95,7 +95,7 @@ class Stack(nn.Module):
 class Transformer(nn.Module):
     """Predicts the codes of a photograph from the latent of its degraded version."""
 
-    def __init__(self, config: TransformerConfig, ladder: Ladder, vocabulary: int, latent_channels: int) -> None:
+    def __init__(self, config: TransformerConfig, ladder: Ladder, codebook_size: int, latent_channels: int) -> None:
         super().__init__()
         self.config = config
         self.ladder = ladder
@@ -107,7 +107,7 @@ class Transformer(nn.Module):
         self.level_embed = nn.Embedding(1 + ladder.num_steps, width)
         self.position = nn.Parameter(torch.empty(1, width, config.position_grid, config.position_grid))
         self.aligned = nn.Linear(latent_channels, width) if config.aligned_conditioning else None
-        self.stack = Stack(config, vocabulary)
+        self.stack = Stack(config, codebook_size)
         if self.position.device.type != "meta":
             self.init_weights()
 
@@ -144,6 +144,10 @@ class Transformer(nn.Module):
         for block in self.stack.blocks:
             block.attn.proj.weight.div_(math.sqrt(2 * depth))  # type: ignore[union-attr, operator]
             block.ffn.fc2.weight.div_(math.sqrt(2 * depth))  # type: ignore[union-attr, operator]
+
+    def checkpoint_units(self) -> list[nn.Module]:
+        """The blocks that activation checkpointing runs again, and that FSDP gathers one at a time."""
+        return list(self.stack.blocks)
 
     def start(self, condition: Condition) -> Tensor:
         """Tokens of the first step: class + start vectors + level + position, B L C."""

@@ -1,4 +1,4 @@
-"""A critic that learns to tell photographs from the decoders' pictures, and what the decoders gain by deceiving it.
+"""A critic that learns to tell photographs from generated pictures, and the generator's loss against it.
 
 It reads the activations of a trained network rather than pixels (Sauer et al. 2021, "Projected GANs converge
 faster"), which the perceptual terms compute anyway: what is left to learn are a few small heads.
@@ -6,6 +6,7 @@ faster"), which the perceptual terms compute anyway: what is left to learn are a
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -46,8 +47,8 @@ class Adversary:
         stages: how many stages are judged.
         channels: of each activation map.
         lr: the critics' constant learning rate.
-        by_accuracy: scale what is gained by deceiving by how much better than a guess the critic is: from 0 where half
-            of its answers are right to 1 where all are.
+        by_accuracy: scale the generator's loss by how much better than a guess the critic is: from 0 where half of its
+            answers are right to 1 where all are.
     """
 
     def __init__(
@@ -59,9 +60,11 @@ class Adversary:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.critics = nn.ModuleList(Critic(channels) for _ in range(stages)).to(device)
+        self.waiting: list[tuple[int, list[Tensor], list[Tensor]]] = []
+        """Stage and activations of pictures and photographs that the critics have yet to learn from."""
         self.optimiser = torch.optim.AdamW(self.critics.parameters(), lr=lr, betas=(0.5, 0.99), weight_decay=0.0)
 
-    def deceive(self, stage: int, activations: list[Tensor]) -> tuple[Tensor, float]:
+    def generator_loss(self, stage: int, activations: list[Tensor]) -> tuple[Tensor, float]:
         """A term whose gradient leads the activations to what the critic takes for a photograph's, and -log p of that.
 
         The gradient at the activations has the norm of that of their mean absolute difference to others, as a
@@ -78,24 +81,35 @@ class Adversary:
         towards = [(g * x).float().sum() for g, x in zip(slopes, activations, strict=True)]
         return torch.stack(towards).sum() * (usual / norm.clamp(min=1e-12)), float(value.detach())
 
-    def learn(self, stage: int, made: list[Tensor], real: list[Tensor]) -> dict[str, float]:
-        """Add to the critic's gradients those of telling made pictures' activations and photographs' apart."""
-        critic = self.critics[stage]
-        with torch.enable_grad():
-            given, wanted = (critic([x.detach() for x in maps]) for maps in (made, real))
-            loss = F.softplus(given).mean() + F.softplus(-wanted).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
-        right = ((given < 0).float().mean() + (wanted > 0).float().mean()) / 2
-        self.accuracies[stage] += 0.02 * (float(right) - self.accuracies[stage])
-        return {f"critic_{stage + 1}": float(loss.detach()), f"told_{stage + 1}": float(right)}
+    def keep(self, stage: int, made: list[Tensor], real: list[Tensor]) -> None:
+        """Keep activations of generated pictures and photographs for the critics' next step."""
+        self.waiting.append((stage, [x.detach() for x in made], [x.detach() for x in real]))
 
-    def step(self) -> None:
-        """One step of the critics, on the mean of all processes' gradients."""
+    def discriminator_loss(self, stage: int, made: list[Tensor], real: list[Tensor]) -> tuple[Tensor, float]:
+        """A critic's cross-entropy on generated pictures' and photographs' activations, and its accuracy."""
+        on_made, on_real = (self.critics[stage](maps) for maps in (made, real))
+        loss = F.softplus(on_made).mean() + F.softplus(-on_real).mean()
+        return loss, float(((on_made < 0).float().mean() + (on_real > 0).float().mean()) / 2)
+
+    def step(self) -> dict[str, float]:
+        """One step of the critics on what was kept, with the mean of all processes' gradients; numbers to log."""
+        seen = Counter(stage for stage, *_ in self.waiting)
+        numbers: dict[str, float] = {}
+        for stage, made, real in self.waiting:
+            with torch.enable_grad():
+                loss, accuracy = self.discriminator_loss(stage, made, real)
+                (loss / seen[stage]).backward()  # type: ignore[no-untyped-call]
+            self.accuracies[stage] += 0.02 * (accuracy - self.accuracies[stage])
+            for name, value in (("d_loss", float(loss.detach())), ("d_accuracy", accuracy)):
+                key = f"{name}_{stage + 1}"
+                numbers[key] = numbers.get(key, 0.0) + value / seen[stage]
+        self.waiting = []
         for parameter in self.critics.parameters():
             if parameter.grad is not None and world() > 1:
                 parameter.grad.copy_(summed(parameter.grad) / world())
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        return numbers
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 
@@ -14,8 +13,8 @@ class LoopConfig:
     steps: int = 1000
     """Optimiser steps of the whole run."""
     batch: int = 8
-    """Samples per process at a time. An optimiser step sees batch x accumulate x processes of them."""
-    accumulate: int = 1
+    """Samples per process at a time. An optimiser step sees batch x grad_accum_steps x processes of them."""
+    grad_accum_steps: int = 1
     """Batches per optimiser step, whose gradients are averaged: more samples in the memory of one batch."""
     lr: float = 1e-3
     """Peak learning rate."""
@@ -38,7 +37,7 @@ class LoopConfig:
     seed: int = 0
     bf16: bool = True
     """Autocast to bfloat16; weights and optimiser stay in 32 bits."""
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """Activation checkpointing: run every block again in the backward pass instead of keeping what it computed."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """What the processes of `torchrun` or `accelerate launch` share: gradients only, or weights and optimiser too."""
@@ -64,25 +63,15 @@ class ReconstructionConfig:
 
     side: int = 64
     """Side in pixels of the input photograph: crops are four times that."""
-    presets: tuple[str, ...] = ("stablesr",)
-    """Degradations of the inputs that the fidelity dial sees, drawn alike."""
-    clean: float = 0.1
-    """Share of inputs that are only reduced, not degraded."""
     soft: float = 0.0
     """Share of photographs of which a part is enlarged 1.2 to 2.2 times: most are not sharp to the pixel."""
-    continuous: float = 0.5
+    unquantized_prob: float = 0.5
     """Share of samples whose decoder sees the unquantised latent; at 1 the encoder trains too, as it always does in the
     autoencoder phase, which has no codes yet."""
-    dial_off: float = 0.5
-    """Share of samples decoded from codes alone (w = 0)."""
-    dial_full: float = 0.35
-    """Share of samples decoded at w = 1; the rest draws w uniformly."""
     noise: float = 0.0
     """Noise on unquantised latents, as a share of their root mean square: what quantisation will cost them."""
-    decoders: bool = True
-    """Train the decoders themselves (off: `train fusion` trains the dial alone, and w = 0 stays as it is)."""
-    vocabulary: bool = False
-    """Train the vocabulary and Phi along with the decoders (the paper's first phase)."""
+    codebook: bool = False
+    """Train the codebook and Phi along with the decoders (the paper's first phase)."""
     pixel: float = 1.0
     """Weight of the pixel difference."""
     squared: bool = False
@@ -92,25 +81,12 @@ class ReconstructionConfig:
     lpips: float = 0.2
     """Weight of LPIPS-squeeze."""
     adversarial: float = 0.0
-    """Weight of deceiving a critic that learns to tell pictures from photographs (0: no critic). Its gradient at the
-    VGG19 activations is kept as large as that of the feature difference, so the two weights compare."""
-    judged_from: int = 2
+    """Weight of the generator's loss against a critic of VGG19 activations (0: no critic). Its gradient at these is as
+    large as that of the feature difference, so the two weights compare."""
+    disc_start_stage: int = 2
     """The first stage that the critic judges, counted from 1: what the first one lacks is noise to remove."""
     critic_lr: float = 1e-3
     """Learning rate of the critic."""
-    predicted: float = 0.6
-    """Share of quantised samples decoded from codes that the transformer predicts (`train fusion`)."""
-    taught: float = 0.0
-    """Share of the samples with predicted codes whose target has the fine detail that Real-ESRGAN x4plus sees in the
-    input (`train fusion`, extra `peers`): it can be known from the input, the photograph's own detail cannot."""
-    taught_sigma: float = 2.5
-    """What counts as fine, in pixels at x4: detail that a Gaussian of this deviation takes away."""
-    taught_from: int = 2
-    """The first stage that is taught, counted from 1: the first one has no detail to add, only damage to remove."""
-    lessons: Path | None = None
-    """Folder that keeps Real-ESRGAN's pictures between runs."""
-    cycle: int = 2048
-    """Samples after which `train fusion` starts over, so that each is predicted once and then remembered."""
     grid: float = 4.0
     """Weight of the difference that repeats with every patch the decoder writes, which the other terms hardly see."""
 
@@ -157,7 +133,7 @@ class CodesConfig:
 
 @dataclass(frozen=True)
 class RestorationConfig:
-    """Training of the restorer and of the fusion: pairs and terms of the loss."""
+    """Training of the restorer: pairs and terms of the loss."""
 
     side: int = 48
     """Side in pixels of the input photograph; crops are as much larger as the largest factor."""
@@ -188,7 +164,7 @@ class RestorationConfig:
     lpips_scale: tuple[float, float] = (0.5, 0.9)
     """Their size over that of the pictures: smaller ones hide nothing finer than its strides, where it likes dots."""
     adversarial: float = 0.0
-    """Weight of deceiving a critic of pixels and VGG19 activations (0: no critic)."""
+    """Weight of the generator's loss against a critic of pixels and VGG19 activations (0: no critic)."""
     adversarial_from: int = 150
     """The critic learns alone before this step."""
     critic_lr: float = 3e-4
@@ -196,11 +172,19 @@ class RestorationConfig:
     window: int = 112
     """Side in pixels of what the perceptual terms see of each picture."""
     factor_weights: tuple[float, ...] = (0.7, 0.8, 1.0)
-    """Weight of each factor's terms, smallest factor first."""
+    """Weight of each factor's terms, smallest factor first; a model with fewer factors takes the last ones."""
+
+
+@dataclass(frozen=True)
+class FusionTrainingConfig(RestorationConfig):
+    """Training of the fusion: what it adds to the restorer's, and where its codes come from."""
+
+    side: int = 64
+    """Side in pixels of the input photograph, which the model's ladder must fit."""
     error: float = 0.05
-    """Weight of the expected error's likelihood (`train fusion`)."""
+    """Weight of the expected error's likelihood."""
     predicted: float = 0.8
-    """Share of the samples with codes that the transformer predicts, instead of the photograph's (`train fusion`)."""
+    """Share of the samples with codes that the transformer predicts, instead of the photograph's."""
     predicted_after: int = 100
     """Steps over which that share rises from nothing: started on predicted codes, the way to the codes stays shut."""
     cycle: int = 1600

@@ -49,12 +49,12 @@ class Task(Protocol):
         """The loss of one batch and the numbers to log.
 
         Args:
-            step: number of the batch: that of the optimiser's step, times `accumulate`, plus its place in the step.
+            step: number of the batch: the optimiser's step x grad_accum_steps + the batch's place in that step.
             batch: samples of this process, those at `distributed.positions(step, batch)`.
         """
 
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
-        """Called after each optimiser step, in every process."""
+    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
+        """What follows each optimiser step, in every process, as a critic's own step; returns numbers to log."""
 
 
 def decay_groups(parameters: Iterator[tuple[str, nn.Parameter]], lr: float, decay: float) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ class Run:
         self.task = task
         self.config = config
         self.average = copy.deepcopy(task.model).eval().requires_grad_(False)
-        self.losses = distributed.spread(Losses(task), blocks(task.model), config.parallel)
+        self.losses = distributed.spread(Losses(task), checkpoint_units(task.model), config.parallel)
         self.device = next(task.model.parameters()).device
         self.average.to(self.device)
         groups = task.groups(config)
@@ -118,7 +118,7 @@ class Run:
         self.tally = Tally()
 
     def advance(self) -> tuple[float, float]:
-        """One optimiser step; returns the loss and the share of the peak learning rate.
+        """One optimiser step; returns the loss and the learning rate of the first group.
 
         Raises:
             NextScaleError: the loss or the gradient is no longer finite; the weights are those before.
@@ -129,12 +129,12 @@ class Run:
             group["lr"] = peak * share
         self.optimiser.zero_grad(set_to_none=True)
         mean = 0.0
-        for place in range(config.accumulate):
-            with distributed.keep_gradients(self.losses, place + 1 < config.accumulate):
+        for place in range(config.grad_accum_steps):
+            with distributed.keep_gradients(self.losses, place + 1 < config.grad_accum_steps):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
-                    loss, numbers = self.losses(self.step * config.accumulate + place, config.batch)
-                (loss / config.accumulate).backward()
-            mean += float(loss.detach()) / config.accumulate
+                    loss, numbers = self.losses(self.step * config.grad_accum_steps + place, config.batch)
+                (loss / config.grad_accum_steps).backward()
+            mean += float(loss.detach()) / config.grad_accum_steps
             self.tally.add(numbers)
         norm = float(distributed.dense(nn.utils.clip_grad_norm_(self.trained, config.clip)))
         lost, wild = distributed.any_process(not math.isfinite(mean), not math.isfinite(norm))
@@ -142,7 +142,8 @@ class Run:
             what = f"loss is {sum(distributed.gathered(mean))}" if lost else f"gradient's norm is {norm}"
             raise NextScaleError(f"the {what} at step {self.step}; resume with a lower learning rate")
         self.optimiser.step()
-        self.task.after(self.step, self.optimiser)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+            self.tally.add(self.task.after(self.step, self.optimiser))
         decay = min(config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for average, value in zip(self.means, self.task.model.parameters(), strict=True):
@@ -151,7 +152,7 @@ class Run:
         self.tally.add({"grad_norm": norm})
         self.tally.steps += 1
         self.tally.seconds += time.monotonic() - started
-        return mean, share
+        return mean, float(self.optimiser.param_groups[0]["lr"])
 
     def averaged(self) -> nn.Module:
         """The averaged model, whole in every process."""
@@ -208,8 +209,8 @@ def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
     """
     if not 0 <= config.start_step < config.steps:
         raise OptionError(f"--start-step {config.start_step}: must be before the last step, {config.steps}")
-    if config.accumulate < 1:
-        raise OptionError(f"--accumulate {config.accumulate}: must be at least 1")
+    if config.grad_accum_steps < 1:
+        raise OptionError(f"--grad-accum-steps {config.grad_accum_steps}: must be at least 1")
     if config.threads:
         torch.set_num_threads(config.threads)
     first = distributed.rank() == 0
@@ -217,8 +218,10 @@ def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
     run = Run(task, config)
     resumed = _resume(run, folder)
     with ExitStack() as stack:
-        if config.recompute:
-            stack.enter_context(recomputed(blocks(task.model)))
+        if config.activation_checkpointing:
+            if not checkpoint_units(task.model):
+                raise OptionError("--activation-checkpointing: this model declares no blocks to run again")
+            stack.enter_context(checkpointed(checkpoint_units(task.model)))
         logs: list[Log | Board] = []
         if first:
             logs.append(Log(folder / "log.jsonl", run.step))
@@ -229,13 +232,13 @@ def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
         show = stack.enter_context(progress(config, run.step, quiet=not first))
         saved = time.monotonic()
         while run.step < config.steps:
-            loss, share = run.advance()
+            loss, rate = run.advance()
             last = run.step == config.steps
             speed = _samples(run) / run.tally.seconds
             row = _validate(run, folder)
             due = run.step % config.log_every == 0 or last
             if due:
-                row = _row(run, share) | row | resumed
+                row = _row(run, rate) | row | resumed
                 resumed = {}
             if row:
                 for log in logs:
@@ -252,15 +255,15 @@ def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
 
 def _samples(run: Run) -> int:
     """Samples that all processes have seen since the last row."""
-    return run.tally.steps * run.config.batch * run.config.accumulate * distributed.world()
+    return run.tally.steps * run.config.batch * run.config.grad_accum_steps * distributed.world()
 
 
-def _row(run: Run, share: float) -> Row:
+def _row(run: Run, rate: float) -> Row:
     """What the steps since the last row amount to, over all processes; the tally starts again."""
     tally = Tally.merged(distributed.gathered(run.tally))
     speeds = rates(tally, _samples(run), run.task, processes=distributed.world(), peak_tflops=run.config.peak_tflops)
     run.tally = Tally()
-    return {"lr": share} | {name: float(f"{value:.7g}") for name, value in (tally.means() | speeds).items()}
+    return {"lr": rate} | {name: float(f"{value:.7g}") for name, value in (tally.means() | speeds).items()}
 
 
 def _validate(run: Run, folder: Path) -> Row:
@@ -312,14 +315,16 @@ def _resume(run: Run, folder: Path) -> Row:
     return {"resumed_from": name}
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a model: the members of every list called `blocks`."""
-    lists = [m for name, m in model.named_modules() if name.split(".")[-1] == "blocks"]
-    return [block for members in lists if isinstance(members, nn.ModuleList) for block in members]
+def checkpoint_units(model: nn.Module) -> list[nn.Module]:
+    """The parts that a model, or each member of a list of models, declares for checkpointing and sharding."""
+    if isinstance(model, nn.ModuleList):
+        return [unit for member in model for unit in checkpoint_units(member)]
+    declared = getattr(model, "checkpoint_units", None)
+    return declared() if declared else []
 
 
 @contextmanager
-def recomputed(modules: list[nn.Module]) -> Iterator[None]:
+def checkpointed(modules: list[nn.Module]) -> Iterator[None]:
     """Inside, the modules keep only their inputs for the backward pass, which runs them again."""
     for module in modules:
         module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)

@@ -24,6 +24,21 @@ def draws(seed: int, stream: int, first: int, batch: int, count: int) -> np.ndar
     return np.stack([np.random.default_rng((seed, stream, first + i)).random(count) for i in range(batch)])
 
 
+def photographs(
+    crops: Crops, step: int, batch: int, device: torch.device | None = None, *, soft: float = 0.0
+) -> Tensor:
+    """The sharp crops of one step, without degraded inputs: B 3 H H in [-1, 1].
+
+    Args:
+        soft: share of samples that show a part of the crop, enlarged 1.2 to 2.2 times.
+    """
+    position = positions(step, batch).start
+    hr = torch.from_numpy(crops.batch(position, batch)).to(device).float() / 255
+    chance = [random.Random(crops.seed * 1_000_003 + position + i) for i in range(batch)]
+    drawn = [softened(hr[i : i + 1], draw) if draw.random() < soft else hr[i : i + 1] for i, draw in enumerate(chance)]
+    return torch.cat(drawn) * 2 - 1
+
+
 def pairs(
     crops: Crops,
     step: int,

@@ -268,15 +268,15 @@ def input_features_cost(config: DecoderFusionConfig, side: int, precision: Preci
 def quantizer_parameters(config: TokenizerConfig) -> int:
     """Codebook and shared convolutions."""
     channels = config.autoencoder.latent_channels
-    return config.vocabulary * channels + config.num_phi * (9 * channels + 1) * channels
+    return config.codebook_size * channels + config.num_phi * (9 * channels + 1) * channels
 
 
 def nearest_cost(config: TokenizerConfig, ladder: Ladder, stages: int) -> Cost:
     """The search for the nearest codes of the first stages."""
     tokens = sum(ladder.tokens(n) for n in range(stages))
     most = max(side**2 for side in ladder.sides[: ladder.stage_ends[stages - 1]])
-    flops = 2 * config.vocabulary * config.autoencoder.latent_channels * tokens
-    return Cost(flops=flops, working=2 * WIDE * most * config.vocabulary)
+    flops = 2 * config.codebook_size * config.autoencoder.latent_channels * tokens
+    return Cost(flops=flops, working=2 * WIDE * most * config.codebook_size)
 
 
 def scan_cost(config: TokenizerConfig, ladder: Ladder, stages: int) -> Cost:
@@ -314,7 +314,7 @@ def transformer_costs(
         recompute: a block keeps only its input, and its forward pass runs again in the backward pass.
     """
     shape, tokenizer = config.transformer, config.tokenizer
-    width, latent, vocabulary = shape.width, tokenizer.autoencoder.latent_channels, tokenizer.vocabulary
+    width, latent, vocabulary = shape.width, tokenizer.autoencoder.latent_channels, tokenizer.codebook_size
     hidden = round(width * shape.mlp_ratio)
     lengths = segments(ladder, stages)
     tokens, wanted = sum(lengths), sum(lengths[1:])
@@ -545,15 +545,17 @@ def plan(
     sides = tuple(sides) or (config.tokenizer.ladder.input_side,)
     batches = {side: max(1, loop.batch * min(sides) ** 2 // side**2) for side in sorted(set(sides))}
     costs = {
-        side: pieces(config, training, side, stages=stages, precision=precision, recompute=loop.recompute)
+        side: pieces(
+            config, training, side, stages=stages, precision=precision, recompute=loop.activation_checkpointing
+        )
         for side in batches
     }
     rate = hardware.bf16 if loop.bf16 else hardware.fp32
     flops = preparation = seconds = samples = 0.0
     for side in sides:
-        count = batches[side] * loop.accumulate / len(sides)
+        count = batches[side] * loop.grad_accum_steps / len(sides)
         forward_back, forward = training_flops(costs[side]), preparation_flops(costs[side])
-        again = sum(p.cost.flops for p in costs[side] if p.name == "blocks" and loop.recompute)
+        again = sum(p.cost.flops for p in costs[side] if p.name == "blocks" and loop.activation_checkpointing)
         samples += count * machine.processes
         flops += count * machine.processes * forward_back
         preparation += count * machine.processes * forward
@@ -670,7 +672,7 @@ def remedy(plan: Plan) -> str:
     fixed = plan.peak - plan.memory.get("activations", 0.0) - plan.memory.get("working space", 0.0)
     if fixed > plan.memory_gib * GIB:
         return "the weights and their optimiser alone do not; use --parallel fsdp over more processes"
-    return "use --recompute, or a smaller --batch with a larger --accumulate"
+    return "use --activation-checkpointing, or a smaller --batch with a larger --grad-accum-steps"
 
 
 def count(number: float) -> str:

@@ -163,7 +163,7 @@ class NextScale:
     def create(cls, config: ModelConfig) -> NextScale:
         """A model with fresh random weights."""
         part = config.tokenizer
-        transformer = Transformer(config.transformer, part.ladder, part.vocabulary, part.autoencoder.latent_channels)
+        transformer = Transformer(config.transformer, part.ladder, part.codebook_size, part.autoencoder.latent_channels)
         tokenizer = Tokenizer(part)
         if config.restorer is None or config.fusion is None:
             return cls(config, tokenizer, transformer)
@@ -203,7 +203,7 @@ class NextScale:
         part = Tokenizer.from_pretrained(first)
         kind = "transformer" if read_kind(second) == "transformer" else "model"
         config = read_config(second, kind, ModelConfig)
-        if (config.tokenizer.ladder, config.tokenizer.vocabulary) != (part.ladder, part.config.vocabulary):
+        if (config.tokenizer.ladder, config.tokenizer.codebook_size) != (part.ladder, part.config.codebook_size):
             raise ModelError(f"{second}: its ladder or vocabulary is not that of the tokenizer {first}")
         if kind == "model":
             return cls(
@@ -268,7 +268,7 @@ class NextScale:
             "factors": ", ".join(f"x{factor:g}" for factor in ladder.factors),
             "tiles": f"{ladder.input_side} px a side; pictures of any size are cut into them",
             "steps": f"{ladder.num_steps}, with {sum(side * side for side in ladder.sides)} tokens",
-            "codes": str(self.config.tokenizer.vocabulary),
+            "codes": str(self.config.tokenizer.codebook_size),
         }
 
     @property

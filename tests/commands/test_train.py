@@ -68,7 +68,7 @@ def test_a_trained_tokenizer_changes_its_ladder_only(
         "--out",
         str(tmp_path / "a"),
     ]
-    assert main([*words, "--config", difference(tmp_path, {"tokenizer": {"vocabulary": 32}})]) == 2
+    assert main([*words, "--config", difference(tmp_path, {"tokenizer": {"codebook_size": 32}})]) == 2
     assert "only its ladder can change" in capsys.readouterr().err
     assert main([*words, "--config", difference(tmp_path, {"tokenizer": {"vocabulari": 32}})]) == 1
     assert "unknown key config.tokenizer.vocabulari" in capsys.readouterr().err

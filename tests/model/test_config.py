@@ -27,6 +27,16 @@ from nextscale.model.config_io import changed, from_dict, read_difference, to_di
 from nextscale.model.transformer import Transformer
 
 
+def test_older_names_of_keys_still_load() -> None:
+    data = to_dict(tiny())
+    size = data["tokenizer"].pop("codebook_size")
+    data["tokenizer"]["vocabulary"] = size
+    assert from_dict(ModelConfig, data) == tiny()
+    assert changed(paper(), {"tokenizer": {"vocabulary": 32}}).tokenizer.codebook_size == 32
+    with pytest.raises(ModelError, match=r"unknown key config\.tokenizer\.vocabulary"):
+        from_dict(ModelConfig, {**data, "tokenizer": {**data["tokenizer"], "codebook_size": size}})
+
+
 def test_the_ladder_has_3452_tokens_in_three_stages() -> None:
     ladder = Ladder()
     assert [ladder.tokens(n) for n in range(3)] == [116, 552, 2784]
@@ -115,7 +125,10 @@ def test_a_difference_changes_only_what_it_names(tmp_path: Path) -> None:
     assert found.tokenizer.autoencoder == tiny().tokenizer.autoencoder
     assert read_difference(tiny(), None) == tiny()
     assert changed(tiny(), {"tokenizer": {"fusion": None}}).tokenizer.fusion is None
-    assert changed(paper(), {"tokenizer": {"fusion": to_dict(DecoderFusionConfig())}}).tokenizer.fusion == DecoderFusionConfig()
+    assert (
+        changed(paper(), {"tokenizer": {"fusion": to_dict(DecoderFusionConfig())}}).tokenizer.fusion
+        == DecoderFusionConfig()
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +162,7 @@ def test_configs_that_contradict_themselves_are_refused() -> None:
 def count(config: ModelConfig) -> int:
     with torch.device("meta"):
         part = config.tokenizer
-        model = Transformer(config.transformer, part.ladder, part.vocabulary, part.autoencoder.latent_channels)
+        model = Transformer(config.transformer, part.ladder, part.codebook_size, part.autoencoder.latent_channels)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

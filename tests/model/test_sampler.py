@@ -111,7 +111,7 @@ def test_the_sampler_feeds_the_trainers_inputs_bit_for_bit(model: NextScale) -> 
     tokenizer = model.tokenizer
     images = torch.rand(2, 3, 512, 512, generator=torch.Generator().manual_seed(0)) * 2 - 1
     codes = tokenizer.encode(images)
-    stub = Replay(codes, tokenizer.config.vocabulary)
+    stub = Replay(codes, tokenizer.config.codebook_size)
     made = list(
         sample(
             stub, tokenizer.quantizer, tokenizer.ladder, condition_of(2), GREEDY, noise=tile_noise(0, [(0, 0), (0, 1)])

@@ -37,7 +37,7 @@ def with_ladder(official: Tokenizer, ladder: Ladder) -> Tokenizer:
     """The same weights on another ladder, one copy of the decoder per stage."""
     config = official.config
     tokenizer = Tokenizer(
-        TokenizerConfig(ladder, config.autoencoder, vocabulary=config.vocabulary, num_phi=config.num_phi)
+        TokenizerConfig(ladder, config.autoencoder, codebook_size=config.codebook_size, num_phi=config.num_phi)
     )
     state = official.state_dict()
     state |= {

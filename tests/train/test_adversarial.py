@@ -52,22 +52,22 @@ def test_the_critic_learns_to_tell_rippled_pictures_and_leads_away_from_them(pho
     made = rippled(photographs)
     log = []
     for _ in range(40):
-        log.append(adversary.learn(1, features(made), features(photographs)))
-        adversary.step()
-    assert log[-1]["critic_2"] < 0.8 * log[0]["critic_2"]
-    assert log[-1]["told_2"] > 0.8
+        adversary.keep(1, features(made), features(photographs))
+        log.append(adversary.step())
+    assert log[-1]["d_loss_2"] < 0.8 * log[0]["d_loss_2"]
+    assert log[-1]["d_accuracy_2"] > 0.8
     maps = [x.requires_grad_() for x in features(made)]
-    term, doubt = adversary.deceive(1, maps)
+    term, value = adversary.generator_loss(1, maps)
     slopes = torch.autograd.grad(term, maps)
     better = [x.detach() - 0.1 * x.detach().std() * g / g.std() for x, g in zip(maps, slopes, strict=True)]
-    assert adversary.deceive(1, better)[1] < doubt
+    assert adversary.generator_loss(1, better)[1] < value
 
 
-def test_deceiving_moves_the_pictures_and_never_the_critic(photographs: Tensor) -> None:
+def test_the_generator_loss_moves_the_pictures_and_never_the_critic(photographs: Tensor) -> None:
     adversary = Adversary(1, (64, 128, 256), 1e-3, photographs.device)
     features = RandomFeatures(("conv1_2", "conv2_2", "conv3_1"))
     made = rippled(photographs).requires_grad_(True)
-    term, _ = adversary.deceive(0, features(made))
+    term, _ = adversary.generator_loss(0, features(made))
     term.backward()  # type: ignore[no-untyped-call]
     assert made.grad is not None
     assert float(made.grad.abs().sum()) > 0
@@ -87,25 +87,38 @@ def test_the_critics_gradient_is_as_large_as_that_of_the_feature_difference_howe
         with torch.no_grad():
             for parameter in adversary.critics.parameters():
                 parameter.mul_(factor)
-        term, _ = adversary.deceive(0, maps)
+        term, _ = adversary.generator_loss(0, maps)
         found = torch.cat([g.flatten() for g in torch.autograd.grad(term, maps)]).norm()
         assert float(found) == pytest.approx(float(wanted), rel=1e-2)
 
 
+def test_a_step_over_accumulated_batches_is_one_over_their_mean(photographs: Tensor) -> None:
+    features = RandomFeatures(("conv1_2", "conv2_2", "conv3_1"))
+    made, real = features(rippled(photographs)), features(photographs)
+    whole, parts = (Adversary(1, (64, 128, 256), 1e-3, photographs.device) for _ in range(2))
+    whole.keep(0, made, real)
+    for half in (slice(0, 2), slice(2, 4)):
+        parts.keep(0, [x[half] for x in made], [x[half] for x in real])
+    assert parts.step() == pytest.approx(whole.step(), rel=1e-5)
+    assert not parts.waiting
+
+
 def test_only_the_wanted_stages_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainings, "Vgg19Features", RandomFeatures)
-    config = ReconstructionConfig(feature=0, lpips=0, continuous=1.0, adversarial=0.1, judged_from=3)
+    config = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=1.0, adversarial=0.1, disc_start_stage=3)
     task = ReconstructionTask(random_model().tokenizer, Crops([str(EXAMPLES)], 256), config)
     _, numbers = task.losses(0, 1)
-    assert {"critic_3", "told_3", "doubt_3"} <= set(numbers)
-    assert "critic_2" not in numbers
+    assert "g_loss_3" in numbers
+    assert "g_loss_2" not in numbers
+    learnt = task.after(0, torch.optim.AdamW(task.model.parameters()))
+    assert set(learnt) == {"d_loss_3", "d_accuracy_3"}
 
 
 def test_a_resumed_run_goes_on_with_the_same_critic_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainings, "Vgg19Features", RandomFeatures)
-    config = ReconstructionConfig(feature=0, lpips=0, continuous=1.0, adversarial=0.5)
+    config = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=1.0, adversarial=0.5)
     loop = LoopConfig(steps=3, batch=1, warmup=1, bf16=False, ema=0.5, save_minutes=0)
 
     def run(folder: str, steps: int) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import json
@@ -19,12 +20,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from nextscale.data.crops import Crops
 from nextscale.errors import NextScaleError, OptionError
+from nextscale.model.config import Ladder, TokenizerConfig, paper
+from nextscale.model.layers import ResBlock
+from nextscale.model.tokenizer import Tokenizer
 from nextscale.train import checkpoint as state
 from nextscale.train import distributed
-from nextscale.train.config import LoopConfig
+from nextscale.train.config import LoopConfig, ReconstructionConfig
 from nextscale.train.log import Log, Tally, rates
-from nextscale.train.loop import blocks, learning_rate, recomputed, train
+from nextscale.train.loop import checkpoint_units, checkpointed, learning_rate, train
+from nextscale.train.tasks.reconstruction import ReconstructionTask
 from tests.train.toy import Toy, codes_task
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +82,7 @@ def equal(one: list[Tensor], other: list[Tensor]) -> bool:
 def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
     whole, parts = Toy(), Toy()
     train(whole, loop(4, batch=12), tmp_path / "whole")
-    train(parts, loop(4, batch=4, accumulate=3), tmp_path / "parts")
+    train(parts, loop(4, batch=4, grad_accum_steps=3), tmp_path / "parts")
     assert parts.drawn == whole.drawn == list(range(48))
     for a, b in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
@@ -93,23 +99,64 @@ def test_recomputing_the_blocks_changes_no_gradient() -> None:
         nonlocal calls
         calls += 1
 
-    for block in blocks(task.model):
+    for block in checkpoint_units(task.model):
         block.get_submodule("attn").register_forward_hook(count)
-    for modules in ([], blocks(task.model)):
+    for modules in ([], checkpoint_units(task.model)):
         calls = 0
-        with recomputed(modules):
+        with checkpointed(modules):
             task.losses(0, 1)[0].backward()  # type: ignore[no-untyped-call]
         runs.append([p.grad for p in task.model.parameters() if p.grad is not None])
         task.model.zero_grad()
         assert calls == (4 if modules else 2)
     assert equal(runs[0], runs[1])
-    assert "forward" not in vars(blocks(task.model)[0])
+    assert "forward" not in vars(checkpoint_units(task.model)[0])
 
 
-def test_recompute_trains_to_the_same_weights(tmp_path: Path) -> None:
+def narrow_paper() -> ReconstructionTask:
+    """The paper's autoencoder with narrow widths on a small ladder."""
+    torch.manual_seed(0)
+    auto = dataclasses.replace(paper().tokenizer.autoencoder, channels=8, latent_channels=8)
+    ladder = Ladder((2, 4, 8), (1, 2, 3), (0, 1, 2), input_canvas=2)
+    tokenizer = Tokenizer(TokenizerConfig(ladder, auto, codebook_size=16))
+    config = ReconstructionConfig(side=32, feature=0, lpips=0, unquantized_prob=1.0)
+    return ReconstructionTask(tokenizer, Crops([str(ROOT / "examples")], 128), config)
+
+
+def test_the_papers_tokenizer_recomputes_its_blocks_with_the_same_gradients() -> None:
+    task = narrow_paper()
+    units = checkpoint_units(task.model)
+    config = paper().tokenizer.autoencoder
+    levels, blocks = len(config.multipliers), config.blocks
+    encoder, decoder = levels * blocks + blocks + 3, levels * (blocks + 1) + blocks + 1 + 3
+    assert len(units) == encoder + 3 * decoder
+    calls: list[nn.Module] = []
+    for unit in units:
+        # The first layer of a block: running it again ends as soon as all that the backward pass needs is there.
+        first = unit.get_submodule("norm1" if isinstance(unit, ResBlock) else "norm")
+        first.register_forward_hook(lambda module, *_: calls.append(module))
+    grads, counts = [], []
+    for modules in ([], units):
+        calls.clear()
+        with checkpointed(modules):
+            task.losses(0, 1)[0].backward()  # type: ignore[no-untyped-call]
+        counts.append(len(calls))
+        grads.append([p.grad for p in task.model.parameters() if p.grad is not None])
+        task.model.zero_grad()
+    assert counts == [3 * encoder + 3 * decoder, 2 * (3 * encoder + 3 * decoder)]
+    assert equal(grads[0], grads[1])
+
+
+def test_a_model_without_blocks_refuses_checkpointing(tmp_path: Path) -> None:
+    task = Toy()
+    task.net.checkpoint_units = list  # type: ignore[method-assign]
+    with pytest.raises(OptionError, match="declares no blocks"):
+        train(task, loop(1, activation_checkpointing=True), tmp_path)
+
+
+def test_activation_checkpointing_trains_to_the_same_weights(tmp_path: Path) -> None:
     one, other = Toy(), Toy()
     train(one, loop(3), tmp_path / "one")
-    train(other, loop(3, recompute=True), tmp_path / "other")
+    train(other, loop(3, activation_checkpointing=True), tmp_path / "other")
     assert equal(weights(one.model), weights(other.model))
 
 
@@ -147,7 +194,7 @@ def test_positions_of_all_processes_are_those_of_one(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_train_as_one(parallel: str, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"steps": 4, "accumulate": 2, "recompute": True}
+    settings: dict[str, Any] = {"steps": 4, "grad_accum_steps": 2, "activation_checkpointing": True}
     train(Toy(), loop(**settings | {"batch": 4}), tmp_path / "one")
     settings |= {"batch": 2, "parallel": parallel}
     finish(program("toy", tmp_path / "two", settings, processes=2))
@@ -237,10 +284,11 @@ def run_until(step: int, folder: Path, **changes: Any) -> Toy:
     """A run of six steps that is stopped after this many."""
     task = Toy()
 
-    def after(done: int, optimiser: torch.optim.Optimizer) -> None:
+    def after(done: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
         del optimiser
         if done + 1 > step:
             raise Stopped
+        return {}
 
     task.after = after  # type: ignore[assignment, method-assign]
     with pytest.raises(Stopped):
@@ -395,7 +443,7 @@ def test_a_saved_state_goes_before_the_start_step(tmp_path: Path) -> None:
     assert resumed.drawn == list(range(20, 24))
 
 
-@pytest.mark.parametrize("changes", [{"start_step": 6}, {"accumulate": 0}])
+@pytest.mark.parametrize("changes", [{"start_step": 6}, {"grad_accum_steps": 0}])
 def test_impossible_settings_are_refused(changes: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(OptionError):
         train(Toy(), loop(6, **changes), tmp_path)

@@ -41,7 +41,7 @@ def one_step(preset: str, batch: int) -> dict[str, float]:
     transformer = Transformer(
         config.transformer,
         config.tokenizer.ladder,
-        config.tokenizer.vocabulary,
+        config.tokenizer.codebook_size,
         config.tokenizer.autoencoder.latent_channels,
     )
     crops = Crops([str(ROOT / "examples")], config.tokenizer.ladder.image_sides[-1])
@@ -66,7 +66,7 @@ def one_step(preset: str, batch: int) -> dict[str, float]:
     return {
         "parameters": sum(p.numel() for p in transformer.parameters()),
         "loss": float(loss.detach()),
-        "entropy": numbers["entropy"],
+        "cross_entropy": numbers["cross_entropy"],
         "grad_norm": norm,
         "changed": sum(after[name] != value for name, value in before.items()) / len(before),
         "build_seconds": round(built - started, 1),
@@ -118,7 +118,7 @@ def test_a_step_runs_within_20_gib_and_as_planned(preset: str, batch: int, param
     assert report["parameters"] == pytest.approx(parameters, rel=0.02)
     assert math.isfinite(report["loss"])
     # An untrained head is uniform over the codes.
-    assert report["entropy"] == pytest.approx(math.log(config.tokenizer.vocabulary), abs=0.5)
+    assert report["cross_entropy"] == pytest.approx(math.log(config.tokenizer.codebook_size), abs=0.5)
     # Of a class table only one row is used, but every tensor moves.
     assert report["changed"] == 1.0
     assert report["peak_bytes"] < LIMIT

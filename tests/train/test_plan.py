@@ -60,7 +60,7 @@ def parameters(*modules: nn.Module | None) -> int:
 def models(config: ModelConfig) -> tuple[Tokenizer, Transformer]:
     tokenizer = config.tokenizer
     return Tokenizer(tokenizer), Transformer(
-        config.transformer, tokenizer.ladder, tokenizer.vocabulary, tokenizer.autoencoder.latent_channels
+        config.transformer, tokenizer.ladder, tokenizer.codebook_size, tokenizer.autoencoder.latent_channels
     )
 
 
@@ -149,7 +149,7 @@ def crops() -> Crops:
 
 def reconstruction(crops: Crops, continuous: float) -> ReconstructionTask:
     torch.manual_seed(0)
-    config = ReconstructionConfig(feature=0, lpips=0, continuous=continuous)
+    config = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=continuous)
     return ReconstructionTask(Tokenizer(small_config().tokenizer), crops, config)
 
 
@@ -223,7 +223,7 @@ def test_recomputing_keeps_the_inputs_of_the_blocks_only() -> None:
 
 
 def test_a_step_sees_batch_times_accumulation_times_processes() -> None:
-    loop = LoopConfig(steps=100, batch=8, accumulate=2)
+    loop = LoopConfig(steps=100, batch=8, grad_accum_steps=2)
     made = plan(paper(), "transformer", loop, PlanConfig("a100-80", processes=24), photographs=384)
     assert made.samples == 384
     assert made.step_flops == pytest.approx(384 * training_flops_per_sample(paper()))
@@ -244,7 +244,8 @@ def test_larger_sides_take_fewer_samples() -> None:
 
 def test_recomputing_costs_time_and_not_model_flops() -> None:
     plain, again = (
-        plan(paper(), "transformer", LoopConfig(recompute=value), PlanConfig("h100")) for value in (False, True)
+        plan(paper(), "transformer", LoopConfig(activation_checkpointing=value), PlanConfig("h100"))
+        for value in (False, True)
     )
     assert again.step_flops == plain.step_flops
     assert 1.1 * plain.seconds < again.seconds < 1.4 * plain.seconds
@@ -262,7 +263,7 @@ def test_fsdp_divides_weights_and_optimiser() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "memory_gib", "advice"), [(1, 80, ""), (64, 80, "--recompute"), (1, 4, "--parallel fsdp")]
+    ("batch", "memory_gib", "advice"), [(1, 80, ""), (64, 80, "--activation-checkpointing"), (1, 4, "--parallel fsdp")]
 )
 def test_whether_it_fits_is_told_with_the_remedy(batch: int, memory_gib: float, advice: str) -> None:
     made = plan(paper(), "transformer", LoopConfig(batch=batch), PlanConfig("a100-80", memory_gib=memory_gib))

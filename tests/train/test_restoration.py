@@ -14,7 +14,7 @@ from nextscale.data.crops import Crops
 from nextscale.model.config import RestorerConfig
 from nextscale.model.restorer import Restorer
 from nextscale.train.adversarial import Adversary
-from nextscale.train.config import LoopConfig, RestorationConfig
+from nextscale.train.config import FusionTrainingConfig, LoopConfig, RestorationConfig
 from nextscale.train.loop import Run, train
 from nextscale.train.stream import Samples, Stream
 from nextscale.train.tasks.fusion import FusionTask
@@ -95,13 +95,13 @@ def test_the_restorer_learns_and_resumes_exactly(tmp_path: Path) -> None:
 def test_a_critic_that_guesses_has_no_say_and_one_that_knows_has_all(tmp_path: Path) -> None:
     adversary = Adversary(1, (3,), 1e-3, CPU, by_accuracy=True)
     real, made = [torch.ones(4, 3, 32, 32)], [torch.zeros(4, 3, 32, 32, requires_grad=True)]
-    term, _ = adversary.deceive(0, made)
+    term, _ = adversary.generator_loss(0, made)
     assert float(term.detach().abs()) == 0
     for _ in range(150):
-        adversary.learn(0, [m.detach() for m in made], real)
+        adversary.keep(0, made, real)
         adversary.step()
     assert adversary.accuracies[0] > 0.9
-    term, _ = adversary.deceive(0, made)
+    term, _ = adversary.generator_loss(0, made)
     (slope,) = torch.autograd.grad(term, made)
     # As large as that of the mean absolute difference, times what the critic is better than a guess.
     wanted = made[0].numel() ** -0.5 * (2 * adversary.accuracies[0] - 1)
@@ -110,11 +110,14 @@ def test_a_critic_that_guesses_has_no_say_and_one_that_knows_has_all(tmp_path: P
     other = Adversary(1, (3,), 1e-3, CPU, by_accuracy=True)
     load_critic(other, tmp_path / "critic.safetensors")
     assert other.accuracies == pytest.approx(adversary.accuracies)
-    assert all(torch.equal(a, b) for a, b in zip(adversary.critics.parameters(), other.critics.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(adversary.critics.parameters(), other.critics.parameters(), strict=True)
+    )
 
 
 def test_the_fusion_trains_alone_and_remembers_its_predictions() -> None:
-    config = dataclasses.replace(PLAIN, side=64, predicted=1.0, predicted_after=0, cycle=4, presets=("stablesr",))
+    plain = {f.name: getattr(PLAIN, f.name) for f in dataclasses.fields(PLAIN)} | {"side": 64, "presets": ("stablesr",)}
+    config = FusionTrainingConfig(**plain, predicted=1.0, predicted_after=0, cycle=4)
     model = restoring_model(untrained=False)
     frozen = {name: value.clone() for name, value in model.modules.state_dict().items() if "fusions" not in name}
     loop = LoopConfig(steps=4, batch=2, lr=1e-3, warmup=1, bf16=False, ema=0.5)

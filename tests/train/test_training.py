@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,24 +12,21 @@ from torch import Tensor
 
 from nextscale.commands.main import main
 from nextscale.data.crops import Crops
-from nextscale.errors import NextScaleError, OptionError
-from nextscale.model.config import SamplingOptions
-from nextscale.model.sampler import sample, tile_noise
-from nextscale.model.tokenizer import Codes, Tokenizer
+from nextscale.errors import NextScaleError
+from nextscale.model.tokenizer import Tokenizer
 from nextscale.model.transformer import Condition
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig
 from nextscale.train.loop import learning_rate, train
 from nextscale.train.pairs import draws, pairs
 from nextscale.train.tasks.codebook import CodebookTask
-from nextscale.train.tasks.fusion import FusionTask, with_fusion
 from nextscale.train.tasks.reconstruction import ReconstructionTask, _grid, start_linear
-from nextscale.train.tasks.transformer import CodesTask, enlarge, predict
+from nextscale.train.tasks.transformer import CodesTask, enlarge
 from nextscale.train.validation import Validation
 from nextscale.upscale.nextscale import NextScale
 from tests.conftest import random_model, small_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PLAIN = ReconstructionConfig(feature=0, lpips=0, continuous=1.0)
+PLAIN = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=1.0)
 """The autoencoder phase without the perceptual terms, whose weights a fresh clone does not have."""
 
 
@@ -113,7 +108,7 @@ def test_the_grid_term_sees_what_repeats_with_every_patch_and_nothing_else() -> 
 def test_decoder_training_freezes_the_encoder(crops: Crops, tmp_path: Path) -> None:
     tokenizer = random_model().tokenizer
     before = {name: t.clone() for name, t in tokenizer.encoder.state_dict().items()}
-    config = ReconstructionConfig(feature=0, lpips=0, continuous=0.5)
+    config = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=0.5)
     train(ReconstructionTask(tokenizer, crops, config), loop(1), tmp_path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in tokenizer.encoder.state_dict().items())
 
@@ -141,8 +136,8 @@ def test_the_transformer_learns_codes_and_logs_each_step(crops: Crops, tmp_path:
         tmp_path,
     )
     log = rows(tmp_path)
-    assert log[-1]["entropy"] < log[0]["entropy"]
-    assert {"margin", "differ", "preference", "entropy_1", "accuracy_6"} <= set(log[0])
+    assert log[-1]["cross_entropy"] < log[0]["cross_entropy"]
+    assert {"margin", "differ", "preference", "cross_entropy_1", "accuracy_6"} <= set(log[0])
     assert "accuracy_7" not in log[0]
 
 
@@ -176,100 +171,13 @@ def test_draws_belong_to_samples_not_to_batches() -> None:
     assert (whole != draws(1, 4, 10, 4, 2)).all()
 
 
-def test_the_fusion_trains_on_the_codes_that_upscaling_would_use(crops: Crops) -> None:
-    model = random_model()
-    config = ReconstructionConfig(feature=0, lpips=0, continuous=0.0, predicted=1.0)
-    task = FusionTask(model.tokenizer, model.transformer, crops, config)
-    targets, inputs, classes = pairs(crops, 0, 2, ["stablesr"], 0.0)
-    latents = model.tokenizer.stage_latents(targets, ladder=task.ladder)
-    given = task.codes(model.tokenizer, latents, inputs, classes, 0, 0)
-    condition = Condition(model.tokenizer.stage_latents(enlarge(inputs, 256), ladder=task.ladder), classes)
-    noise = tile_noise(0, [(0, 0)] * 2)
-    made = sample(model.transformer, model.tokenizer.quantizer, task.ladder, condition, SamplingOptions(), noise=noise)
-    *_, last = made
-    assert all(torch.equal(a, b) for a, b in zip(last.codes.steps, given.steps, strict=True))
-
-
-def test_the_fusion_predicts_each_sample_once_and_then_remembers(crops: Crops, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = random_model()
-    asked: list[int] = []
-
-    def counted(*args: Any) -> Codes:
-        asked.append(len(args[3]))
-        return predict(*args)
-
-    monkeypatch.setattr("nextscale.train.tasks.fusion.predict", counted)
-    config = ReconstructionConfig(feature=0, lpips=0, continuous=0.0, predicted=1.0, cycle=4)
-    task = FusionTask(model.tokenizer, model.transformer, crops, config)
-    losses = [task.losses(step, 2)[1] for step in (0, 1, 2, 3)]
-    assert asked == [2, 2]
-    assert task.period(2) == 2
-    # The samples return, their settings of the dial and their windows are drawn anew.
-    assert losses[2] != losses[0]
-
-
-def test_a_model_without_a_dial_gets_one_and_keeps_its_decoders(crops: Crops, tmp_path: Path) -> None:
-    model = random_model()
-    plain = Tokenizer(dataclasses.replace(model.tokenizer.config, fusion=None)).eval()
-    grown = with_fusion(plain)
-    assert with_fusion(grown) is grown
-    f = model.tokenizer.canvases(model.tokenizer.encode(torch.zeros(1, 3, 512, 512)))[0]
-    before = plain.decode_canvas(f, 0)
-    config = ReconstructionConfig(feature=0, lpips=0, continuous=0.0, decoders=False, dial_off=0.0)
-    task = FusionTask(grown, model.transformer, crops, config)
-    average = train(task, loop(2, lr=1e-2), tmp_path)
-    assert isinstance(average, Tokenizer)
-    inputs = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    with torch.no_grad():
-        assert torch.equal(average.decode_canvas(f, 0, inputs=inputs, weight=0.0), before)
-        assert not torch.equal(
-            average.decode_canvas(f, 0, inputs=inputs, weight=1.0),
-            with_fusion(plain).decode_canvas(f, 0, inputs=inputs, weight=1.0),
-        )
-
-
-def test_a_fusion_that_gets_more_blocks_makes_the_same_pictures_and_no_other_change_is_allowed() -> None:
-    tokenizer = random_model().tokenizer
-    own = tokenizer.config.fusion
-    assert own is not None
-    grown = with_fusion(tokenizer, dataclasses.replace(own, blocks=own.blocks + 2, stage_blocks=own.stage_blocks + 1))
-    assert sum(p.numel() for p in grown.parameters()) > sum(p.numel() for p in tokenizer.parameters())
-    f = tokenizer.canvases(tokenizer.encode(torch.zeros(1, 3, 512, 512)))[1]
-    inputs = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    with torch.no_grad():
-        before, after = (t.decode_canvas(f, 1, inputs=inputs, weight=1.0) for t in (tokenizer, grown))
-    # The same arithmetic; only the layout of memory, and so the order of sums, may differ.
-    assert float((before - after).abs().max()) < 1e-5
-    for other in (dataclasses.replace(own, channels=2 * own.channels), dataclasses.replace(own, blocks=own.blocks - 1)):
-        with pytest.raises(OptionError, match="can only get more blocks"):
-            with_fusion(tokenizer, other)
-
-
-def test_the_fusion_command_changes_nothing_but_the_fusion(
-    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "difference.json"
-    words = ["train", "fusion", "--data", str(EXAMPLES), "--out", str(tmp_path / "run")]
-    words += ["--start", str(model_folder), "--config", str(file)]
-    file.write_text('{"tokenizer": {"vocabulary": 77}}')
-    assert main(words) == 2
-    assert f"{file}: only the fusion of {model_folder} can change" in capsys.readouterr().err
-    file.write_text('{"tokenizer": {"fusion": {"blocks": 6}}}')
-    small = ["--reconstruction.feature", "0", "--reconstruction.lpips", "0", "--reconstruction.no-decoders"]
-    assert main([*words, "--steps", "1", "--batch", "1", *small]) == 0
-    grown = NextScale.from_pretrained(tmp_path / "run" / "model").config.tokenizer.fusion
-    assert grown is not None
-    assert grown.blocks == 6
-
-
 def test_validation_scores_and_shows_every_stage(crops: Crops) -> None:
     model = random_model()
     validation = Validation(crops, 2, ["stablesr"], 0.0)
     validation.lpips = None
-    settings = ReconstructionConfig(feature=0, lpips=0, continuous=0.0)
-    task = FusionTask(model.tokenizer, model.transformer, crops, settings, validation)
-    numbers = task.validate(model.tokenizer)
-    assert set(numbers) == {f"psnr_{stage}_w{w}" for stage in (1, 2, 3) for w in (0, 1)}
+    settings = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=0.0)
+    task = ReconstructionTask(model.tokenizer, crops, settings, validation)
+    assert set(task.validate(model.tokenizer)) == {"psnr_1", "psnr_2", "psnr_3"}
     sheet = task.sheet(model.tokenizer, 5)
     assert sheet is not None
     assert sheet.size == (5 * 256, 2 * 256)
@@ -283,7 +191,7 @@ def test_validation_scores_and_shows_every_stage(crops: Crops) -> None:
 def test_the_vocabulary_trains_with_the_decoders_where_asked(crops: Crops, tmp_path: Path) -> None:
     tokenizer = random_model().tokenizer
     before = tokenizer.quantizer.codebook.weight.detach().clone()
-    config = ReconstructionConfig(feature=0, lpips=0, continuous=0.0, vocabulary=True, squared=True)
+    config = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=0.0, codebook=True, squared=True)
     train(ReconstructionTask(tokenizer, crops, config), loop(1, lr=1e-2), tmp_path)
     assert not torch.equal(tokenizer.quantizer.codebook.weight, before)
 
@@ -299,10 +207,11 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(crops: Crops, tmp_
             class Stop(Exception):  # noqa: N818 - a stand-in for a kill
                 pass
 
-            def after(step: int, optimiser: torch.optim.Optimizer) -> None:
+            def after(step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
                 del optimiser
                 if step + 1 > steps:
                     raise Stop
+                return {}
 
             task.after = after  # type: ignore[method-assign]
             with pytest.raises(Stop):
@@ -342,7 +251,7 @@ def test_the_commands_chain_from_nothing_to_a_model(
     data = ["--data", str(EXAMPLES)]
     short = ["--steps", "1", "--batch", "1", "--no-bf16"]
     plain = ["--reconstruction.feature", "0", "--reconstruction.lpips", "0"]
-    ae, cb, model, best = (tmp_path / name for name in ("ae", "cb", "model", "best"))
+    ae, cb, model = (tmp_path / name for name in ("ae", "cb", "model"))
     tokenizer = ["train", "tokenizer", *data, *short]
     assert main([*tokenizer, "--phase", "autoencoder", "--out", str(ae), *plain]) == 0
     kmeans = ["--codebook.kmeans-images", "8", "--codebook.kmeans-rounds", "1"]
@@ -350,9 +259,7 @@ def test_the_commands_chain_from_nothing_to_a_model(
     vocabulary = ["--phase", "vocabulary", "--start", str(cb / "model"), "--out", str(tmp_path / "vocabulary")]
     assert main([*tokenizer, *vocabulary]) == 0
     assert main(["train", "transformer", *data, *short, "--tokenizer", str(cb / "model"), "--out", str(model)]) == 0
-    start = ["--start", str(model / "model"), "--validation.data", str(EXAMPLES), "--validation.count", "1"]
-    assert main(["train", "fusion", *data, *short, *start, "--out", str(best), *plain]) == 0
-    assert isinstance(NextScale.from_pretrained(best / "model"), NextScale)
+    assert isinstance(NextScale.from_pretrained(model / "model"), NextScale)
     assert main([*tokenizer, "--phase", "codebook", "--out", str(tmp_path / "none")]) == 2
     assert "needs --start" in capsys.readouterr().err
 

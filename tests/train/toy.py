@@ -32,6 +32,9 @@ class Net(nn.Module):
         self.idle = nn.Linear(3, 3)
         self.frozen = nn.Linear(4, 2).requires_grad_(False)
 
+    def checkpoint_units(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def answer(self, x: Tensor) -> Tensor:
         x = self.first(x)
         for block in self.blocks:
@@ -61,8 +64,9 @@ class Toy:
         loss = (self.net.answer(x) - self.net.frozen(x)).square().mean()
         return loss, {"loss": float(loss.detach()), "size": float(x.abs().mean())}
 
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
+    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
         del step, optimiser
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": self.seen}

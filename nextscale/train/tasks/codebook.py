@@ -27,7 +27,7 @@ class CodebookTask:
         self.ladder = tokenizer.ladder.for_input(config.side)
         tokenizer.requires_grad_(False)
         tokenizer.quantizer.requires_grad_(True)
-        self.used = torch.zeros(tokenizer.config.vocabulary, device=tokenizer.quant_conv.weight.device)
+        self.used = torch.zeros(tokenizer.config.codebook_size, device=tokenizer.quant_conv.weight.device)
         self.spare: Tensor | None = None
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
@@ -54,18 +54,16 @@ class CodebookTask:
             torch.cat(z)
             for z in zip(*(self._latents(i, 8) for i in range(0, self.config.kmeans_images, 8)), strict=True)
         ]
-        vocabulary = len(quantizer.codebook.weight)
         gathered: list[Tensor] = []
         scan = Scan(quantizer, self.ladder)
         for stage, latent in enumerate(latents):
-            for k in self.ladder.steps_of(stage):
+            for _ in self.ladder.steps_of(stage):
                 rows = scan.residual(latent).permute(0, 2, 3, 1).flatten(0, 2)
                 gathered.append(rows[torch.randperm(len(rows), generator=generator)[:6000]])
-                quantizer.codebook.weight.copy_(
-                    _kmeans(torch.cat(gathered), vocabulary, self.config.kmeans_rounds, generator)
-                )
+                size = len(quantizer.codebook.weight)
+                rows = _kmeans(torch.cat(gathered), size, self.config.kmeans_rounds, generator)
+                quantizer.codebook.weight.copy_(rows)
                 scan.push(quantizer.nearest(scan.residual(latent)))
-                del k
 
     def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         quantizer = self.model.quantizer
@@ -94,10 +92,10 @@ class CodebookTask:
         return total, numbers
 
     @torch.no_grad()
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
+    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
         every = self.config.revive_every
         if not every or (step + 1) % every or self.spare is None:
-            return
+            return {}
         weight = self.model.quantizer.codebook.weight
         # The same rows in every process, or their codebooks would drift apart.
         dead = (summed(self.used) < 1).nonzero().flatten()
@@ -107,6 +105,7 @@ class CodebookTask:
         for moment in ("exp_avg", "exp_avg_sq"):
             optimiser.state[weight][moment][dead] = 0
         self.used.zero_()
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the weights: the rows in use."""

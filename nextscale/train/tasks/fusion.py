@@ -13,12 +13,13 @@ from nextscale.model.config import SamplingOptions
 from nextscale.model.fusion import laplace_loss
 from nextscale.model.sampler import sample, tile_noise
 from nextscale.model.tokenizer import Codes
-from nextscale.train.config import LoopConfig, RestorationConfig
+from nextscale.train.config import FusionTrainingConfig, LoopConfig
 from nextscale.train.distributed import positions
 from nextscale.train.loop import decay_groups
 from nextscale.train.pairs import draws
 from nextscale.train.stream import Samples, Stream
-from nextscale.train.tasks.restorer import Terms, target_at
+from nextscale.train.tasks.restorer import target_at
+from nextscale.train.terms import Terms, factor_weights, logged
 from nextscale.train.validation import Validation
 from nextscale.upscale.nextscale import NextScale, mean_probability
 
@@ -30,7 +31,7 @@ class FusionTask:
     """
 
     def __init__(
-        self, model: NextScale, samples: Samples, config: RestorationConfig, validation: Validation | None = None
+        self, model: NextScale, samples: Samples, config: FusionTrainingConfig, validation: Validation | None = None
     ) -> None:
         assert model.fusions is not None
         assert model.restorer is not None
@@ -44,7 +45,9 @@ class FusionTask:
         self.device = model.device
         self.ladder = model.tokenizer.ladder.for_input(config.side)
         self.stream = Stream(samples, self.device)
-        self.terms = Terms(config, self.ladder.num_stages, self.device)
+        self.terms = Terms(config, self.device)
+        self.weights = factor_weights(config, self.ladder.num_stages)
+        self.adversary = self.terms.critics(self.ladder.num_stages, self.device)
         self.remembered: dict[int, Tensor] = {}
         """Per position: the predicted ids of all steps in a row, and the probability of each."""
 
@@ -68,16 +71,21 @@ class FusionTask:
             canvases = whole.tokenizer.canvases(codes)
         total = inputs.new_zeros(())
         numbers: dict[str, float] = {"predicted": float(use.mean())}
-        for stage, (f, weight) in enumerate(zip(canvases, config.factor_weights, strict=True)):
+        for stage, (f, weight) in enumerate(zip(canvases, self.weights, strict=True)):
             maps = [probabilities[k] for k in self.ladder.steps_of(stage)]
             with torch.no_grad():
                 decoded, _ = whole.tokenizer.decoders[stage].features(f)  # type: ignore[operator]
             picture, error = self.model[stage](inputs, restored, decoded, mean_probability(maps, inputs))  # type: ignore[index]
             target = target_at(samples, picture.shape[-1])
-            loss, values = self.terms.loss(step, stage, picture, target, rng)
+            terms, seen = self.terms(stage, picture, target, rng)
+            if self.adversary is not None and seen is not None and stage:
+                value, numbers[f"g_loss_{stage + 1}"] = self.adversary.generator_loss(stage, seen.made)
+                if step >= config.adversarial_from:
+                    terms["adversarial"] = value
+                self.adversary.keep(stage, seen.made, seen.real)
             unsure = laplace_loss(picture, target, error)
-            total = total + weight * loss + config.error * unsure
-            numbers |= values | {f"error_{stage + 1}": float(unsure.detach())}
+            total = total + weight * self.terms.weighted(terms) + config.error * unsure
+            numbers |= logged(terms, stage) | {f"error_{stage + 1}": float(unsure.detach())}
         numbers["loss"] = float(total.detach())
         return total, numbers
 
@@ -117,20 +125,20 @@ class FusionTask:
                     maps[k].append(torch.full((side, side), 0.5, device=inputs.device))
         return Codes([torch.stack(rows) for rows in steps], ladder), [torch.stack(rows) for rows in maps]
 
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
+    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
+        """The critic's step, on the pictures of this one."""
         del step, optimiser
-        if self.terms.adversary is not None:
-            self.terms.adversary.step()
+        return {} if self.adversary is None else self.adversary.step()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the weights: the critic, and the predictions, which take long to make."""
-        critic = {} if self.terms.adversary is None else self.terms.adversary.state_dict()
+        critic = {} if self.adversary is None else self.adversary.state_dict()
         return {"critic": critic, "remembered": self.remembered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.remembered = dict(state["remembered"])
-        if self.terms.adversary is not None:
-            self.terms.adversary.load_state_dict(state["critic"])
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["critic"])
 
     @torch.no_grad()
     def _validation_pictures(self, average: nn.Module) -> list[Tensor]:
@@ -161,6 +169,6 @@ class FusionTask:
         return {} if self.validation is None else self.validation.scores(self._validation_pictures(average))
 
     def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
-        """Input | x1 | x2 | x4 | truth of the validation photographs."""
+        """Input, each factor and truth of the validation photographs."""
         del step
         return None if self.validation is None else self.validation.sheet(self._validation_pictures(average))

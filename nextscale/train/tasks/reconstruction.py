@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from nextscale.data.crops import Crops
 from nextscale.evaluate.metrics.lpips import Lpips, Vgg19Features
 from nextscale.model.layers import area_downsample
-from nextscale.model.tokenizer import Codes, Tokenizer
+from nextscale.model.tokenizer import Tokenizer
 from nextscale.train.adversarial import Adversary
 from nextscale.train.config import LoopConfig, ReconstructionConfig
 from nextscale.train.distributed import positions
 from nextscale.train.loop import decay_groups
-from nextscale.train.pairs import draws, pairs
+from nextscale.train.pairs import draws, photographs
 from nextscale.train.validation import Validation
 
 
@@ -49,10 +49,10 @@ def start_linear(tokenizer: Tokenizer, crops: Crops, *, images: int = 128, scale
 
 
 class ReconstructionTask:
-    """Decoders (and the encoder, while no sample is quantised) against the stage images.
+    """Decoders (and the encoder, while no sample is quantised) against the photograph at each stage's size.
 
-    Per stage: pixel difference, VGG19 features and LPIPS-squeeze. A share of the samples is decoded with the fidelity
-    dial open, so that the codes learn to carry what the input lacks while w = 0 stays a whole decoder.
+    Per stage: pixel difference, VGG19 features, LPIPS-squeeze, the patch grid, and a critic where asked. The fidelity
+    branch of older models (`TokenizerConfig.fusion`) stays as it is.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ReconstructionTask:
         self.validation = validation
         self.device = tokenizer.quant_conv.weight.device
         self.ladder = tokenizer.ladder.for_input(config.side)
-        self.train_encoder = config.continuous == 1
+        self.train_encoder = config.unquantized_prob == 1
         layers = ("conv1_2", "conv2_2", "conv3_1")
         self.vgg = Vgg19Features(layers).to(self.device) if config.feature or config.adversarial else None
         self.adversary: Adversary | None = None
@@ -73,89 +73,61 @@ class ReconstructionTask:
             self.adversary = Adversary(self.ladder.num_stages, (64, 128, 256), config.critic_lr, self.device)
         self.lpips = Lpips("squeeze").to(self.device) if config.lpips else None
         tokenizer.requires_grad_(True)
-        tokenizer.quantizer.requires_grad_(config.vocabulary)
+        tokenizer.quantizer.requires_grad_(config.codebook)
         tokenizer.encoder.requires_grad_(self.train_encoder)
         tokenizer.quant_conv.requires_grad_(self.train_encoder)
         if tokenizer.encoder.linear is not None:
             # Its weights are so small (unit vectors over 768 pixels, divided by `scale`) that Adam's steps erase them.
             tokenizer.encoder.linear.requires_grad_(False)
+        for part in (tokenizer.input_features, *(decoder.fusion for decoder in tokenizer.decoders)):
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False)
         tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
         return decay_groups(self.model.named_parameters(), config.lr, config.weight_decay)
 
-    def codes(
-        self, model: Tokenizer, latents: list[Tensor], inputs: Tensor, classes: Tensor, first: int, drawn: int
-    ) -> Codes:
-        """What the decoders see of the quantised samples: the ground truth's codes.
-
-        `first` is the position of the samples, `drawn` that of their draws; they differ once a stream starts over.
-        """
-        del inputs, classes, first, drawn
-        return model.quantise(latents, ladder=self.ladder)
-
-    def quantised(self, latents: list[Tensor], inputs: Tensor, classes: Tensor, first: int, drawn: int) -> list[Tensor]:
-        """Canvases of the quantised samples."""
-        with torch.no_grad():
-            codes = self.codes(self.tokenizer, latents, inputs, classes, first, drawn)
-        with torch.set_grad_enabled(self.config.vocabulary):
-            return self.tokenizer.canvases(codes)
-
-    def wanted(self, photographs: Tensor, inputs: Tensor, drawn: int) -> list[Tensor]:
-        """What the decoder of each stage should make of its samples: the photographs B 3 H H at its size."""
-        del inputs, drawn
-        return [area_downsample(photographs, side) for side in self.ladder.image_sides]
-
-    def period(self, batch: int) -> int:
-        """Steps after which the samples start over (0: never)."""
-        del batch
-        return 0
-
     def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
-        config = self.config
-        place = step % self.period(batch) if self.period(batch) else step
-        first, drawn = (positions(s, batch).start for s in (place, step))
-        targets, inputs, classes = pairs(
-            self.crops, place, batch, config.presets, config.clean, self.device, soft=config.soft
-        )
-        kind, dial, unquantised = draws(self.crops.seed, 4, drawn, batch, 3).T
-        dial = np.where(kind < config.dial_off, 0, np.where(kind < config.dial_off + config.dial_full, 1, dial))
-        weight = torch.from_numpy(dial.astype(np.float32)).view(-1, 1, 1, 1).to(self.device)
+        config, tokenizer = self.config, self.tokenizer
+        first = positions(step, batch).start
+        targets = photographs(self.crops, step, batch, self.device, soft=config.soft)
+        unquantised = draws(self.crops.seed, 4, first, batch, 3)[:, 2]
         rng = np.random.default_rng((self.crops.seed, 7, step))
         with torch.set_grad_enabled(self.train_encoder):
-            latents = self.tokenizer.stage_latents(targets, ladder=self.ladder)
+            latents = tokenizer.stage_latents(targets, ladder=self.ladder)
         seen = latents
         if config.noise:
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             spread = latents[-1].detach().square().mean().sqrt() * config.noise
             seen = [z + spread * torch.randn(z.shape, generator=generator).to(z) for z in latents]
-        if config.continuous < 1:
-            keep = torch.from_numpy(unquantised < config.continuous).view(-1, 1, 1, 1).to(self.device)
-            canvases = self.quantised(latents, inputs, classes, first, drawn)
+        if config.unquantized_prob < 1:
+            with torch.no_grad():
+                codes = tokenizer.quantise(latents, ladder=self.ladder)
+            with torch.set_grad_enabled(config.codebook):
+                canvases = tokenizer.canvases(codes)
+            keep = torch.from_numpy(unquantised < config.unquantized_prob).view(-1, 1, 1, 1).to(self.device)
             seen = [torch.where(keep, z, f) for z, f in zip(seen, canvases, strict=True)]
-        tokenizer = self.tokenizer
-        features = tokenizer.input_features(inputs) if tokenizer.input_features is not None else None
         total = targets.new_zeros(())
         numbers: dict[str, float] = {}
-        wanted = self.wanted(targets, inputs, drawn)
-        for stage, (f, target) in enumerate(zip(seen, wanted, strict=True)):
-            output = tokenizer.decode_canvas(f, stage, inputs=inputs, features=features, weight=weight).float()
+        for stage, (f, side) in enumerate(zip(seen, self.ladder.image_sides, strict=True)):
+            output = tokenizer.decode_canvas(f, stage).float()
+            target = area_downsample(targets, side)
             difference = output - target
             terms = {"pixel": difference.square().mean() if config.squared else difference.abs().mean()}
             if config.grid and tokenizer.config.autoencoder.patch > 1:
                 terms["grid"] = _grid(difference, tokenizer.config.autoencoder.patch)
-            window = _window(output.shape[-1], rng)
+            window = _window(side, rng)
             if self.lpips is not None:
                 terms["lpips"] = self.lpips(*_resampled(output[window], target[window], rng)).mean()
             if self.vgg is not None:
                 with torch.no_grad():
-                    true = self.vgg(target[window] / 2 + 0.5)
-                given = self.vgg(output[window] / 2 + 0.5)
-                terms["feature"] = torch.stack([(a - b).abs().mean() for a, b in zip(given, true, strict=True)]).mean()
-                if self.adversary is not None and stage + 1 >= config.judged_from:
-                    terms["adversarial"], doubt = self.adversary.deceive(stage, given)
-                    numbers[f"doubt_{stage + 1}"] = doubt
-                    numbers |= self.adversary.learn(stage, given, true)
+                    real = self.vgg(target[window] / 2 + 0.5)
+                made = self.vgg(output[window] / 2 + 0.5)
+                terms["feature"] = torch.stack([(a - b).abs().mean() for a, b in zip(made, real, strict=True)]).mean()
+                if self.adversary is not None and stage + 1 >= config.disc_start_stage:
+                    value, numbers[f"g_loss_{stage + 1}"] = self.adversary.generator_loss(stage, made)
+                    terms["adversarial"] = value
+                    self.adversary.keep(stage, made, real)
             for name, value in terms.items():
                 total = total + getattr(config, name) * value
                 if name != "adversarial":
@@ -164,10 +136,10 @@ class ReconstructionTask:
         numbers["loss"] = float(total.detach())
         return total, numbers
 
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
+    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
+        """The critic's step, on the pictures of this one."""
         del step, optimiser
-        if self.adversary is not None:
-            self.adversary.step()
+        return {} if self.adversary is None else self.adversary.step()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the weights: the critic."""
@@ -178,45 +150,23 @@ class ReconstructionTask:
             self.adversary.load_state_dict(state)
 
     @torch.no_grad()
-    def reconstructions(self, average: nn.Module, weight: float) -> list[Tensor]:
-        """The validation photographs at each stage, at one setting of the dial."""
-        assert self.validation is not None
-        inputs = self.validation.inputs
-        tokenizer, seen = self.validated(average)
-        return [
-            tokenizer.decode_canvas(f, stage, inputs=inputs, weight=weight).float().clamp(-1, 1)
-            for stage, f in enumerate(seen)
-        ]
-
-    def validated(self, average: nn.Module) -> tuple[Tokenizer, list[Tensor]]:
-        """The averaged tokenizer, and what its decoders see of the validation photographs."""
+    def _validation_pictures(self, average: nn.Module) -> list[Tensor]:
+        """The validation photographs encoded and decoded by the averaged tokenizer, at each stage."""
         assert self.validation is not None
         assert isinstance(average, Tokenizer)
         seen = average.stage_latents(self.validation.targets, ladder=self.ladder)
-        if self.config.continuous < 1:
-            # Positions before the stream's start are never those of a training sample.
-            inputs, classes = self.validation.inputs, self.validation.classes
-            seen = average.canvases(self.codes(average, seen, inputs, classes, -len(inputs), -1))
-        return average, seen
+        if self.config.unquantized_prob < 1:
+            seen = average.canvases(average.quantise(seen, ladder=self.ladder))
+        return [average.decode_canvas(f, stage).float().clamp(-1, 1) for stage, f in enumerate(seen)]
 
     def validate(self, average: nn.Module) -> dict[str, float]:
-        """PSNR and LPIPS of each stage's image on the validation photographs, at w = 0 and, with a dial, at w = 1."""
-        if self.validation is None:
-            return {}
-        weights = [0.0] if self.tokenizer.input_features is None else [0.0, 1.0]
-        numbers: dict[str, float] = {}
-        for weight in weights:
-            scores = self.validation.scores(self.reconstructions(average, weight))
-            numbers |= {f"{name}_w{weight:.0f}": value for name, value in scores.items()}
-        return numbers
+        """PSNR and LPIPS-alex of each stage's image on the validation photographs."""
+        return {} if self.validation is None else self.validation.scores(self._validation_pictures(average))
 
     def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
-        """LR | x1 | x2 | x4 | truth of the validation photographs, at the default dial."""
+        """Input, each stage and truth of the validation photographs."""
         del step
-        if self.validation is None:
-            return None
-        weight = 0.0 if self.tokenizer.input_features is None else 1.0
-        return self.validation.sheet(self.reconstructions(average, weight))
+        return None if self.validation is None else self.validation.sheet(self._validation_pictures(average))
 
 
 def _window(side: int, rng: np.random.Generator, size: int = 128) -> tuple[Any, ...]:

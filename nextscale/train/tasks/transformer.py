@@ -79,7 +79,7 @@ class CodesTask:
     ) -> None:
         self.model: nn.Module = transformer
         self.transformer = transformer
-        self.accumulate = 1
+        self.grad_accum_steps = 1
         self.tokens_per_sample = self.flops_per_sample = 0.0
         self.device = tokenizer.quant_conv.weight.device
         self.tokenizer = tokenizer.eval().requires_grad_(False)
@@ -90,12 +90,12 @@ class CodesTask:
         self.weights = {side: _token_weights(ladder, config.balance) for side, ladder in self.ladders.items()}
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
-        self.accumulate = config.accumulate
+        self.grad_accum_steps = config.grad_accum_steps
         return decay_groups(self.transformer.named_parameters(), config.lr, config.weight_decay)
 
     def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         config = self.config
-        side = config.sides[step // self.accumulate % len(config.sides)]
+        side = config.sides[step // self.grad_accum_steps % len(config.sides)]
         ladder, crops = self.ladders[side], self.crops[side]
         batch = max(1, batch * min(config.sides) ** 2 // side**2)
         started = time.monotonic()
@@ -125,13 +125,13 @@ class CodesTask:
             chosen = log_p.gather(-1, wanted[..., None]).squeeze(-1)
             rejected = log_p.gather(-1, avoided[..., None]).squeeze(-1)
             weights = self.weights[side].to(chosen)
-            entropy = -(chosen * weights[: chosen.shape[1]]).mean()
+            cross_entropy = -(chosen * weights[: chosen.shape[1]]).mean()
             margin = (chosen - rejected).mean(dim=1)
             preference = -F.logsigmoid(config.beta * margin).mean()
-            total = entropy + config.preference * preference
+            total = cross_entropy + config.preference * preference
         numbers = {
             "loss": float(total.detach()),
-            "entropy": float(entropy.detach()),
+            "cross_entropy": float(cross_entropy.detach()),
             "preference": float(preference.detach()),
             "margin": float(margin.detach().mean()),
             "differ": float((wanted != avoided).float().mean()),
@@ -142,34 +142,35 @@ class CodesTask:
         ends = np.cumsum([ids[0].numel() for ids in codes.steps])
         for k, end in enumerate(ends):
             part = slice(end - codes.steps[k][0].numel(), end)
-            numbers[f"entropy_{k + 1}"] = -float(chosen[:, part].detach().mean())
+            numbers[f"cross_entropy_{k + 1}"] = -float(chosen[:, part].detach().mean())
             numbers[f"accuracy_{k + 1}"] = float(right[:, part].mean())
         return total, numbers
 
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
+    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
         del step, optimiser
+        return {}
 
     @torch.no_grad()
-    def restorations(self, average: nn.Module, weight: float) -> list[Tensor]:
-        """The validation photographs restored by the averaged transformer, at one setting of the dial."""
+    def _validation_pictures(self, average: nn.Module) -> list[Tensor]:
+        """The validation photographs restored by the averaged transformer, from codes alone."""
         assert self.validation is not None
         assert isinstance(average, Transformer)
         inputs = self.validation.inputs
         ladder = self.tokenizer.ladder.for_input(inputs.shape[-1])
         codes = predict(average, self.tokenizer, ladder, inputs, self.validation.classes)
         return [
-            self.tokenizer.decode_canvas(f, stage, inputs=inputs, weight=weight).float().clamp(-1, 1)
+            self.tokenizer.decode_canvas(f, stage).float().clamp(-1, 1)
             for stage, f in enumerate(self.tokenizer.canvases(codes))
         ]
 
     def validate(self, average: nn.Module) -> dict[str, float]:
-        """PSNR and LPIPS of each stage's restoration from codes alone (w = 0)."""
-        return {} if self.validation is None else self.validation.scores(self.restorations(average, 0.0))
+        """PSNR and LPIPS of each stage's restoration from codes alone."""
+        return {} if self.validation is None else self.validation.scores(self._validation_pictures(average))
 
     def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
-        """LR | x1 | x2 | x4 | truth of the validation photographs, from codes alone (w = 0)."""
+        """Input, each stage and truth of the validation photographs, from codes alone."""
         del step
-        return None if self.validation is None else self.validation.sheet(self.restorations(average, 0.0))
+        return None if self.validation is None else self.validation.sheet(self._validation_pictures(average))
 
 
 @torch.no_grad()

@@ -1,0 +1,123 @@
+"""The terms of a picture's loss against its target, as the restorer and the fusion train with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nextscale.errors import OptionError
+from nextscale.evaluate.metrics.lpips import Lpips, Vgg19Features
+from nextscale.train.adversarial import Adversary
+from nextscale.train.config import RestorationConfig
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a critic reads of a factor's pictures and of their targets, finest first."""
+
+    made: list[Tensor]
+    real: list[Tensor]
+
+
+class Terms:
+    """Pixel, LPIPS-squeeze and VGG19 terms."""
+
+    LAYERS = ("conv1_2", "conv2_2", "conv3_1")
+    CHANNELS = (3, 128, 256)
+    """Of the activations that a critic reads: the pixels stand in for the first layer."""
+
+    def __init__(self, config: RestorationConfig, device: torch.device) -> None:
+        self.config = config
+        layout = torch.channels_last
+        self.vgg: Vgg19Features | None = None
+        if config.feature or config.adversarial:
+            self.vgg = Vgg19Features(self.LAYERS).to(device).to(memory_format=layout)  # type: ignore[call-overload]
+        self.lpips: Lpips | None = None
+        if config.lpips:
+            self.lpips = Lpips("squeeze").to(device).to(memory_format=layout)  # type: ignore[call-overload]
+
+    def critics(self, factors: int, device: torch.device) -> Adversary | None:
+        """A critic per factor, where the config asks for them."""
+        config = self.config
+        return (
+            Adversary(factors, self.CHANNELS, config.critic_lr, device, by_accuracy=True)
+            if config.adversarial
+            else None
+        )
+
+    def __call__(
+        self, number: int, picture: Tensor, target: Tensor, rng: np.random.Generator
+    ) -> tuple[dict[str, Tensor], Activations | None]:
+        """The terms of a factor's pictures B 3 H H in [-1, 1], unweighted, and what a critic reads of them.
+
+        Args:
+            number: of the factor, from 0 for the smallest.
+        """
+        config = self.config
+        terms = {"pixel": (picture - target).abs().mean()}
+        window = random_window(picture.shape[-1], rng, config.window)
+        near, true = picture[window], target[window]
+        if self.lpips is not None:
+            low, high = config.lpips_scale if number else (0.8, 1.6)
+            terms["lpips"] = self.lpips(*resampled(picture, target, rng.uniform(low, high))).mean()
+        if self.vgg is None:
+            return terms, None
+        with torch.no_grad():
+            real = self.vgg((true / 2 + 0.5).contiguous(memory_format=torch.channels_last))
+        made = self.vgg((near / 2 + 0.5).contiguous(memory_format=torch.channels_last))
+        terms["feature"] = feature_distance(made, real)
+        return terms, Activations([near, *made[1:]], [true, *real[1:]])
+
+    def weighted(self, terms: dict[str, Tensor]) -> Tensor:
+        """The sum of terms, each with its weight of the config."""
+        return torch.stack([getattr(self.config, name) * value for name, value in terms.items()]).sum()
+
+
+def factor_weights(config: RestorationConfig, factors: int) -> tuple[float, ...]:
+    """The weight of each factor's terms, smallest factor first.
+
+    Raises:
+        OptionError: there are more factors than weights.
+    """
+    given = config.factor_weights
+    if len(given) < factors:
+        raise OptionError(f"--restoration.factor-weights: {len(given)} given, the model has {factors} factors")
+    return given[-factors:]
+
+
+def logged(terms: dict[str, Tensor], number: int) -> dict[str, float]:
+    """The values of a factor's terms; the adversarial one means nothing, only its gradient."""
+    return {f"{name}_{number + 1}": float(v.detach()) for name, v in terms.items() if name != "adversarial"}
+
+
+def feature_distance(made: list[Tensor], real: list[Tensor]) -> Tensor:
+    """Distance of activation maps B C h w, finest first.
+
+    The finest by mean absolute difference, which sees hatching of single pixels; the others relative to their length
+    at each place, as LPIPS does: else the strong edges of a few pictures outweigh all texture.
+    """
+    terms = [0.5 * (made[0] - real[0]).abs().mean()]
+    for x, y in zip(made[1:], real[1:], strict=True):
+        apart = F.normalize(x, dim=1, eps=1e-3) - F.normalize(y, dim=1, eps=1e-3)
+        terms.append(apart.square().sum(dim=1).mean())
+    return torch.stack(terms).mean()
+
+
+def random_window(side: int, rng: np.random.Generator, size: int) -> tuple[Any, ...]:
+    """A random square window: the perceptual networks cost more than the restorer."""
+    size = min(size, side)
+    top, left = (int(rng.integers(0, side - size + 1)) for _ in range(2))
+    return (..., slice(top, top + size), slice(left, left + size))
+
+
+def resampled(picture: Tensor, target: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Both pictures resampled by a factor, antialiased."""
+    side = max(24, round(picture.shape[-1] * scale))
+    small = F.interpolate(torch.cat([picture, target]), size=(side, side), mode="bilinear", antialias=True)
+    first, second = small.contiguous(memory_format=torch.channels_last).chunk(2)
+    return first, second
