@@ -1,6 +1,6 @@
 """The front page's picture, docs/crops.png: 1:1 crops at x4 beside bicubic and Real-ESRGAN (extra `peers`).
 
-    python docs/make_crops.py
+python docs/make_crops.py
 """
 
 from __future__ import annotations

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from nextscale.model.config import AutoencoderConfig, DecoderFusionConfig, ModelConfig, TokenizerConfig, TransformerConfig
+from nextscale.model.config import (
+    AutoencoderConfig,
+    DecoderFusionConfig,
+    ModelConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from nextscale.upscale.nextscale import NextScale
 
 FIXTURES = Path(__file__).parent / "fixtures"

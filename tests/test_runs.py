@@ -136,7 +136,8 @@ def test_paper_trains_with_the_papers_numbers(tmp_path: Path, monkeypatch: pytes
     assert (codes.clean, codes.class_free, codes.sides, codes.balance) == (0.25, 0.1, (128,), 0.0)
     tokenizer = parse(recorded(found, "--phase", "decoders"), monkeypatch).part
     loop = tokenizer.loop
-    assert (loop.lr, loop.weight_decay, loop.steps, loop.batch * loop.grad_accum_steps * 24) == (2.5e-4, 0.05, 25000, 384)
+    samples = loop.batch * loop.grad_accum_steps * 24
+    assert (loop.lr, loop.weight_decay, loop.steps, samples) == (2.5e-4, 0.05, 25000, 384)
     terms = tokenizer.reconstruction
     assert (terms.unquantized_prob, terms.codebook, terms.squared) == (0.5, True, True)
     assert (terms.pixel, terms.lpips, terms.feature, terms.grid) == (1.0, 5.0, 0.0, 0.0)

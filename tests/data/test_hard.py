@@ -72,7 +72,8 @@ def test_less_light_darkens_the_photograph_and_not_the_noise() -> None:
 
 
 def test_a_recipe_without_its_noise_or_compression() -> None:
-    for recipe in d.sample_recipes(d.COMPRESSED, 20, random.Random(1)) + d.sample_recipes(d.NOISY, 20, random.Random(1)):
+    recipes = [d.sample_recipes(preset, 20, random.Random(1)) for preset in (d.COMPRESSED, d.NOISY)]
+    for recipe in [*recipes[0], *recipes[1]]:
         quiet, plain = recipe.without_noise(), recipe.without_compression()
         assert quiet.recompress is None
         assert plain.recompress is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_fidelity_goes_from_the_codes_to_the_fusion(speaking: NextScale, picture
     assert np.abs((decoded + 1) * 127.5 - ends[0]).max() <= 0.51
 
 
-def test_the_codes_have_a_say(speaking: NextScale, untrained: NextScale, picture: np.ndarray) -> None:
+def test_the_codes_have_a_say(speaking: NextScale) -> None:
     assert speaking.fusions is not None
     fusion = speaking.fusions[1]
     assert isinstance(fusion, Fusion)
@@ -153,9 +154,9 @@ def test_a_model_without_a_fusion_shows_its_confidence() -> None:
 
 
 def test_options_that_exclude_each_other_or_that_a_model_lacks_are_refused() -> None:
-    with pytest.raises(OptionError, match="--fast.*confidence"):
+    with pytest.raises(OptionError, match=r"--fast.*confidence"):
         UpscaleOptions(fast=True, confidence=True)
-    with pytest.raises(OptionError, match="--fast.*--fidelity"):
+    with pytest.raises(OptionError, match=r"--fast.*--fidelity"):
         UpscaleOptions(fast=True, fidelity=0.5)
     with pytest.raises(OptionError, match="denoise"):
         UpscaleOptions(denoise=1.5)
@@ -166,8 +167,8 @@ def test_options_that_exclude_each_other_or_that_a_model_lacks_are_refused() -> 
         older.upscale(picture, UpscaleOptions(denoise=0.25))
 
 
-def test_a_model_with_a_restorer_is_saved_and_loaded(speaking: NextScale, picture: np.ndarray, tmp_path: object) -> None:
-    folder = speaking.save_pretrained(str(tmp_path), half=False)
+def test_a_restorer_is_saved_and_loaded(speaking: NextScale, picture: np.ndarray, tmp_path: Path) -> None:
+    folder = speaking.save_pretrained(tmp_path, half=False)
     again = NextScale.from_pretrained(folder, device="cpu", fp32=True)
     options = UpscaleOptions(scale=2, tile=64, denoise=0.3)
     wanted = speaking.upscale(picture, options).picture.rgb
