@@ -27,7 +27,7 @@ from nextscale.train.plan import PlanConfig, plan
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "runs").glob("*.sh"))
 ARGUMENTS = {
-    "tiny": ["data", "{out}"],
+    "tiny": ["data", "start.pth", "{out}"],
     "paper": ["openimages", "photos", "benches", "checkpoints", "{out}"],
     "ablations": ["data", "bench", "{out}"],
     "results": ["tiny", "benches", "{out}"],
@@ -157,7 +157,9 @@ def test_every_row_of_the_ablations_has_the_same_budget(tmp_path: Path, monkeypa
 
 
 def test_the_ablations_change_what_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes = {file.stem: read_difference(tiny(), file) for file in (ROOT / "runs" / "ablations").glob("*.json")}
+    changes = {
+        file.stem: read_difference(tiny().codes_alone(), file) for file in (ROOT / "runs" / "ablations").glob("*.json")
+    }
     assert changes["one-stage"].tokenizer.ladder.num_stages == 1
     assert changes["two-stages"].tokenizer.ladder.canvases == (16, 32)
     assert not changes["unaligned"].transformer.aligned_conditioning

@@ -56,7 +56,41 @@ class Check:
         return 1 if damaged else 0
 
 
-Part = Annotated[Pack, tyro.conf.subcommand("pack")] | Annotated[Check, tyro.conf.subcommand("check")]
+@dataclass(frozen=True)
+class Pages:
+    """Render training pictures of text, signs, screens, drawings and smooth ramps: nextscale data pages OUT"""
+
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
+    """Folder to write; a picture that is there already stays."""
+    fonts: tuple[Path, ...] = (Path("/usr/share/fonts"),)
+    """Folders of .ttf and .otf files."""
+    count: int = 600
+    """Number of pictures."""
+    side: int = 512
+    """Side of the pictures in pixels."""
+    seed: int = 0
+    """Another seed, other pictures."""
+
+    def run(self) -> int:
+        from nextscale.data.pages import find_fonts, render
+        from nextscale.image import from_pil, write
+
+        if self.count < 1 or self.side < 64:
+            raise OptionError(f"count must be 1 or more and side 64 or more, got {self.count} and {self.side}")
+        fonts = find_fonts(self.fonts)
+        for number in range(self.count):
+            path = self.out / f"page-{self.seed}-{number:05}.png"
+            if not path.exists():
+                write(path, from_pil(render(self.seed, number, fonts, self.side)))
+        say(f"{self.count} pages in {self.out}, from {len(fonts)} fonts")
+        return 0
+
+
+Part = (
+    Annotated[Pack, tyro.conf.subcommand("pack")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Pages, tyro.conf.subcommand("pages")]
+)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class TrainTokenizer:
         if self.plan:
             side = self.codebook.side if quantising else self.reconstruction.side
             start = None if self.start is None else read_config(self.start, "tokenizer", TokenizerConfig)
-            whole = PRESETS[self.preset]()
+            whole = PRESETS[self.preset]().codes_alone()
             wanted = read_difference(ModelConfig(start or whole.tokenizer, whole.transformer), self.config)
             _show(self, wanted, self.phase, (side,))
             return 0
@@ -109,7 +109,7 @@ class TrainTokenizer:
             wanted = read_difference(ModelConfig(tokenizer.config), self.config)
             tokenizer = _on_ladder(tokenizer, wanted.tokenizer, self.start)
         elif self.phase == "autoencoder":
-            tokenizer = Tokenizer(read_difference(PRESETS[self.preset](), self.config).tokenizer)
+            tokenizer = Tokenizer(read_difference(PRESETS[self.preset]().codes_alone(), self.config).tokenizer)
         else:
             raise OptionError(f"the {self.phase} phase needs --start with the result of the phase before")
         tokenizer.to(device())

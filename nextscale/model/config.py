@@ -249,6 +249,10 @@ class ModelConfig:
                     f"the restorer's factors are {self.restorer.factors}, the ladder's {self.tokenizer.ladder.factors}"
                 )
 
+    def codes_alone(self) -> ModelConfig:
+        """The tokenizer and the transformer, without restorer and fusion, which are trained after them."""
+        return dataclasses.replace(self, restorer=None, fusion=None)
+
 
 def paper() -> ModelConfig:
     """The paper's model: VAR's autoencoder and VAR-d16."""
