@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from nextscale.model.config import RestorerConfig
 
 
+PLANE = 4.0
+"""Value of the denoise plane where all noise stays."""
+
+
 class Restorer(nn.Module):
     """A degraded image B 3 h w -> its features B C h w, and from them a restored image at each factor.
 
@@ -43,7 +47,9 @@ class Restorer(nn.Module):
         """
         x = images / 2 + 0.5
         if self.config.denoise:
-            plane = torch.as_tensor(denoise, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
+            # Zero where all noise goes, the default: the published network's own behaviour is never disturbed by the
+            # plane. Several units high, so that its few weights learn as fast as the rest.
+            plane = PLANE * (1 - torch.as_tensor(denoise, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1))
             x = torch.cat([x, plane.expand(len(x), 1, *x.shape[-2:])], dim=1)
         out: Tensor = self.body(x)
         return out
