@@ -70,6 +70,8 @@ class Pages:
     """Side of the pictures in pixels."""
     seed: int = 0
     """Another seed, other pictures."""
+    kinds: tuple[str, ...] = ("page", "sign", "screen", "drawing", "ramp")
+    """Some of these; ramps alone teach what smooth surfaces look like."""
 
     def run(self) -> int:
         from nextscale.data.pages import find_fonts, render
@@ -81,7 +83,7 @@ class Pages:
         for number in range(self.count):
             path = self.out / f"page-{self.seed}-{number:05}.png"
             if not path.exists():
-                write(path, from_pil(render(self.seed, number, fonts, self.side)))
+                write(path, from_pil(render(self.seed, number, fonts, self.side, self.kinds)))
         say(f"{self.count} pages in {self.out}, from {len(fonts)} fonts")
         return 0
 

@@ -30,17 +30,28 @@ def find_fonts(folders: Sequence[Path]) -> list[Path]:
     return fonts
 
 
-def render(seed: int, number: int, fonts: Sequence[Path], side: int = 512) -> Image.Image:
-    """The picture of a number: side x side, RGB. The same seed, number, fonts and Pillow give the same pixels."""
+KINDS = ("page", "sign", "screen", "drawing", "ramp")
+
+
+def render(seed: int, number: int, fonts: Sequence[Path], side: int = 512, kinds: Sequence[str] = KINDS) -> Image.Image:
+    """The picture of a number: side x side, RGB. The same arguments and the same Pillow give the same pixels.
+
+    Raises:
+        OptionError: an unknown kind.
+    """
+    unknown = sorted(set(kinds) - set(KINDS))
+    if unknown or not kinds:
+        raise OptionError(f"kinds must be some of {', '.join(KINDS)}, got {', '.join(unknown) or 'none'}")
     draw = random.Random(f"{seed}/{number}")
-    kinds: Sequence[tuple[float, Callable[[random.Random, Sequence[Path], int], Image.Image]]] = (
-        (0.3, _page),
-        (0.2, _sign),
-        (0.2, _screen),
-        (0.15, _drawing),
-        (0.15, _ramp),
+    makers: Sequence[tuple[str, float, Callable[[random.Random, Sequence[Path], int], Image.Image]]] = (
+        ("page", 0.3, _page),
+        ("sign", 0.2, _sign),
+        ("screen", 0.2, _screen),
+        ("drawing", 0.15, _drawing),
+        ("ramp", 0.15, _ramp),
     )
-    maker = draw.choices([kind for _, kind in kinds], [weight for weight, _ in kinds])[0]
+    chosen = [(weight, maker) for name, weight, maker in makers if name in kinds]
+    maker = draw.choices([maker for _, maker in chosen], [weight for weight, _ in chosen])[0]
     # Twice as large, then reduced: Pillow's shapes have no smooth edges of their own.
     return maker(draw, fonts, 2 * side).reduce(2)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
+from nextscale.commands.main import main
 from nextscale.data.pages import find_fonts, render
 from nextscale.errors import OptionError
 
@@ -38,3 +39,26 @@ def test_a_number_gives_its_picture(fonts: list[Path]) -> None:
     # Some have hard edges, as text has, and some have none.
     edges = [float(np.abs(np.diff(page.astype(int), axis=1)).max()) for page in pages]
     assert max(edges) > 120
+
+
+def test_kinds_can_be_chosen(fonts: list[Path]) -> None:
+    for number in range(4):
+        ramp = np.asarray(render(1, number, fonts, 128, ["ramp"])).astype(int)
+        assert np.abs(np.diff(ramp, axis=0)).max() < 24
+    with pytest.raises(OptionError, match="poster"):
+        render(0, 0, fonts, 128, ["poster"])
+
+
+def test_the_command_writes_what_is_missing(fonts: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "pages"
+    command = ["data", "pages", str(out), "--fonts", str(fonts[0].parent), "--count", "3", "--side", "64"]
+    assert main(command) == 0
+    files = sorted(out.iterdir())
+    assert [file.name for file in files] == [f"page-0-{number:05}.png" for number in range(3)]
+    first = files[0].read_bytes()
+    files[1].write_bytes(b"kept")
+    files[0].unlink()
+    assert main(command) == 0
+    assert files[0].read_bytes() == first
+    assert files[1].read_bytes() == b"kept"
+    assert main(["data", "pages", str(out), "--fonts", str(out)]) == 1
