@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/equality.py > before.txt
 
-Names of cases after the script run only those. Each line is a name and the sha256 of codes or of a picture's pixels, in float32 on one thread.
+Names of cases after the script: only those.
+Each line is a name and the sha256 of codes or of a picture's pixels, in float32 on one thread.
 """
 
 from __future__ import annotations
