@@ -79,9 +79,13 @@ class JsonLines:
         Raises:
             OSError: it cannot be opened.
         """
-        torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
         self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
-        self.waiting = b"\n" if torn else b""
+        self.waiting = b""
+        size = path.stat().st_size
+        if size:
+            with path.open("rb") as file:
+                file.seek(size - 1)
+                self.waiting = b"" if file.read() == b"\n" else b"\n"
 
     def write(self, row: Row) -> None:
         """Append a row.

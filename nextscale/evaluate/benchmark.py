@@ -15,6 +15,7 @@ import re
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +278,6 @@ class _Store:
         try:
             keep_json_lines(self.file, lambda row: {"name", "method", "factors"} <= set(row))
             self.rows = {(row["name"], row["method"]): row for row in read_json_lines(self.file)}
-            self.lines = JsonLines(self.file)
         except OSError as error:
             raise self._refused(error) from None
 
@@ -303,7 +303,8 @@ class _Store:
         if self.file is None:
             return
         try:
-            self.lines.write(row)
+            with closing(JsonLines(self.file)) as lines:
+                lines.write(row)
         except OSError as error:
             raise self._refused(error) from None
 
