@@ -10,7 +10,6 @@ import glob
 import hashlib
 import os
 import re
-import secrets
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from PIL import Image
 from nextscale import image as images
 from nextscale.console import complain
 from nextscale.errors import ImageError, NextScaleError
+from nextscale.files import write_atomic
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -158,7 +158,6 @@ def _fetched(address: str, cache: Path) -> Path:
     target = cache / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name[-100:]}"
     if target.exists():
         return target
-    part = cache / f".{secrets.token_hex(8)}.part"
     try:
         system, path = _file_system(address)
         from filelock import FileLock
@@ -166,14 +165,11 @@ def _fetched(address: str, cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(target.name + ".lock")):
             if not target.exists():
-                system.get_file(path, str(part))
-                os.replace(part, target)
+                write_atomic(target, lambda part: system.get_file(path, str(part)))
     except DataError:
         raise
     except Exception as error:
         raise _unreachable(address, error) from error
-    finally:
-        part.unlink(missing_ok=True)
     return target
 
 

@@ -15,6 +15,7 @@ import re
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from nextscale.evaluate.peers import Method, Pixels, peers
 from nextscale.evaluate.scores import Features, OnPicture, Scorer, area_mean, read_pixels, to_tensor
 from nextscale.evaluate.summary import json_number
 from nextscale.evaluate.table import Evaluation, Row, csv_text, dump, evaluation_json, evaluation_markdown, picture_rows
+from nextscale.files import JsonLines, keep_json_lines, read_json_lines
 from nextscale.model.checkpoint import CONFIG, WEIGHTS, find_folder
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.options import BenchOptions, ScoreOptions, UpscaleOptions
@@ -273,11 +275,11 @@ class _Store:
             self._check(folder, json.loads(dump(settings)))
         else:
             images.write_bytes(about, dump(settings).encode())
-        # What a stopped run left half-written is cut off.
-        lines = self.file.read_bytes().splitlines(keepends=True) if self.file.exists() else []
-        rows = [row for line in lines if (row := _parsed(line)) is not None]
-        images.write_bytes(self.file, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-        self.rows = {(row["name"], row["method"]): row for row in rows}
+        try:
+            keep_json_lines(self.file, lambda row: {"name", "method", "factors"} <= set(row))
+            self.rows = {(row["name"], row["method"]): row for row in read_json_lines(self.file)}
+        except OSError as error:
+            raise self._refused(error) from None
 
     @staticmethod
     def _check(folder: Path, settings: dict[str, Any]) -> None:
@@ -301,10 +303,13 @@ class _Store:
         if self.file is None:
             return
         try:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
+            with closing(JsonLines(self.file)) as lines:
+                lines.write(row)
         except OSError as error:
-            raise ImageError(f"{self.file}: cannot be written ({error.strerror}); free space or choose --out") from None
+            raise self._refused(error) from None
+
+    def _refused(self, error: OSError) -> ImageError:
+        return ImageError(f"{self.file}: cannot be written ({error.strerror}); free space or choose --out")
 
 
 def weights_digest(name: str | Path) -> str:
@@ -341,13 +346,3 @@ def _key(factor: float) -> str:
 
 def _features(numbers: Mapping[str, Any]) -> Features:
     return np.frombuffer(base64.b64decode(numbers["features"]), "<f4").astype(np.float32)
-
-
-def _parsed(line: bytes) -> StoredRow | None:
-    """The row of a whole line, None of a torn one."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    whole = line.endswith(b"\n") and isinstance(row, dict) and {"name", "method", "factors"} <= set(row)
-    return row if whole else None

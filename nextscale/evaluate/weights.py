@@ -10,7 +10,6 @@ import hashlib
 import http.client
 import os
 import pickle
-import tempfile
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.errors import NextScaleError
+from nextscale.files import write_atomic
 
 _TIMEOUT_SECONDS = 30
 
@@ -60,29 +60,24 @@ def download(url: str, target: Path) -> Path:
         MissingWeights: it cannot be fetched or stored, or its content does not fit its name.
     """
     name = url.rsplit("/", 1)[1]
-    digest = hashlib.sha256()
-    part: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response,
-            tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as out,
-        ):
-            part = Path(out.name)
+
+    def fetch(part: Path) -> None:
+        digest = hashlib.sha256()
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response, part.open("wb") as out:
             while chunk := response.read(1 << 20):
                 digest.update(chunk)
                 out.write(chunk)
         if not digest.hexdigest().startswith(name.removesuffix(".pth").rsplit("-", 1)[1]):
             raise MissingWeights(f"The download of {url} is damaged (its sha256 does not fit): try again")
-        part.replace(target)
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, fetch)
     except (OSError, http.client.HTTPException) as error:
         raise MissingWeights(
             f"The weights {name} cannot be downloaded ({error}): fetch {url} into {target.parent} "
             "or into the folder named by NEXTSCALE_WEIGHTS"
         ) from error
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
     return target
 
 

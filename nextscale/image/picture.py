@@ -16,7 +16,6 @@ import importlib
 import io
 import logging
 import os
-import secrets
 import stat
 import struct
 import threading
@@ -45,6 +44,7 @@ from PIL import (
 )
 
 from nextscale.errors import ImageError, OptionError
+from nextscale.files import check_writable, write_atomic
 
 Array = NDArray[Any]
 Filter = Literal["bicubic", "lanczos", "bilinear", "box"]
@@ -720,7 +720,7 @@ def write(path: str | os.PathLike[str], picture: Picture, *, quality: int = 95, 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write any file whole or not at all; missing parent folders are made, `ImageError` where the disk refuses."""
-    _write_whole(Path(os.path.realpath(path)), data)
+    _write_whole(path, data)
 
 
 def encode_bytes(picture: Picture, suffix: str, *, quality: int = 95, lossless: bool = False) -> bytes:
@@ -867,23 +867,17 @@ _REMEDIES: Final = {
 
 def check_folder(path: str | os.PathLike[str]) -> None:
     """`ImageError` where `write` could make no file of that name; missing parent folders are made."""
-    _write_whole(Path(os.path.realpath(path)), None)
+    _write_whole(path, None)
 
 
-def _write_whole(path: Path, data: bytes | None) -> None:
-    """Write beside the target under a hidden name, then take the target's place in one step (None: only try)."""
-    temporary = path.with_name(f".nextscale-{secrets.token_hex(8)}.tmp")
+def _write_whole(named: str | os.PathLike[str], data: bytes | None) -> None:
+    """Write a file, links followed (None: only see whether it could be written)."""
+    path = Path(os.path.realpath(named))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        try:
-            with temporary.open("xb") as file:
-                file.write(data or b"")
-            if data is not None:
-                temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        check_writable(path)
+        if data is not None:
+            write_atomic(path, data)
     except OSError as error:
         reason = _REMEDIES.get(error.errno or 0, f"it cannot be written ({_one_line(error)}); choose another folder")
         raise ImageError(reason) from error

@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nextscale.errors import ModelError
+from nextscale.files import write_atomic
 from nextscale.model.config_io import from_dict, to_dict
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -77,28 +75,12 @@ def save_folder(
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / WEIGHTS, lambda part: save_file(plain, part, metadata={"format": "pt"}))
+        write_atomic(folder / WEIGHTS, lambda part: save_file(plain, part, metadata={"format": "pt"}))
         for name, content in {CONFIG: text, **(texts or {})}.items():
-            _write_text(folder / name, content)
+            write_atomic(folder / name, content)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder}: the model could not be written ({error})") from None
     return folder
-
-
-def _write_text(path: Path, text: str) -> None:
-    _replace(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    part = Path(name)
-    try:
-        write(part)
-        part.chmod(0o644)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_config(folder: Path, kind: str, config_type: type[ConfigT]) -> ConfigT:

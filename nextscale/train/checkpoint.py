@@ -14,6 +14,7 @@ import torch
 
 from nextscale.console import complain
 from nextscale.errors import NextScaleError
+from nextscale.files import write_atomic
 
 NEWEST, PREVIOUS, DAMAGED = "state.pt", "state.previous.pt", "state.damaged.pt"
 
@@ -30,18 +31,14 @@ def save(folder: Path, state: dict[str, Any]) -> None:
         NextScaleError: it could not be written; the states before are as they were.
     """
     newest = folder / NEWEST
-    part = newest.with_name(NEWEST + ".part")
-    try:
-        with open(part, "wb") as file:
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if newest.exists():
-            os.replace(newest, folder / PREVIOUS)
-        os.replace(part, newest)
-        _flush_folder(folder)
+
+    try:
+        write_atomic(newest, write, previous=folder / PREVIOUS)
     except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
         reason = str(error).splitlines()[0]
         raise NextScaleError(f"{newest}: the checkpoint could not be written ({reason}); free some space") from None
 
@@ -93,13 +90,3 @@ def misfit(path: Path, error: Exception) -> NextScaleError:
     """The one line about a state that is not this training's."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return NextScaleError(f"{path}: not a state of this training ({reason}); move it away to start anew")
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the new names last through a power cut, where the system can."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

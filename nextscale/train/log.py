@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nextscale.console import complain, say
 from nextscale.errors import NextScaleError
+from nextscale.files import JsonLines, keep_json_lines, write_atomic
 from nextscale.train.config import LoopConfig
 
 if TYPE_CHECKING:
@@ -76,47 +75,22 @@ class Log:
     """Rows in `log.jsonl` up to a step; rows that a full disk refuses wait for the next one."""
 
     def __init__(self, path: Path, step: int) -> None:
-        self._rewind(path, step)
+        try:  # What a killed run wrote after the state that is resumed is cut off: those steps run, and tell, again.
+            keep_json_lines(path, lambda row: isinstance(row.get("step"), int) and row["step"] <= step)
+        except OSError as error:
+            raise NextScaleError(f"{path}: cannot be rewound ({error}); free some space") from None
         self.path = path
-        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed with the log
-        self.waiting = b""
-
-    @staticmethod
-    def _rewind(path: Path, step: int) -> None:
-        """Cut off what a killed run wrote after the state that is resumed: those steps run, and tell, again."""
-        if not path.exists():
-            return
-        text = path.read_bytes()
-        kept = b"".join(line for line in text.splitlines(keepends=True) if _is_row_until(step, line))
-        if kept != text:
-            part = path.with_name(path.name + ".part")
-            try:
-                part.write_bytes(kept)
-                os.replace(part, path)
-            except OSError as error:
-                part.unlink(missing_ok=True)
-                raise NextScaleError(f"{path}: cannot be rewound ({error}); free some space") from None
+        self.lines = JsonLines(path)
 
     def write(self, row: Row) -> None:
         """One more row."""
-        self.waiting += (json.dumps(row) + "\n").encode()
         try:
-            while self.waiting:
-                self.waiting = self.waiting[self.file.write(self.waiting) :]
-            os.fsync(self.file.fileno())
+            self.lines.write(row)
         except OSError as error:
             complain(f"{self.path}: rows wait to be written ({error}); free some space")
 
     def close(self) -> None:
-        self.file.close()
-
-
-def _is_row_until(step: int, line: bytes) -> bool:
-    """Whether a line is a whole row of a step no later than this one."""
-    try:
-        return line.endswith(b"\n") and int(json.loads(line)["step"]) <= step
-    except (ValueError, KeyError, TypeError):
-        return False
+        self.lines.close()
 
 
 class Board:
@@ -184,11 +158,8 @@ def progress(config: LoopConfig, first: int, *, quiet: bool) -> Iterator[Show]:
 def write_sheet(folder: Path, step: int, sheet: Image) -> None:
     """`sheets/step-000100.png` below the run's folder; a full disk costs no more than the sheet."""
     path = folder / "sheets" / f"step-{step:06d}.png"
-    part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(exist_ok=True)
-        sheet.save(part, format="PNG")
-        os.replace(part, path)
+        write_atomic(path, lambda part: sheet.save(part, format="PNG"))
     except OSError as error:
-        part.unlink(missing_ok=True)
         complain(f"{path}: not written ({error}); the training goes on")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nextscale.errors import NextScaleError
+from nextscale.files import JsonLines, read_json_lines
 
 Stamp = list[int]
 """Bytes of a picture's file and when it was last written (nanoseconds, or what its store counts by)."""
@@ -37,21 +37,14 @@ class Manifest:
         self.lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torn = resume and path.exists() and self._load(path.read_bytes())
-            self.file = path.open("ab" if resume else "wb")
-            if torn:
-                self.file.write(b"\n")
+            if not resume:
+                path.write_bytes(b"")
+            for row in read_json_lines(path):
+                if row.get("key") == key and isinstance(row.get("input"), str):
+                    self.rows[row["input"]] = row
+            self.lines = JsonLines(path)
         except OSError as error:
             raise NextScaleError(f"{path}: {_reason(error)}; name another --manifest") from None
-
-    def _load(self, data: bytes) -> bool:
-        """Take over the rows of the same settings; whether the last line is incomplete."""
-        for line in data.splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                row = json.loads(line)
-                if row["key"] == self.key:
-                    self.rows[row["input"]] = row
-        return bool(data) and not data.endswith(b"\n")
 
     def is_done(self, name: str, stamp: Stamp) -> bool:
         """Whether this very picture was finished under these settings."""
@@ -73,15 +66,13 @@ class Manifest:
         with self.lock:
             self.rows[name] = row
             try:
-                self.file.write(json.dumps(row).encode() + b"\n")
-                self.file.flush()
-                os.fsync(self.file.fileno())
+                self.lines.write(row)
             except OSError as failure:
                 raise NextScaleError(f"{self.path}: {_reason(failure)}; the next run does this picture again") from None
 
     def close(self) -> None:
         """Close the file."""
-        self.file.close()
+        self.lines.close()
 
 
 def unfinished(items: Mapping[str, tuple[Stamp, Item]], manifest: Manifest, exists: Any) -> list[Item]:

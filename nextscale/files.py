@@ -1,0 +1,135 @@
+"""Files that a kill, a full disk or a power cut leaves whole: atomic writes, and append-only lines of JSON."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def write_atomic(path: Path, content: bytes | str | Callable[[Path], object], *, previous: Path | None = None) -> None:
+    """Write a file whole or not at all: to a temporary name beside it, then to the disk, then to its own name.
+
+    The folder must be there.
+
+    Args:
+        content: the file's bytes or text, or a function that writes the file at the path it is given.
+        previous: the name that a file which was there before takes (default: it is gone).
+
+    Raises:
+        OSError: the disk refuses; a file that was there before is still there. Errors of the function pass through.
+    """
+    part = _temporary(path)
+    try:
+        if callable(content):
+            content(part)
+        else:
+            part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
+        part.replace(path)
+        _flush_folder(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise the OSError that writing a file of this name would meet, as far as an empty file beside it tells."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    part = _temporary(path)
+    try:
+        part.touch(exist_ok=False)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A hidden name in the same folder; short, so that a file of the longest name can be written, too."""
+    return path.with_name(f".nextscale-{secrets.token_hex(8)}.tmp")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a new name last through a power cut, where the system can."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        except OSError as error:  # some network file systems cannot flush a folder
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
+        finally:
+            os.close(handle)
+
+
+class JsonLines:
+    """A file of JSON objects, one a line, that only grows. Every row is on the disk before `write` returns."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a file to append to; a last line that a killed writer left incomplete is ended, and is no row.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
+        self.waiting = b""
+        size = path.stat().st_size
+        if size:
+            with path.open("rb") as file:
+                file.seek(size - 1)
+                self.waiting = b"" if file.read() == b"\n" else b"\n"
+
+    def write(self, row: Row) -> None:
+        """Append a row.
+
+        Raises:
+            OSError: the disk refuses; the row waits, and the next call writes it first.
+        """
+        self.waiting += json.dumps(row).encode() + b"\n"
+        while self.waiting:
+            self.waiting = self.waiting[self.file.write(self.waiting) :]
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def read_json_lines(path: Path) -> list[Row]:
+    """The rows of a file of JSON lines; none where there is no file. What is no whole JSON object is left out.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return [row for line in _lines(path) if (row := _row(line)) is not None]
+
+
+def keep_json_lines(path: Path, keep: Callable[[Row], bool]) -> None:
+    """Cut incomplete lines, and the rows that are not to be kept, out of a file of JSON lines.
+
+    Raises:
+        OSError: the disk refuses; the file is as it was.
+    """
+    lines = _lines(path)
+    kept = [line for line in lines if (row := _row(line)) is not None and keep(row)]
+    if kept != lines:
+        write_atomic(path, b"".join(kept))
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+
+
+def _row(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and line.endswith(b"\n") else None
