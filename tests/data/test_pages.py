@@ -61,4 +61,4 @@ def test_the_command_writes_what_is_missing(fonts: list[Path], tmp_path: Path) -
     assert main(command) == 0
     assert files[0].read_bytes() == first
     assert files[1].read_bytes() == b"kept"
-    assert main(["data", "pages", str(out), "--fonts", str(out)]) == 1
+    assert main(["data", "pages", str(out), "--fonts", str(out)]) == 2
