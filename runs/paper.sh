@@ -88,7 +88,7 @@ train tokenizer --phase vocabulary --data "$openimages" --out "$out/vocabulary" 
 #      it reports on (stablesr).
 #    - Averaged weights, which the paper does not mention, are what is saved.
 steps=$((200 * num_photos / samples))
-train transformer --preset paper --data "$photos" --out "$out/transformer" \
+train transformer --data "$photos" --out "$out/transformer" \
   --tokenizer "$out/vocabulary/model" --start "$out/var-d16" \
   --lr "${LR:-1e-3}" --weight-decay 0.005 --betas 0.9 0.95 --clip 2.0 --ema 0.999 \
   --steps "$steps" --warmup $((steps / 50)) --schedule linear --final-lr 0.1 \

@@ -34,7 +34,7 @@ TORCH_FREE = [
     *("errors", "console", "image", "model.config", "model.config_io"),
     *("upscale.options", "upscale.manifest", "data.crops", "data.pack"),
     *("evaluate.datasets", "evaluate.summary", "evaluate.realesrgan", "evaluate.peers", "evaluate.table"),
-    *("evaluate.published", "evaluate.figures", "train.config", "train.plan", "web.serve"),
+    *("evaluate.published", "evaluate.figures", "train.config", "train.hardware", "web.serve"),
     *("commands.batch", "commands.bench", "commands.convert", "commands.data", "commands.degrade", "commands.evaluate"),
     *("commands.main", "commands.report", "commands.serve", "commands.train", "commands.upscale"),
 ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from nextscale.errors import OptionError
-from nextscale.model.config import PRESETS, ModelConfig, RestorerConfig, TokenizerConfig
+from nextscale.model.config import PRESETS, FusionConfig, ModelConfig, RestorerConfig, TokenizerConfig
 from nextscale.model.config_io import read_difference
 from nextscale.train.config import (
     CodebookConfig,
@@ -20,11 +21,12 @@ from nextscale.train.config import (
     ReconstructionConfig,
     RestorationConfig,
 )
-from nextscale.train.plan import PlanConfig, Training, plan, show
+from nextscale.train.hardware import PlanConfig
 
 if TYPE_CHECKING:
     from nextscale.data.crops import Crops
     from nextscale.model.tokenizer import Tokenizer
+    from nextscale.train.plan import Training
     from nextscale.train.stream import Samples
     from nextscale.train.validation import Validation
 
@@ -52,11 +54,13 @@ class ValidationConfig:
         """The pairs, for inputs of a side in pixels; none where no data is named."""
         from nextscale.data.crops import Crops
         from nextscale.train.distributed import device
+        from nextscale.train.pairs import whole_factor
         from nextscale.train.validation import Validation
 
         if not self.data:
             return None
-        return Validation(Crops(self.data, _crop_side(tokenizer, side), seed=0), self.count, presets, clean, device())
+        crops = Crops(self.data, _crop_side(tokenizer, side), seed=0)
+        return Validation(crops, self.count, presets, clean, device(), factor=whole_factor(tokenizer.ladder))
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,9 @@ class TrainTokenizer:
     """Folder of the run: state, log, and the result in `model/`."""
     phase: Literal["autoencoder", "codebook", "decoders", "vocabulary"]
     start: Path | None = None
-    """Tokenizer to go on from: the result of the phase before, or a converted checkpoint."""
-    preset: Literal["tiny", "paper"] = "tiny"
-    """Configuration of a new tokenizer."""
+    """Tokenizer to go on from: the result of the phase before, a converted checkpoint, or a whole model."""
+    preset: Literal["tiny", "paper"] | None = None
+    """Configuration of a new tokenizer (tiny)."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """JSON of what differs in the configuration, as in {"tokenizer": {"ladder": {"stage_ends": [10]}}}: anything in a
     new tokenizer's, the ladder alone in that of --start."""
@@ -87,8 +91,7 @@ class TrainTokenizer:
     def run(self) -> int:
         import torch
 
-        from nextscale.model.checkpoint import read_config
-        from nextscale.model.tokenizer import Tokenizer
+        from nextscale.model.tokenizer import Tokenizer, tokenizer_config
         from nextscale.train import checkpoint as state
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
@@ -96,11 +99,11 @@ class TrainTokenizer:
         from nextscale.train.tasks.reconstruction import ReconstructionTask, start_linear
 
         quantising = self.phase in ("codebook", "vocabulary")
+        self._refuse_options_without_effect()
         if self.plan:
             side = self.codebook.side if quantising else self.reconstruction.side
-            start = None if self.start is None else read_config(self.start, "tokenizer", TokenizerConfig)
-            whole = PRESETS[self.preset]().codes_alone()
-            wanted = read_difference(ModelConfig(start or whole.tokenizer, whole.transformer), self.config)
+            start = None if self.start is None else tokenizer_config(self.start)
+            wanted = read_difference(ModelConfig(start or _preset(self.preset).tokenizer), self.config)
             _show(self, wanted, self.phase, (side,))
             return 0
         torch.manual_seed(self.loop.seed)
@@ -109,7 +112,7 @@ class TrainTokenizer:
             wanted = read_difference(ModelConfig(tokenizer.config), self.config)
             tokenizer = _on_ladder(tokenizer, wanted.tokenizer, self.start)
         elif self.phase == "autoencoder":
-            tokenizer = Tokenizer(read_difference(PRESETS[self.preset]().codes_alone(), self.config).tokenizer)
+            tokenizer = Tokenizer(read_difference(ModelConfig(_preset(self.preset).tokenizer), self.config).tokenizer)
         else:
             raise OptionError(f"the {self.phase} phase needs --start with the result of the phase before")
         tokenizer.to(device())
@@ -134,6 +137,20 @@ class TrainTokenizer:
             average.save_pretrained(self.out / "model")
         return end(0)
 
+    def _refuse_options_without_effect(self) -> None:
+        where = f"--phase {self.phase}"
+        if self.start is not None and self.preset is not None:
+            raise OptionError("--preset has no effect beside --start, which brings its own configuration")
+        if self.phase in ("codebook", "vocabulary"):
+            _refuse_changed("reconstruction", self.reconstruction, where)
+            _refuse_changed("validation", self.validation, where)
+            if self.phase == "vocabulary":
+                _refuse_changed("codebook", self.codebook, where, ("kmeans_images", "kmeans_rounds"))
+        else:
+            _refuse_changed("codebook", self.codebook, where)
+            if self.phase == "autoencoder":
+                _refuse_changed("reconstruction", self.reconstruction, where, ("unquantized_prob", "codebook"))
+
 
 @dataclass(frozen=True)
 class TrainFusion:
@@ -152,16 +169,30 @@ class TrainFusion:
     restoration: FusionTrainingConfig = field(default_factory=FusionTrainingConfig)
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    plan: bool = False
+    """Print parameters, FLOPs, memory and time on a machine, and train nothing."""
+    machine: PlanConfig = field(default_factory=PlanConfig)
 
     def run(self) -> int:
         import torch
 
+        from nextscale.model.checkpoint import find_folder, read_config
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
         from nextscale.train.tasks.fusion import FusionTask
         from nextscale.train.tasks.restorer import CRITIC, load_critic, save_critic
         from nextscale.upscale.nextscale import NextScale, with_restorer
 
+        if self.plan:
+            config = read_config(find_folder(self.start), "model", ModelConfig)
+            if self.restorer is not None:
+                part = dataclasses.replace(config.tokenizer, fusion=None)
+                restorer = read_config(find_folder(self.restorer), "restorer", RestorerConfig)
+                config = ModelConfig(part, config.transformer, restorer, config.fusion or FusionConfig())
+            if config.restorer is None:
+                raise OptionError(f"{self.start}: has no restorer; name one with --restorer")
+            _show(self, config, "fusion", (self.restoration.side,))
+            return 0
         torch.manual_seed(self.loop.seed)
         model = NextScale.from_pretrained(self.start, device="cpu", fp32=True)
         if self.restorer is not None:
@@ -190,11 +221,11 @@ class TrainTransformer:
     out: Path
     """Folder of the run: state, log, and the result in `model/`."""
     tokenizer: Path
-    """A trained tokenizer's folder."""
+    """A trained tokenizer, by itself or in a whole model: a folder, a shipped name, or a hub id."""
     start: Path | None = None
     """A converted transformer, or a model whose transformer to continue from."""
-    preset: Literal["tiny", "paper"] = "tiny"
-    """Configuration of a new transformer."""
+    preset: Literal["tiny", "paper"] | None = None
+    """Configuration of a new transformer (tiny)."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """JSON of what differs in the configuration, as in {"transformer": {"aligned_conditioning": false}}: anything of a
     new transformer, and the ladder on which the tokenizer is read."""
@@ -209,8 +240,8 @@ class TrainTransformer:
     def run(self) -> int:
         import torch
 
-        from nextscale.model.checkpoint import read_config
-        from nextscale.model.tokenizer import Tokenizer
+        from nextscale.model.checkpoint import find_folder, read_config, read_kind
+        from nextscale.model.tokenizer import Tokenizer, tokenizer_config
         from nextscale.model.transformer import Transformer
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
@@ -218,17 +249,24 @@ class TrainTransformer:
         from nextscale.train.tasks.transformer import CodesTask, start_from_codebook
         from nextscale.upscale.nextscale import NextScale
 
+        if self.start is not None and self.config is not None:
+            raise OptionError("--config is for a new transformer, and --start brings its own configuration")
+        if self.start is not None and self.preset is not None:
+            raise OptionError("--preset has no effect beside --start, which brings its own configuration")
         if self.plan:
-            kept = read_config(self.tokenizer, "tokenizer", TokenizerConfig)
-            whole = read_difference(ModelConfig(kept, PRESETS[self.preset]().transformer), self.config)
+            part = tokenizer_config(self.tokenizer)
+            if self.start is None:
+                whole = read_difference(ModelConfig(part, _preset(self.preset).transformer), self.config)
+            else:
+                folder = find_folder(self.start)
+                kind = "transformer" if read_kind(folder) == "transformer" else "model"
+                whole = ModelConfig(part, read_config(folder, kind, ModelConfig).transformer)
             _show(self, whole, "transformer", self.codes.sides, stages=self.codes.stages)
             return 0
         torch.manual_seed(self.loop.seed)
         tokenizer = Tokenizer.from_pretrained(self.tokenizer)
-        if self.start is not None and self.config is not None:
-            raise OptionError("--config is for a new transformer, and --start brings its own configuration")
         if self.start is None:
-            config = read_difference(ModelConfig(tokenizer.config, PRESETS[self.preset]().transformer), self.config)
+            config = read_difference(ModelConfig(tokenizer.config, _preset(self.preset).transformer), self.config)
             tokenizer = _on_ladder(tokenizer, config.tokenizer, self.tokenizer)
             model = NextScale.create(config)
             if config.transformer.aligned_conditioning:
@@ -249,15 +287,35 @@ class TrainTransformer:
         return end(0)
 
 
+def _preset(name: str | None) -> ModelConfig:
+    return PRESETS[name or "tiny"]()
+
+
+def _refuse_changed(option: str, config: Any, where: str, names: Sequence[str] = ()) -> None:
+    """Refuse options of a group that differ from their defaults.
+
+    Args:
+        names: the ones without effect (all).
+
+    Raises:
+        OptionError: naming the first.
+    """
+    plain = type(config)()
+    for name in names or [f.name for f in dataclasses.fields(config)]:
+        if getattr(config, name) != getattr(plain, name):
+            raise OptionError(f"--{option}.{name.replace('_', '-')} has no effect in {where}; leave it out")
+
+
 def _show(
-    command: TrainTokenizer | TrainTransformer,
-    config: ModelConfig,
+    command: TrainTokenizer | TrainTransformer | TrainRestorer | TrainFusion,
+    config: ModelConfig | RestorerConfig,
     training: Training,
     sides: tuple[int, ...],
     *,
     stages: int = 0,
 ) -> None:
     from nextscale.data.crops import find_sources
+    from nextscale.train.plan import plan, show
 
     photographs = len(find_sources(command.data, command.sources.cache))
     show(plan(config, training, command.loop, command.machine, sides=sides, stages=stages, photographs=photographs))
@@ -309,6 +367,9 @@ class TrainRestorer:
     restoration: RestorationConfig = field(default_factory=RestorationConfig)
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    plan: bool = False
+    """Print parameters, FLOPs, memory and time on a machine, and train nothing."""
+    machine: PlanConfig = field(default_factory=PlanConfig)
 
     def run(self) -> int:
         import torch
@@ -319,20 +380,22 @@ class TrainRestorer:
         from nextscale.train.loop import train
         from nextscale.train.tasks.restorer import CRITIC, RestorerTask, load_critic, save_critic
 
+        folder = None if self.start is None else find_folder(self.start)
+        sizes = RestorerConfig() if folder is None else read_config(folder, "restorer", RestorerConfig)
+        if self.plan:
+            _show(self, sizes, "restorer", (self.restoration.side,))
+            return 0
         torch.manual_seed(self.loop.seed)
-        if self.start is None:
-            restorer = Restorer(RestorerConfig())
-        else:
-            folder = find_folder(self.start)
-            restorer = Restorer(read_config(folder, "restorer", RestorerConfig))
+        restorer = Restorer(sizes)
+        if folder is not None:
             load_weights(folder / "model.safetensors", restorer)
         restorer.to(device())
         config = self.restoration
         samples = _samples(self, max(restorer.config.factors))
         validation = _validation(self, max(restorer.config.factors))
         task = RestorerTask(restorer, samples, config, validation)
-        if self.start is not None:
-            load_critic(task.adversary, self.start / CRITIC)
+        if folder is not None:
+            load_critic(task.adversary, folder / CRITIC)
         average = train(task, self.loop, self.out)
         if rank() == 0:
             save_folder(self.out / "model", "restorer", restorer.config, average.state_dict())
@@ -365,9 +428,9 @@ def _validation(command: TrainRestorer | TrainFusion, factor: int) -> Validation
     wanted, config = command.validation, command.restoration
     if not wanted.data:
         return None
-    crops = Crops(wanted.data, 512 // 4 * factor, seed=0)
+    crops = Crops(wanted.data, 128 * factor, seed=0)
     presets = ("stablesr", "camera", "compressed", "noisy", "x4plus")
-    return Validation(crops, wanted.count, presets, config.clean, device())
+    return Validation(crops, wanted.count, presets, config.clean, device(), factor=factor)
 
 
 Part = (

@@ -119,8 +119,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def load_weights(path: Path, module: nn.Module) -> None:
-    """Load a safetensors file into a module (in float32), every tensor accounted for.
+def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
+    """Load a safetensors file, or what of it has a prefix, into a module (in float32), every tensor accounted for.
 
     Raises:
         ModelError: missing, truncated, damaged, or of another model.
@@ -132,6 +132,7 @@ def load_weights(path: Path, module: nn.Module) -> None:
     except (SafetensorError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{path}: damaged or not a safetensors file ({reason}); copy the model again") from None
+    state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
     load_state(module, state, str(path))
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.errors import OptionError
-from nextscale.model.checkpoint import WEIGHTS, find_folder, load_weights, read_config, save_folder
-from nextscale.model.config import Ladder, TokenizerConfig
+from nextscale.model.checkpoint import WEIGHTS, find_folder, load_weights, read_config, read_kind, save_folder
+from nextscale.model.config import Ladder, ModelConfig, TokenizerConfig
 from nextscale.model.decoder import Decoder, InputFeatures
 from nextscale.model.encoder import Encoder
 from nextscale.model.layers import AttentionBlock, ResBlock, area_downsample
@@ -35,6 +35,18 @@ class Codes:
         return Codes(self.steps[: self.ladder.stage_ends[count - 1]], self.ladder)
 
 
+def tokenizer_config(name: str | Path) -> TokenizerConfig:
+    """The configuration of a tokenizer, by itself or in a whole model: a folder, a shipped name, or a hub id.
+
+    Raises:
+        ModelError: in one line, what is wrong with the folder.
+    """
+    folder = find_folder(name)
+    if read_kind(folder) == "model":
+        return read_config(folder, "model", ModelConfig).tokenizer
+    return read_config(folder, "tokenizer", TokenizerConfig)
+
+
 class Tokenizer(nn.Module):
     """Encoder, residual quantiser and one decoder per stage (paper section 3)."""
 
@@ -54,14 +66,17 @@ class Tokenizer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Tokenizer:
-        """Load a tokenizer from a folder or a hub id, in evaluation mode and float32.
+        """Load a tokenizer, by itself or out of a whole model, in evaluation mode and float32.
+
+        Args:
+            name: a folder, a shipped model's name, or a hub id.
 
         Raises:
             ModelError: in one line, what is wrong with the folder.
         """
         folder = find_folder(name)
-        tokenizer = cls(read_config(folder, "tokenizer", TokenizerConfig))
-        load_weights(folder / WEIGHTS, tokenizer)
+        tokenizer = cls(tokenizer_config(folder))
+        load_weights(folder / WEIGHTS, tokenizer, prefix="tokenizer." if read_kind(folder) == "model" else "")
         return tokenizer.eval()
 
     def save_pretrained(self, folder: str | Path) -> Path:

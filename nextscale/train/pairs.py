@@ -13,6 +13,8 @@ from torch import Tensor
 
 from nextscale.data.crops import Crops
 from nextscale.data.degrade import PRESETS, degrade, sample_recipe
+from nextscale.errors import OptionError
+from nextscale.model.config import Ladder
 from nextscale.train.distributed import positions
 
 
@@ -22,6 +24,18 @@ def draws(seed: int, stream: int, first: int, batch: int, count: int) -> np.ndar
     Each sample has a generator of its own, so that its draws do not depend on how a batch is split among processes.
     """
     return np.stack([np.random.default_rng((seed, stream, first + i)).random(count) for i in range(batch)])
+
+
+def whole_factor(ladder: Ladder) -> int:
+    """The largest factor of a ladder, which training inputs are reduced by.
+
+    Raises:
+        OptionError: it is not a whole number.
+    """
+    factor = ladder.factors[-1]
+    if factor != int(factor) or factor < 1:
+        raise OptionError(f"this ladder enlarges by {factor:g}; training needs a whole factor")
+    return int(factor)
 
 
 def photographs(
@@ -47,6 +61,7 @@ def pairs(
     clean: float,
     device: torch.device | None = None,
     *,
+    factor: int,
     soft: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Training pairs of one step; they are degraded on the device where they are used (the CPU).
@@ -54,10 +69,11 @@ def pairs(
     Args:
         presets: names of degradations, drawn alike for each sample.
         clean: share of samples that are only reduced bilinearly.
+        factor: side of the targets over that of the inputs.
         soft: share of samples whose target is a part of the crop, enlarged 1.2 to 2.2 times.
 
     Returns:
-        targets B 3 H H in [-1, 1], inputs B 3 H/4 H/4 in [-1, 1], classes B (0 degraded, 1 clean).
+        targets B 3 H H in [-1, 1], inputs B 3 h h (H = factor h) in [-1, 1], classes B (0 degraded, 1 clean).
     """
     position = positions(step, batch).start
     hr = torch.from_numpy(crops.batch(position, batch)).to(device).float() / 255
@@ -75,7 +91,7 @@ def pairs(
     recipes = [replace(recipe, exposure=1.0) for recipe in recipes]
     # The loop's autocast would run the codec's transforms in 16 bits.
     with torch.autocast(hr.device.type, enabled=False):
-        return hr * 2 - 1, degrade(hr, recipes) * 2 - 1, torch.tensor(labels, device=device)
+        return hr * 2 - 1, degrade(hr, recipes, factor=factor) * 2 - 1, torch.tensor(labels, device=device)
 
 
 def softened(image: Tensor, draw: random.Random) -> Tensor:

@@ -1,456 +1,265 @@
-"""What a training will cost, by arithmetic alone: parameters, tokens, FLOPs, memory, time. Torch-free.
+"""What a training will cost: parameters, tokens, FLOPs, memory, time, counted on the real modules with fake tensors.
 
-A FLOP is a multiplication or an addition. A backward pass counts twice its forward pass through trained layers and once
-through frozen ones. Attention counts the keys that a segment really sees: nothing masked is ever computed. Elementwise
-operations, the degradation and the perceptual networks are left out of the FLOPs, their memory of the estimate.
+A FLOP is a multiplication or an addition of a matrix product or convolution. A backward pass counts twice its forward
+pass. Reading, degradation and the perceptual networks are left out.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal, TypeVar
 
-from nextscale.errors import OptionError
-from nextscale.model.config import AutoencoderConfig, DecoderFusionConfig, Ladder, ModelConfig, TokenizerConfig
+import torch
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from nextscale.model.config import Ladder, ModelConfig, RestorerConfig
+from nextscale.model.layers import AttentionBlock, ResBlock
+from nextscale.model.restorer import Restorer
+from nextscale.model.tokenizer import Codes, Tokenizer
+from nextscale.model.transformer import Condition, Transformer
 from nextscale.train.config import LoopConfig
+from nextscale.train.hardware import GIB, PlanConfig
+from nextscale.train.loop import checkpoint_units
+from nextscale.upscale.nextscale import make_fusions
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-Training = Literal["autoencoder", "codebook", "vocabulary", "decoders", "transformer", "fusion"]
-"""What is trained."""
-Device = Literal["a100-40", "a100-80", "h100", "h200", "l40s", "rtx3090", "rtx4090", "cpu"]
-
+Training = Literal["autoencoder", "codebook", "vocabulary", "decoders", "transformer", "restorer", "fusion"]
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 WIDE = 4
 """Bytes of a float32 number."""
-GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """One device: dense peaks in 10^12 FLOPs a second, and memory."""
-
-    bf16: float
-    fp32: float
-    """With float32 in and out: TF32 on GPUs, which convolutions use unless told otherwise."""
-    memory_gib: float
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
-# The makers' data sheets, without sparsity.
-HARDWARE: dict[str, Hardware] = {
-    "a100-40": Hardware(312, 156, 40),
-    "a100-80": Hardware(312, 156, 80),
-    "h100": Hardware(989, 494, 80),
-    "h200": Hardware(989, 494, 140),
-    "l40s": Hardware(362, 183, 45),
-    "rtx3090": Hardware(71, 35.6, 24),
-    "rtx4090": Hardware(165, 82.6, 24),
+def _attention_backward(slope: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(slope, query, key, value))  # type: ignore[no-untyped-call]
+
+
+ATTENTION: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
+"""The counter knows the attention of GPUs only."""
 
 
-@dataclass(frozen=True)
-class PlanConfig:
-    """The machine to plan a training for."""
-
-    device: Device = "a100-80"
-    """One process's device; cpu measures this machine."""
-    processes: int = 1
-    """How many of them train together."""
-    tflops: float = 0.0
-    """Peak of another device, in 10^12 bfloat16 operations a second (0: the named one's)."""
-    memory_gib: float = 0.0
-    """Memory of another device (0: the named one's)."""
-    utilisation: float = 0.4
-    """Share of the peak that the training is expected to reach."""
-
-    def __post_init__(self) -> None:
-        if self.processes < 1 or self.tflops < 0 or self.memory_gib < 0 or not 0 < self.utilisation <= 1:
-            raise OptionError("a plan needs processes of at least 1, a utilisation in (0, 1] and no negative number")
-
-    @property
-    def name(self) -> str:
-        """What to call the device."""
-        return "given device" if self.tflops else self.device
-
-    @property
-    def hardware(self) -> Hardware:
-        """What these settings name; measures the CPU where that is asked for."""
-        found = HARDWARE[self.device] if self.device in HARDWARE else this_cpu()
-        if self.tflops:
-            found = replace(found, bf16=self.tflops, fp32=self.tflops / 2)
-        return replace(found, memory_gib=self.memory_gib) if self.memory_gib else found
-
-
-def this_cpu(side: int = 1024) -> Hardware:
-    """This machine's CPU, by matrix products with the threads that torch would use."""
-    import torch
-
-    from nextscale.peaks import Timer, product_rate
-
-    timer = Timer(torch.device("cpu"))
-    bf16, fp32 = (1e-12 * product_rate(side, dtype, timer, runs=4) for dtype in (torch.bfloat16, torch.float32))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    return Hardware(bf16, fp32, memory)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a part of a model holds, and does for one sample."""
-
-    parameters: int = 0
-    flops: float = 0.0
-    """Of a forward pass."""
-    kept: float = 0.0
-    """Bytes that the forward pass leaves for the backward pass."""
-    working: float = 0.0
-    """Bytes that come and go at the widest layer."""
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.parameters + other.parameters,
-            self.flops + other.flops,
-            self.kept + other.kept,
-            max(self.working, other.working),
-        )
-
-    def again(self) -> Cost:
-        """The same weights on another input."""
-        return replace(self, parameters=0)
-
-    def held(self) -> Cost:
-        """The weights alone, not run."""
-        return Cost(self.parameters)
-
-
-def total(costs: Sequence[Cost]) -> Cost:
-    """The sum of parts."""
-    return sum(costs, Cost())
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Bytes per number that autocast leaves in the operands of matrix work, in group norms and in attention."""
-
-    operand: int = WIDE
-    norm: int = WIDE
-    attention: int = WIDE
-
-    @staticmethod
-    def of(*, bf16: bool, cpu: bool) -> Precision:
-        """CUDA's autocast normalises in float32; our attention runs in float32 on a CPU, where that is faster."""
-        if not bf16:
-            return Precision()
-        return Precision(operand=2, norm=2 if cpu else WIDE, attention=WIDE if cpu else 2)
-
-
-# Layers, in the order of tokenizer/layers.py. Sides are those of the output.
-
-
-def _conv(channels: int, out: int, side: float, width: int, *, kernel: int = 3, stride: int = 1) -> Cost:
-    weights = kernel * kernel * channels * out
-    read, written = channels * (side * stride) ** 2, out * side**2
-    return Cost(weights + out, 2 * weights * side**2, read * width, 2 * (read + written) * width)
-
-
-def _norm_silu_conv(channels: int, out: int, side: float, precision: Precision) -> Cost:
-    kept = 2 * channels * side**2 * precision.norm
-    return Cost(2 * channels, kept=kept) + _conv(channels, out, side, precision.operand)
-
-
-def _res_block(channels: int, out: int, side: float, precision: Precision) -> Cost:
-    block = _norm_silu_conv(channels, out, side, precision) + _norm_silu_conv(out, out, side, precision)
-    if channels == out:
-        return block
-    return block + _conv(channels, out, side, precision.operand, kernel=1)
-
-
-def _attention_block(channels: int, side: float, precision: Precision) -> Cost:
-    norm = Cost(2 * channels, kept=channels * side**2 * precision.norm)
-    # Queries, keys and values (kept as one map) and the result before its projection.
-    core = Cost(flops=4 * channels * side**4, kept=4 * channels * side**2 * precision.operand)
-    qkv = _conv(channels, 3 * channels, side, precision.operand, kernel=1)
-    return norm + qkv + core + _conv(channels, channels, side, precision.operand, kernel=1)
-
-
-def _middle(channels: int, side: float, precision: Precision, *, attention: bool) -> Cost:
-    blocks = [_res_block(channels, channels, side, precision)] * 2
-    return total(blocks + [_attention_block(channels, side, precision)] * attention)
-
-
-def encoder_cost(config: AutoencoderConfig, side: int, precision: Precision) -> Cost:
-    """The encoder and its quant_conv on an image of a side in pixels."""
-    at = side / config.patch
-    operand = precision.operand
-    parts = [_conv(3 * config.patch**2, config.channels, at, operand)]
-    channels = config.channels
-    for level, multiplier in enumerate(config.multipliers):
-        lowest = level == len(config.multipliers) - 1
-        width = config.channels * multiplier
-        for _ in range(config.blocks):
-            parts.append(_res_block(channels, width, at, precision))
-            channels = width
-            if config.attention and lowest:
-                parts.append(_attention_block(width, at, precision))
-        if not lowest:
-            at /= 2
-            parts.append(_conv(width, width, at, operand, stride=2))
-    parts.append(_middle(channels, at, precision, attention=config.attention))
-    parts.append(_norm_silu_conv(channels, config.latent_channels, at, precision))
-    if config.linear_path:
-        size = config.reduction
-        parts.append(_conv(3, config.latent_channels, at, operand, kernel=size, stride=size))
-    return total([*parts, _conv(config.latent_channels, config.latent_channels, at, operand)])
-
-
-def decoder_cost(config: AutoencoderConfig, canvas: int, precision: Precision) -> Cost:
-    """A decoder on a canvas of a side in latents."""
-    widths = [config.channels * m for m in config.multipliers]
-    channels, latent, operand = widths[-1], config.latent_channels, precision.operand
-    pixels = 3 * config.patch**2
-    at = float(canvas)
-    parts = [_conv(latent, latent, at, WIDE), _conv(latent, channels, at, operand)]
-    if config.linear_path:
-        size = config.reduction
-        weights = latent * 3 * size**2
-        parts.append(Cost(weights + 3, 2 * weights * at**2, latent * at**2 * WIDE))
-    parts.append(_middle(channels, at, precision, attention=config.attention))
-    for level in reversed(range(len(widths))):
-        lowest = level == len(widths) - 1
-        if level == 0 and config.linear_path:
-            parts.append(_conv(pixels, channels, at, operand))
-        for _ in range(config.blocks + 1):
-            parts.append(_res_block(channels, widths[level], at, precision))
-            channels = widths[level]
-            if config.attention and lowest:
-                parts.append(_attention_block(channels, at, precision))
-        if level:
-            at *= 2
-            parts.append(_conv(channels, channels, at, operand))
-    parts.append(_norm_silu_conv(channels, pixels, at, precision))
-    # The image in float32, and its difference from the target.
-    parts.append(Cost(kept=2 * pixels * at**2 * WIDE))
-    return total(parts)
-
-
-def fusion_cost(config: DecoderFusionConfig, factor: int, side: int, precision: Precision) -> Cost:
-    """One stage's fusion, for an input photograph of a side in pixels."""
-    channels, operand = config.channels, precision.operand
-    parts = [
-        _conv(3 * factor**2, channels, side, operand),
-        _conv(2 * channels, channels, side, operand),
-        _conv(channels, 2 * channels, side, operand),
-        # A rectifier's output, and both halves of the modulation.
-        Cost(kept=3 * channels * side**2 * operand),
-    ]
-    parts += [_conv(channels, channels, side, operand)] * (2 * config.stage_blocks)
-    at = float(side)
-    half = channels // 2
-    while factor > 1:
-        growth = 2 if factor % 2 == 0 else factor
-        parts.append(_conv(channels, half * growth**2, at, operand))
-        channels, factor, at = half, factor // growth, at * growth
-        if factor == 1:
-            parts += [_conv(channels, channels, at, operand)] * (2 * config.refine)
-    # Enlarged input, blend, codes' picture and image in float32.
-    parts += [_conv(channels, 4, at, operand), Cost(kept=10 * at**2 * WIDE)]
-    return total(parts)
-
-
-def input_features_cost(config: DecoderFusionConfig, side: int, precision: Precision) -> Cost:
-    """The branch that reads the input photograph of a side in pixels."""
-    channels, operand = config.channels, precision.operand
-    block = [_conv(channels, channels, side, operand)] * 2
-    return total([_conv(3, channels, side, operand), *block * config.blocks])
-
-
-def quantizer_parameters(config: TokenizerConfig) -> int:
-    """Codebook and shared convolutions."""
-    channels = config.autoencoder.latent_channels
-    return config.codebook_size * channels + config.num_phi * (9 * channels + 1) * channels
-
-
-def nearest_cost(config: TokenizerConfig, ladder: Ladder, stages: int) -> Cost:
-    """The search for the nearest codes of the first stages."""
-    tokens = sum(ladder.tokens(n) for n in range(stages))
-    most = max(side**2 for side in ladder.sides[: ladder.stage_ends[stages - 1]])
-    flops = 2 * config.codebook_size * config.autoencoder.latent_channels * tokens
-    return Cost(flops=flops, working=2 * WIDE * most * config.codebook_size)
-
-
-def scan_cost(config: TokenizerConfig, ladder: Ladder, stages: int) -> Cost:
-    """One run of the residual recurrence over the first stages: a lift of every code to every canvas it is used on."""
-    channels = config.autoencoder.latent_channels
-    lifts = [
-        _conv(channels, channels, ladder.canvases[n], WIDE).again()
-        for n in range(stages)
-        for _ in range(ladder.stage_ends[n])
-    ]
-    return total(lifts)
-
-
-# The transformer.
-
-
-def segments(ladder: Ladder, stages: int = 0) -> list[int]:
-    """Tokens of the prefix and of each step."""
-    steps = ladder.sides[: ladder.stage_ends[(stages or ladder.num_stages) - 1]]
-    return [ladder.canvases[-1] ** 2, *(side * side for side in steps)]
-
-
-def attention_pairs(lengths: Sequence[int]) -> int:
-    """Pairs of a query and a key that it sees, over all segments."""
-    return sum(length * sum(lengths[: i + 1]) for i, length in enumerate(lengths))
-
-
-def transformer_costs(
-    config: ModelConfig, ladder: Ladder, stages: int, precision: Precision, *, recompute: bool = False
-) -> dict[str, Cost]:
-    """Embeddings, blocks and head on one sample.
-
-    Args:
-        ladder: for the input's side; the weights are those of the model's own ladder.
-        recompute: a block keeps only its input, and its forward pass runs again in the backward pass.
-    """
-    shape, tokenizer = config.transformer, config.tokenizer
-    width, latent, vocabulary = shape.width, tokenizer.autoencoder.latent_channels, tokenizer.codebook_size
-    hidden = round(width * shape.mlp_ratio)
-    lengths = segments(ladder, stages)
-    tokens, wanted = sum(lengths), sum(lengths[1:])
-    linear = (latent + 1) * width
-    tables = shape.classes + tokenizer.ladder.sides[0] ** 2 + 1 + tokenizer.ladder.num_steps + shape.position_grid**2
-    embed = Cost(
-        2 * linear + tables * width,
-        2 * latent * width * (tokens - lengths[1]),
-        # Each segment, and their concatenation, which the first block reads.
-        tokens * width * WIDE,
-    )
-    if shape.aligned_conditioning:
-        embed += Cost(linear, 2 * latent * width * wanted)
-    ada = 6 * (width + 1) * width
-    weights = 4 * width * width + 2 * width * hidden
-    # Biases of queries, values, projection and the second layer; the first layer's; the sharpness of each head.
-    block_parameters = weights + 4 * width + hidden + shape.heads
-    # Read by the two norms and the two modulations; by the normalisation of queries and keys and the sharpness.
-    wide = 4 * width + 3 * width
-    # Inputs of qkv, projection and first layer; both gated results; both sides of the GELU.
-    narrow = 5 * width + 2 * hidden
-    # Queries, keys, values and the result; a 16 bit attention also keeps the map that its values are a view of.
-    attended = 4 * width * precision.attention + (3 * width * 2 if precision.attention == 2 else 0)
-    kept = tokens * (wide * WIDE + narrow * precision.operand + attended)
-    adas = 1 if shape.shared_adaln else shape.depth
-    blocks = Cost(
-        shape.depth * (block_parameters + (6 * width if shape.shared_adaln else 0)) + adas * ada,
-        shape.depth * (2 * weights * tokens + 4 * width * attention_pairs(lengths)) + adas * 12 * width * width,
-        shape.depth * (tokens * width * WIDE if recompute else kept),
-        2 * kept if recompute else kept,
-    )
-    head = Cost(
-        (width + 1) * vocabulary + 2 * (width + 1) * width,
-        2 * width * vocabulary * wanted + 4 * width * width,
-        # The head runs in float32; logits and their logarithms, then as much again for their gradients.
-        wanted * (3 * width + vocabulary) * WIDE,
-        3 * wanted * vocabulary * WIDE,
-    )
-    return {"embeddings": embed, "blocks": blocks, "head": head}
-
-
-# Trainings.
-
-
-@dataclass(frozen=True)
+@dataclass
 class Piece:
-    """A part of the model in one training."""
+    """A part of a training: what it runs, and what that costs for a batch."""
 
     name: str
-    cost: Cost
+    modules: list[nn.Module]
     passes: int
-    """1: forward only. 2: forward, and a backward pass to earlier parts. 3: trained."""
+    """1: forward only. 3: trained, or on the way to what is."""
+    run: Callable[[], Any] | None = None
+    """The forward pass; none where the weights only lie there."""
+    exact: bool = False
+    """In float32 whatever the training runs in."""
+    parameters: int = 0
+    flops: float = 0.0
+    """Of the forward pass."""
+    kept: float = 0.0
+    """Bytes that the forward pass leaves for the backward pass."""
+    checkpointed: float = 0.0
+    """The same with activation checkpointing, and the largest block that runs again."""
+
+
+def _empty(make: Callable[[], ModuleT]) -> ModuleT:
+    """A module whose weights hold no numbers: it is made without them, and gets fake ones."""
+    with unset_fake_temporarily(), torch.device("meta"):
+        module = make()
+    module._apply(lambda weight: torch.empty(weight.shape, dtype=weight.dtype))  # type: ignore[no-untyped-call]
+    return module
+
+
+def _forwards(config: ModelConfig, training: Training, ladder: Ladder, stages: int, batch: int) -> list[Piece]:
+    """The parts of a training on the tokenizer's latents, as its task runs them."""
+    part = config.tokenizer
+    tokenizer = _empty(lambda: Tokenizer(part))
+    channels = part.autoencoder.latent_channels
+    images = torch.empty(batch, 3, ladder.image_sides[-1], ladder.image_sides[-1])
+    latents = [torch.empty(batch, channels, side, side) for side in ladder.canvases]
+    steps = [torch.zeros(batch, side, side, dtype=torch.long) for side in ladder.sides[: ladder.stage_ends[stages - 1]]]
+    codes = Codes(steps, ladder)
+    encoder: list[nn.Module] = [tokenizer.encoder, tokenizer.quant_conv]
+    decoders: list[nn.Module] = [tokenizer.decoders]
+
+    def encode() -> list[Tensor]:
+        return tokenizer.stage_latents(images, ladder=ladder)
+
+    def decode() -> list[Tensor]:
+        return _differences([tokenizer.decode_canvas(f, stage) for stage, f in enumerate(latents)])
+
+    def scan() -> Any:
+        return tokenizer.quantise(latents[:stages], ladder=ladder), tokenizer.canvases(codes)
+
+    def search() -> list[Tensor]:
+        return [tokenizer.quantizer.nearest(torch.empty(batch, channels, *ids.shape[1:])) for ids in steps]
+
+    def tokenise() -> Any:
+        photograph = tokenizer.encode(images, stages, ladder=ladder), tokenizer.step_inputs(codes)
+        return photograph, tokenizer.quantise(encode()[:stages], ladder=ladder)
+
+    if training == "autoencoder":
+        held = Piece("codebook", [tokenizer.quantizer], 1)
+        return [Piece("encoder", encoder, 3, encode), held, Piece("decoders", decoders, 3, decode)]
+    if training == "decoders":
+        quantise = Piece("codebook", [tokenizer.quantizer], 1, scan, exact=True)
+        return [Piece("encoder", encoder, 1, encode), quantise, Piece("decoders", decoders, 3, decode)]
+    if training in ("codebook", "vocabulary"):
+        quantise = Piece("codebook", [tokenizer.quantizer], 3, lambda: tokenizer.canvases(codes))
+        nearest = Piece("nearest codes", [], 1, search, exact=True)
+        encode_once = Piece("encoder", encoder, 1, encode, exact=True)
+        return [encode_once, nearest, quantise, Piece("decoders", decoders, 1)]
+    transformer = _empty(lambda: Transformer(config.transformer, part.ladder, part.codebook_size, channels))
+    condition = Condition(latents, torch.zeros(batch, dtype=torch.long))
+    maps = [torch.empty(batch, channels, side, side) for side in ladder.sides[1 : len(steps)]]
+
+    def predict() -> Tensor:
+        embedded = [transformer.embed(m, k) for k, m in enumerate(maps, start=1)]
+        logits = transformer.logits([transformer.start(condition), *embedded], condition)
+        with torch.autocast("cpu", enabled=False):
+            return logits.log_softmax(-1)
+
+    if training == "transformer":
+        return [
+            Piece("tokenizer", [tokenizer], 1, tokenise, exact=True),
+            Piece("transformer", [transformer], 3, predict),
+        ]
+    assert config.restorer is not None
+    assert config.fusion is not None
+    pair, sizes = config.restorer, config.fusion
+    restorer = _empty(lambda: Restorer(pair))
+    fusions = _empty(lambda: make_fusions(sizes, Restorer(pair), Tokenizer(part)))
+    inputs = torch.empty(batch, 3, ladder.input_side, ladder.input_side)
+    sure = torch.empty(batch, 1, ladder.input_side, ladder.input_side)
+
+    def features() -> list[Tensor]:
+        return [tokenizer.decoders[n].features(f)[0] for n, f in enumerate(latents)]  # type: ignore[operator]
+
+    def fuse() -> Any:
+        made = [fusion(inputs, restored, d, sure) for fusion, d in zip(fusions, decoded, strict=True)]
+        return _differences([picture for picture, _ in made]), made
+
+    with torch.no_grad():
+        decoded, restored = features(), restorer.features(inputs)
+    return [
+        Piece("tokenizer", [tokenizer], 1, lambda: (encode(), scan(), features())),
+        Piece("transformer", [transformer], 1, predict),
+        Piece("restorer", [restorer], 1, lambda: restorer.features(inputs)),
+        Piece("fusions", [fusions], 3, fuse),
+    ]
+
+
+def _differences(pictures: list[Tensor]) -> list[Tensor]:
+    """The pixel term of pictures, which keeps as much as they hold."""
+    return [(picture.float() - torch.empty(picture.shape)).abs().mean() for picture in pictures]
+
+
+def _count(piece: Piece, *, bf16: bool) -> Piece:
+    """Fill in what a piece costs."""
+    parameters = [p for module in piece.modules for p in module.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_(piece.passes > 1)
+    weights = {p.untyped_storage()._cdata for p in parameters}
+    outside: dict[int, Tensor] = {}
+    within: list[dict[int, Tensor]] = []
+    entered: list[Tensor] = []
+    inside = False
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in weights:
+            (within[-1] if inside else outside)[storage] = tensor
+        return tensor
+
+    def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
+        nonlocal inside
+        del module
+        inside = True
+        within.append({})
+        entered.extend(x for x in given if isinstance(x, Tensor))
+
+    def leave(*_: object) -> None:
+        nonlocal inside
+        inside = False
+
+    for unit in (unit for module in piece.modules for unit in _units(module)):
+        unit.register_forward_pre_hook(enter)
+        unit.register_forward_hook(leave)
+    counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    cast = torch.autocast("cpu", torch.bfloat16, enabled=bf16 and not piece.exact)
+    with torch.set_grad_enabled(piece.passes > 1), counter, hooks, cast:
+        result = piece.run() if piece.run else None
+    del result
+    blocks = [_bytes(block) for block in within]
+    piece.parameters = sum(p.numel() for p in parameters)
+    piece.flops = float(counter.get_total_flops())
+    piece.kept = _bytes(outside | {key: x for block in within for key, x in block.items()})
+    inputs = {x.untyped_storage()._cdata: x for x in entered}
+    piece.checkpointed = _bytes(outside | inputs) + max(blocks, default=0.0)
+    return replace(piece, modules=[], run=None)
+
+
+def _units(module: nn.Module) -> list[nn.Module]:
+    """What checkpointing would run again in a module or in the parts of its owner."""
+    declared = checkpoint_units(module)
+    return declared or [m for m in module.modules() if isinstance(m, ResBlock | AttentionBlock)]
+
+
+def _bytes(tensors: dict[int, Tensor]) -> float:
+    return float(sum(tensor.untyped_storage().nbytes() for tensor in tensors.values()))
+
+
+@functools.lru_cache(maxsize=64)
+def _pieces(
+    config: ModelConfig | RestorerConfig, training: Training, side: int, stages: int, batch: int, bf16: bool
+) -> tuple[Piece, ...]:
+    with FakeTensorMode():
+        if isinstance(config, RestorerConfig):
+            restorer, inputs = _empty(lambda: Restorer(config)), torch.empty(batch, 3, side, side)
+            found = [Piece("restorer", [restorer], 3, lambda: _differences(restorer(inputs)))]
+        else:
+            ladder = config.tokenizer.ladder
+            ladder = ladder.for_input(side or ladder.input_side)
+            found = _forwards(config, training, ladder, stages or ladder.num_stages, batch)
+        return tuple(_count(piece, bf16=bf16) for piece in found)
 
 
 def pieces(
-    config: ModelConfig,
+    config: ModelConfig | RestorerConfig,
     training: Training,
     side: int = 0,
     *,
     stages: int = 0,
-    precision: Precision | None = None,
-    recompute: bool = False,
+    batch: int = 1,
+    bf16: bool = False,
 ) -> list[Piece]:
-    """What one sample costs in each part of the model.
+    """What a batch costs in each part of a training.
 
     Args:
+        config: a restorer's for its training, else a whole model's.
         side: of the input photograph in pixels (0: the model's own).
         stages: train the transformer on the first stages only (0: all).
     """
-    precision = precision or Precision()
-    tokenizer = config.tokenizer
-    auto, fusion = tokenizer.autoencoder, tokenizer.fusion
-    ladder = tokenizer.ladder.for_input(side or tokenizer.ladder.input_side)
-    stages = stages or ladder.num_stages
-    # Where no gradient is wanted, tokenising runs in float32.
-    exact = precision if training in ("autoencoder", "decoders", "fusion") else Precision()
-    encoders = [encoder_cost(auto, s, exact) for s in ladder.image_sides]
-    encode = total([encoders[-1], *(cost.again() for cost in encoders[:-1])])
-    quantise = nearest_cost(tokenizer, ladder, stages) + scan_cost(tokenizer, ladder, stages)
-    codebook = Cost(quantizer_parameters(tokenizer))
-    decoders = total([decoder_cost(auto, canvas, precision) for canvas in ladder.canvases])
-    fused = Cost()
-    if fusion is not None:
-        stages_fused = [fusion_cost(fusion, int(factor), ladder.input_side, precision) for factor in ladder.factors]
-        fused = total([*stages_fused, input_features_cost(fusion, ladder.input_side, precision)])
-    if training == "autoencoder":
-        return [
-            Piece("encoder", encode, 3),
-            Piece("codebook", codebook, 1),
-            Piece("decoders", decoders, 3),
-            *([Piece("fusion", fused, 3)] if fusion else []),
-        ]
-    idle = [Piece("decoders", (decoders + fused).held(), 1)]
-    if training in ("codebook", "vocabulary"):
-        return [
-            Piece("encoder", encode, 1),
-            Piece("nearest codes", nearest_cost(tokenizer, ladder, stages), 1),
-            Piece("codebook", codebook + scan_cost(tokenizer, ladder, stages), 3),
-            *idle,
-        ]
-    if training == "decoders":
-        return [
-            Piece("encoder", encode, 1),
-            Piece("codebook", codebook + quantise, 1),
-            Piece("decoders", decoders, 3),
-            *([Piece("fusion", fused, 3)] if fusion else []),
-        ]
-    if training == "fusion":
-        run = total(list(transformer_costs(config, ladder, stages, precision).values()))
-        return [
-            Piece("encoder", encode, 1),
-            Piece("codebook", codebook + scan_cost(tokenizer, ladder, stages), 1),
-            Piece("transformer", run, 1),
-            Piece("decoders", decoders, 3),
-            *([Piece("fusion", fused, 3)] if fusion else []),
-        ]
-    parts = transformer_costs(config, ladder, stages, precision, recompute=recompute)
-    # The photograph's first stages and all of the enlarged input's.
-    photograph = total([cost.again() for cost in encoders[:stages]])
-    scans = total([quantise, quantise, scan_cost(tokenizer, ladder, stages)])
-    return [
-        Piece("encoder", encode + photograph, 1),
-        Piece("codebook", codebook + scans, 1),
-        *idle,
-        *(Piece(name, cost, 3) for name, cost in parts.items()),
-    ]
+    return list(_pieces(config, training, side, stages, batch, bf16))
 
 
 def training_flops(parts: Sequence[Piece]) -> float:
-    """FLOPs of forward and backward of what a gradient passes through."""
-    return sum(part.passes * part.cost.flops for part in parts if part.passes > 1)
+    """FLOPs of forward and backward of what is trained."""
+    return sum(part.passes * part.flops for part in parts if part.passes > 1)
 
 
 def preparation_flops(parts: Sequence[Piece]) -> float:
     """FLOPs of what only runs forward: tokenising, and whatever else is frozen and comes before."""
-    return sum(part.cost.flops for part in parts if part.passes == 1)
+    return sum(part.flops for part in parts if part.passes == 1)
 
 
 def training_flops_per_sample(
@@ -458,7 +267,7 @@ def training_flops_per_sample(
 ) -> float:
     """FLOPs of forward and backward for one sample: what model FLOPs utilisation counts.
 
-    Recomputed and masked work is not in it, nor are tokenisation and degradation.
+    Work that is done again or masked is not in it, nor are tokenisation and degradation.
     """
     return training_flops(pieces(config, training, side, stages=stages))
 
@@ -466,8 +275,9 @@ def training_flops_per_sample(
 def tokens_per_sample(config: ModelConfig, side: int = 0, *, stages: int = 0) -> tuple[int, int]:
     """Tokens of the prefix, and of all steps, for an input photograph of a side in pixels (0: the model's own)."""
     ladder = config.tokenizer.ladder
-    lengths = segments(ladder.for_input(side or ladder.input_side), stages)
-    return lengths[0], sum(lengths[1:])
+    ladder = ladder.for_input(side or ladder.input_side)
+    steps = ladder.sides[: ladder.stage_ends[(stages or ladder.num_stages) - 1]]
+    return ladder.canvases[-1] ** 2 if config.transformer.prefix else 0, sum(s * s for s in steps)
 
 
 def rates_of_sides(config: ModelConfig, sides: Sequence[int], *, stages: int = 0) -> tuple[float, float]:
@@ -487,9 +297,9 @@ class Plan:
 
     training: Training
     parts: list[Piece]
-    """At the largest side."""
+    """Of one sample at the largest side."""
     tokens: tuple[int, int]
-    """Of the prefix and of the steps, at the largest side."""
+    """Of the prefix and of the steps, at the largest side (transformer training)."""
     batches: dict[int, int]
     """Samples at a time by side in pixels."""
     samples: float
@@ -522,7 +332,7 @@ class Plan:
 
 
 def plan(
-    config: ModelConfig,
+    config: ModelConfig | RestorerConfig,
     training: Training,
     loop: LoopConfig,
     machine: PlanConfig | None = None,
@@ -534,42 +344,36 @@ def plan(
     """Plan a training.
 
     Args:
+        config: a restorer's for its training, else a whole model's.
         sides: of the input photograph in pixels, in turn (none: the model's own). Larger ones than the smallest take
             fewer samples, as transformer training does.
         photographs: in the training data, to tell the epochs (0: unknown).
     """
     machine = machine or PlanConfig()
     hardware = machine.hardware
-    cpu = machine.device == "cpu"
-    precision = Precision.of(bf16=loop.bf16, cpu=cpu)
-    sides = tuple(sides) or (config.tokenizer.ladder.input_side,)
+    if not sides:
+        sides = (48,) if isinstance(config, RestorerConfig) else (config.tokenizer.ladder.input_side,)
     batches = {side: max(1, loop.batch * min(sides) ** 2 // side**2) for side in sorted(set(sides))}
-    costs = {
-        side: pieces(
-            config, training, side, stages=stages, precision=precision, recompute=loop.activation_checkpointing
-        )
-        for side in batches
-    }
+    costs = {s: pieces(config, training, s, stages=stages, batch=n, bf16=loop.bf16) for s, n in batches.items()}
     rate = hardware.bf16 if loop.bf16 else hardware.fp32
     flops = preparation = seconds = samples = 0.0
     for side in sides:
-        count = batches[side] * loop.grad_accum_steps / len(sides)
-        forward_back, forward = training_flops(costs[side]), preparation_flops(costs[side])
-        again = sum(p.cost.flops for p in costs[side] if p.name == "blocks" and loop.activation_checkpointing)
-        samples += count * machine.processes
-        flops += count * machine.processes * forward_back
-        preparation += count * machine.processes * forward
-        frozen = hardware.fp32 if training in ("transformer", "codebook", "vocabulary") else rate
-        seconds += count * ((forward_back + again) / rate + forward / frozen) / (1e12 * machine.utilisation)
-    memory = max(
-        (_memory(costs[side], batches[side], training, loop, machine, cpu=cpu) for side in batches),
-        key=lambda purposes: sum(purposes.values()),
-    )
+        times = loop.grad_accum_steps / len(sides)
+        trained, before = training_flops(costs[side]), preparation_flops(costs[side])
+        again = sum(p.flops for p in costs[side] if p.passes > 1) if loop.activation_checkpointing else 0.0
+        samples += times * batches[side] * machine.processes
+        flops += times * machine.processes * trained
+        preparation += times * machine.processes * before
+        frozen = sum(p.flops / (hardware.fp32 if p.exact else rate) for p in costs[side] if p.passes == 1)
+        seconds += times * ((trained + again) / rate + frozen) / (1e12 * machine.utilisation)
     largest = max(batches)
+    tokens = (0, 0)
+    if training == "transformer" and isinstance(config, ModelConfig):
+        tokens = tokens_per_sample(config, largest, stages=stages)
     return Plan(
         training=training,
-        parts=costs[largest],
-        tokens=tokens_per_sample(config, largest, stages=stages),
+        parts=[replace(p, flops=p.flops / batches[largest]) for p in costs[largest]],
+        tokens=tokens,
         batches=batches,
         samples=samples,
         steps=loop.steps,
@@ -578,69 +382,47 @@ def plan(
         step_preparation=preparation,
         seconds=seconds,
         rate=rate,
-        memory=memory,
+        memory=max((_memory(costs[s], training, loop, machine) for s in batches), key=lambda m: sum(m.values())),
         machine=machine,
         memory_gib=hardware.memory_gib,
     )
 
 
-def _memory(
-    parts: Sequence[Piece], batch: int, training: Training, loop: LoopConfig, machine: PlanConfig, *, cpu: bool
-) -> dict[str, float]:
+def _memory(parts: Sequence[Piece], training: Training, loop: LoopConfig, machine: PlanConfig) -> dict[str, float]:
     """Bytes by purpose of one process, at the end of the forward pass of any step but the first."""
-    trained = sum(p.cost.parameters for p in parts if p.passes == 3)
-    passed = sum(p.cost.parameters for p in parts if p.passes > 1)
-    resident = sum(p.cost.parameters for p in parts)
-    # The tokenizer is averaged as a whole, a transformer without its tokenizer.
-    averaged = trained if training == "transformer" else resident
-    if training == "fusion":
-        averaged -= sum(p.cost.parameters for p in parts if p.name == "transformer")
+    trained = sum(p.parameters for p in parts if p.passes > 1)
+    resident = sum(p.parameters for p in parts)
+    # The tokenizer is averaged as a whole, the other models without what they are trained beside.
+    averaged = resident if training in ("autoencoder", "codebook", "vocabulary", "decoders") else trained
     joined = machine.processes > 1
     share = machine.processes if joined and loop.parallel == "fsdp" else 1
-    kept = batch * sum(p.cost.kept for p in parts if p.passes > 1)
-    working = batch * max(p.cost.working for p in parts if p.passes > 1)
-    prepared = batch * max((p.cost.working for p in parts if p.passes == 1), default=0.0)
     memory = {
         "weights": WIDE * (trained / share + resident - trained),
-        "16 bit copies of weights": 2.0 * passed if loop.bf16 else 0.0,
         "gradients": WIDE * trained / share,
         "optimiser": 2 * WIDE * trained / share,
         # Sharded weights have a sharded average beside the whole one that is saved.
         "average": WIDE * averaged * (1 if share == 1 else 1 + 1 / share),
         "exchange between processes": WIDE * trained if joined and share == 1 else 0.0,
-        "activations": kept,
-        # What comes first is done when the activations are at their fullest.
-        "working space": max(working, prepared - kept),
-        "framework": (0.4 if cpu else 1.0) * GIB,
+        "activations": sum(p.checkpointed if loop.activation_checkpointing else p.kept for p in parts),
+        "framework": (0.4 if machine.device == "cpu" else 1.0) * GIB,
     }
     return {name: size for name, size in memory.items() if size}
 
 
 def show(plan: Plan) -> None:
     """Print a plan."""
-    from rich.console import Console
-
     Console().print(render(plan))
 
 
 def render(plan: Plan) -> RenderableType:
     """A plan as tables."""
-    from rich.console import Group
-    from rich.table import Table
-
-    parts = Table(
-        "part",
-        "parameters",
-        "FLOPs a sample",
-        "passes",
-        title=f"{plan.training} training",
-        caption="without reading, degradation and perceptual networks",
-    )
-    passes = {1: "forward", 2: "forward and back", 3: "trained"}
+    columns = ("part", "parameters", "FLOPs a sample", "passes")
+    caption = "without reading, degradation and perceptual networks"
+    parts = Table(*columns, title=f"{plan.training} training", caption=caption)
     for part in plan.parts:
-        done = passes[part.passes] if part.cost.flops else "held"
-        parts.add_row(part.name, count(part.cost.parameters), count(part.cost.flops), done)
-    parts.add_row("all", count(sum(p.cost.parameters for p in plan.parts)), "", "", style="bold")
+        done = {1: "forward", 3: "trained"}[part.passes] if part.flops else "held"
+        parts.add_row(part.name, count(part.parameters), count(part.flops), done)
+    parts.add_row("all", count(sum(p.parameters for p in plan.parts)), "", "", style="bold")
     machine = plan.machine
     prefix, steps = plan.tokens
     at = ", ".join(f"{batch} of {side} px" for side, batch in plan.batches.items())
@@ -654,7 +436,7 @@ def render(plan: Plan) -> RenderableType:
         ("time a step", f"{span(plan.seconds)} at {machine.utilisation:.0%} of {plan.rate:.3g} TFLOPS"),
         ("time of the run", run),
     ]
-    if plan.training == "transformer":
+    if steps:
         rows.insert(0, ("tokens a sample", f"{prefix + steps} = {prefix} prefix + {steps}"))
     numbers = Table(show_header=False)
     for name, value in rows:
@@ -669,8 +451,7 @@ def render(plan: Plan) -> RenderableType:
 
 def remedy(plan: Plan) -> str:
     """What to change about a plan that does not fit."""
-    fixed = plan.peak - plan.memory.get("activations", 0.0) - plan.memory.get("working space", 0.0)
-    if fixed > plan.memory_gib * GIB:
+    if plan.peak - plan.memory.get("activations", 0.0) > plan.memory_gib * GIB:
         return "the weights and their optimiser alone do not; use --parallel fsdp over more processes"
     return "use --activation-checkpointing, or a smaller --batch with a larger --grad-accum-steps"
 

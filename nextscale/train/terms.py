@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -51,22 +50,22 @@ class Terms:
         )
 
     def __call__(
-        self, number: int, picture: Tensor, target: Tensor, rng: np.random.Generator
+        self, number: int, picture: Tensor, target: Tensor, chance: np.ndarray
     ) -> tuple[dict[str, Tensor], Activations | None]:
         """The terms of a factor's pictures B 3 H H in [-1, 1], unweighted, and what a critic reads of them.
 
         Args:
             number: of the factor, from 0 for the smallest.
+            chance: three uniform numbers per sample: the place of its window, and its size for LPIPS.
         """
         config = self.config
         terms = {"pixel": (picture - target).abs().mean()}
-        window = random_window(picture.shape[-1], rng, config.window)
-        near, true = picture[window], target[window]
         if self.lpips is not None:
             low, high = config.lpips_scale if number else (0.8, 1.6)
-            terms["lpips"] = self.lpips(*resampled(picture, target, rng.uniform(low, high))).mean()
+            terms["lpips"] = resampled_lpips(self.lpips, picture, target, low + (high - low) * chance[:, 2])
         if self.vgg is None:
             return terms, None
+        near, true = (windows(images, chance, config.window) for images in (picture, target))
         with torch.no_grad():
             real = self.vgg((true / 2 + 0.5).contiguous(memory_format=torch.channels_last))
         made = self.vgg((near / 2 + 0.5).contiguous(memory_format=torch.channels_last))
@@ -108,16 +107,29 @@ def feature_distance(made: list[Tensor], real: list[Tensor]) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def random_window(side: int, rng: np.random.Generator, size: int) -> tuple[Any, ...]:
-    """A random square window: the perceptual networks cost more than the restorer."""
+def windows(images: Tensor, chance: np.ndarray, size: int) -> Tensor:
+    """A square window of each image B 3 H H, placed by two uniform numbers per image: B 3 size size.
+
+    The perceptual networks see only these: they cost more than what is trained.
+    """
+    side = images.shape[-1]
     size = min(size, side)
-    top, left = (int(rng.integers(0, side - size + 1)) for _ in range(2))
-    return (..., slice(top, top + size), slice(left, left + size))
+    corners = (chance[:, :2] * (side - size + 1)).astype(int)
+    cut = [x[:, top : top + size, left : left + size] for x, (top, left) in zip(images, corners.tolist(), strict=True)]
+    return torch.stack(cut)
 
 
-def resampled(picture: Tensor, target: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Both pictures resampled by a factor, antialiased."""
-    side = max(24, round(picture.shape[-1] * scale))
-    small = F.interpolate(torch.cat([picture, target]), size=(side, side), mode="bilinear", antialias=True)
-    first, second = small.contiguous(memory_format=torch.channels_last).chunk(2)
-    return first, second
+def resampled_lpips(lpips: Lpips, pictures: Tensor, targets: Tensor, scales: np.ndarray) -> Tensor:
+    """Mean LPIPS of pictures B 3 H H, each resampled with its target by its own factor, antialiased.
+
+    SqueezeNet's strides of two see some phases of a fine grid and not others: on pictures as they are, its distance
+    falls as dots of two pixels appear, and LPIPS-alex rises.
+    """
+    distances = []
+    for i, scale in enumerate(scales.tolist()):
+        side = max(24, round(pictures.shape[-1] * scale))
+        both = torch.cat([pictures[i : i + 1], targets[i : i + 1]])
+        small = F.interpolate(both, size=(side, side), mode="bilinear", antialias=True)
+        first, second = small.contiguous(memory_format=torch.channels_last).chunk(2)
+        distances.append(lpips(first, second).mean())
+    return torch.stack(distances).mean()

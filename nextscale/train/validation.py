@@ -19,12 +19,20 @@ from nextscale.train.pairs import pairs
 
 
 class Validation:
-    """Fixed pairs that no training step sees: targets B 3 H H, inputs B 3 H/4 H/4, both in [-1, 1], and classes."""
+    """Fixed pairs that no training step sees: targets B 3 H H, inputs B 3 h h, both in [-1, 1], and classes."""
 
     def __init__(
-        self, crops: Crops, count: int, presets: Sequence[str], clean: float, device: torch.device | None = None
+        self,
+        crops: Crops,
+        count: int,
+        presets: Sequence[str],
+        clean: float,
+        device: torch.device | None = None,
+        *,
+        factor: int,
     ) -> None:
-        self.targets, self.inputs, self.classes = pairs(crops, 0, min(count, len(crops)), presets, clean, device)
+        count = min(count, len(crops))
+        self.targets, self.inputs, self.classes = pairs(crops, 0, count, presets, clean, device, factor=factor)
         # LPIPS-alex judges and is never trained on.
         self.lpips: Lpips | None = None
         with contextlib.suppress(MissingWeights):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nextscale.commands.main import main
+from nextscale.errors import ModelError
 from nextscale.evaluate.tables import FlatBaseline
+from nextscale.model.checkpoint import save_folder
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.upscale.nextscale import NextScale
 from tests.conftest import small_config
+from tests.model.test_fusion import restoring_model
 
 ROOT = Path(__file__).parents[2]
 ABLATIONS = ROOT / "runs" / "ablations"
@@ -90,3 +95,74 @@ def test_a_plan_sees_the_difference(tokenizer: Path, tmp_path: Path, capsys: pyt
         return capsys.readouterr().out
 
     assert planned() != planned("--config", difference(tmp_path, {"transformer": {"depth": 4}}))
+
+
+def test_a_plan_of_a_started_transformer_is_that_of_its_configuration(
+    tokenizer: Path, model: NextScale, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = dataclasses.replace(model.config, transformer=dataclasses.replace(model.config.transformer, depth=4))
+    folder = NextScale.create(deep).save_pretrained(tmp_path / "deep")
+    words = ["train", "transformer", *DATA, "--tokenizer", str(tokenizer), "--out", str(tmp_path / "a"), "--plan"]
+    assert main(words) == 0
+    new = capsys.readouterr().out
+    assert main([*words, "--start", str(folder)]) == 0
+    assert capsys.readouterr().out != new
+
+
+def test_restorer_and_fusion_have_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*DATA, "--out", str(tmp_path / "a"), "--plan"]
+    assert main(["train", "restorer", *words]) == 0
+    assert "restorer training" in capsys.readouterr().out
+    model = restoring_model(untrained=True).save_pretrained(tmp_path / "model")
+    assert main(["train", "fusion", *words, "--start", str(model)]) == 0
+    assert "fusions" in capsys.readouterr().out
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["--phase", "codebook", "--reconstruction.noise", "0.1"], "--reconstruction.noise has no effect"),
+        (["--phase", "vocabulary", "--reconstruction.side", "128"], "--reconstruction.side has no effect"),
+        (["--phase", "codebook", "--validation.count", "3"], "--validation.count has no effect"),
+        (["--phase", "vocabulary", "--codebook.kmeans-rounds", "3"], "--codebook.kmeans-rounds has no effect"),
+        (["--phase", "decoders", "--codebook.phi-lr", "0.1"], "--codebook.phi-lr has no effect"),
+        (["--phase", "autoencoder", "--reconstruction.codebook"], "--reconstruction.codebook has no effect"),
+        (["--phase", "decoders", "--preset", "tiny"], "--preset has no effect beside --start"),
+    ],
+)
+def test_options_without_effect_are_refused_by_name(
+    words: list[str], option: str, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["train", "tokenizer", *DATA, "--start", str(tokenizer), "--out", str(tmp_path / "a")]
+    assert main([*base, *words]) == 2
+    assert option in capsys.readouterr().err
+
+
+def test_a_preset_beside_a_started_transformer_is_refused(
+    tokenizer: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--tokenizer", str(tokenizer), "--start", str(model_folder), "--out", str(tmp_path / "a")]
+    assert main(["train", "transformer", *DATA, *words, "--preset", "tiny"]) == 2
+    assert "--preset has no effect beside --start" in capsys.readouterr().err
+
+
+def test_the_tokenizer_of_a_whole_model_is_one(model: NextScale, model_folder: Path, tmp_path: Path) -> None:
+    found = Tokenizer.from_pretrained(model_folder)
+    assert found.config == model.tokenizer.config
+    assert all(torch.equal(t, model.tokenizer.state_dict()[name]) for name, t in found.state_dict().items())
+    words = ["--tokenizer", str(model_folder), "--codes.sides", "64", "--out", str(tmp_path)]
+    assert main(["train", "transformer", *DATA, *words]) == 0
+    assert (tmp_path / "model" / "config.json").is_file()
+
+
+def test_a_shipped_name_and_a_hub_id_name_a_tokenizer(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Tokenizer.from_pretrained("tiny").config.codebook_size == 1024
+    monkeypatch.setattr("nextscale.model.checkpoint._download", lambda name: {"owner/name": model_folder}[name])
+    assert Tokenizer.from_pretrained("owner/name").config.codebook_size == 64
+
+
+def test_a_transformer_is_no_tokenizer(tmp_path: Path, model: NextScale) -> None:
+    save_folder(tmp_path, "transformer", model.config, model.transformer.state_dict())
+    with pytest.raises(ModelError, match="holds a transformer, a tokenizer is needed"):
+        Tokenizer.from_pretrained(tmp_path)

@@ -67,9 +67,9 @@ def test_untrained_tiles_are_the_draft_and_its_area_means(untrained: NextScale) 
     x4 = untrained.restorer.heads[2]
     with torch.no_grad():
         for number, factor in ((0, 1), (1, 2)):
-            for module in (untrained.restorer.heads[number], untrained.fusions[number].head):  # type: ignore[union-attr]
-                module.weight.copy_(area_head(x4.weight, 4, factor))  # type: ignore[arg-type, operator]
-                module.bias.copy_(area_head(x4.bias, 4, factor))  # type: ignore[arg-type, operator]
+            for module in (untrained.restorer.heads[number], untrained.fusions[number].head):
+                module.weight.copy_(area_head(x4.weight, 4, factor))  # type: ignore[arg-type, operator, union-attr]
+                module.bias.copy_(area_head(x4.bias, 4, factor))  # type: ignore[arg-type, operator, union-attr]
         inputs = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 1.6 - 0.8
         draft = untrained.restorer(inputs)[2]
     options = UpscaleOptions(all_factors=True, tile=64, color_fix="none")

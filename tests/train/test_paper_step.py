@@ -24,7 +24,8 @@ from nextscale.model.config import PRESETS
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.model.transformer import Transformer
 from nextscale.train.config import CodesConfig, LoopConfig
-from nextscale.train.plan import GIB, PlanConfig, plan
+from nextscale.train.hardware import GIB, PlanConfig
+from nextscale.train.plan import plan
 from nextscale.train.tasks.transformer import CodesTask
 
 ROOT = Path(__file__).parents[2]

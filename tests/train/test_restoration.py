@@ -49,7 +49,7 @@ def test_a_sample_depends_on_its_position_alone() -> None:
 def test_targets_keep_as_much_noise_as_the_dial_lets_through() -> None:
     config = dataclasses.replace(PLAIN, presets=("noisy",), grain=1.0, clean=0.0, soft=0.0)
     rows = [samples(config)[i] for i in range(24)]
-    left = {}
+    left: dict[bool, list[float]] = {}
     for targets, inputs, grain, denoise, _ in rows:
         assert grain.shape == inputs.shape
         left.setdefault(float(denoise) > 0.5, []).append(float(grain.std() / (1.0001 - denoise)))

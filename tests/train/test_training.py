@@ -55,7 +55,7 @@ def test_the_linear_start_reconstructs_before_any_training(crops: Crops) -> None
 
 
 def test_pairs_are_the_same_for_the_same_step(crops: Crops) -> None:
-    first, again = (pairs(crops, 3, 2, ["stablesr"], 0.5) for _ in range(2))
+    first, again = (pairs(crops, 3, 2, ["stablesr"], 0.5, factor=4) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     targets, inputs, classes = first
     assert targets.shape == (2, 3, 256, 256)
@@ -64,22 +64,22 @@ def test_pairs_are_the_same_for_the_same_step(crops: Crops) -> None:
 
 
 def test_several_degradations_are_mixed(crops: Crops) -> None:
-    strong, mild = (pairs(crops, 0, 8, [name], 0.0)[1] for name in ("x4plus", "stablesr"))
-    both = pairs(crops, 0, 8, ["x4plus", "stablesr"], 0.0)[1]
-    again = pairs(crops, 0, 8, ["x4plus", "stablesr"], 0.0)[1]
+    strong, mild = (pairs(crops, 0, 8, [name], 0.0, factor=4)[1] for name in ("x4plus", "stablesr"))
+    both = pairs(crops, 0, 8, ["x4plus", "stablesr"], 0.0, factor=4)[1]
+    again = pairs(crops, 0, 8, ["x4plus", "stablesr"], 0.0, factor=4)[1]
     assert torch.equal(both, again)
     assert not torch.equal(both, strong)
     assert not torch.equal(both, mild)
 
 
 def test_soft_photographs_are_parts_of_the_crops_without_their_finest_detail(crops: Crops) -> None:
-    sharp, soft, again = (pairs(crops, 0, 4, ["stablesr"], 0.0, soft=share)[0] for share in (0.0, 1.0, 1.0))
+    sharp, soft, again = (pairs(crops, 0, 4, ["stablesr"], 0.0, soft=share, factor=4)[0] for share in (0.0, 1.0, 1.0))
     assert torch.equal(soft, again)
     assert not torch.equal(soft, sharp)
     finest = [(x - F.avg_pool2d(x, 3, 1, 1))[..., 1:-1, 1:-1].abs().mean() for x in (soft, sharp)]
     assert float(finest[0]) < 0.7 * float(finest[1])
-    some = pairs(crops, 0, 8, ["stablesr"], 0.0, soft=0.5)[0]
-    kept = [torch.equal(a, b) for a, b in zip(some, pairs(crops, 0, 8, ["stablesr"], 0.0)[0], strict=True)]
+    some = pairs(crops, 0, 8, ["stablesr"], 0.0, soft=0.5, factor=4)[0]
+    kept = [torch.equal(a, b) for a, b in zip(some, pairs(crops, 0, 8, ["stablesr"], 0.0, factor=4)[0], strict=True)]
     assert 0 < sum(kept) < 8
 
 
@@ -146,7 +146,7 @@ def test_the_losses_are_cross_entropy_and_preference_of_the_same_logits(crops: C
     tokenizer, ladder = model.tokenizer, model.tokenizer.ladder.for_input(64)
     config = CodesConfig(class_free=0.0, beta=2.0, sides=(64,), balance=0.0)
     total, numbers = CodesTask(model.transformer, tokenizer, {64: crops}, config).losses(0, 2)
-    targets, inputs, classes = pairs(crops, 0, 2, config.presets, config.clean)
+    targets, inputs, classes = pairs(crops, 0, 2, config.presets, config.clean, factor=4)
     codes = tokenizer.encode(targets, ladder=ladder)
     own = tokenizer.encode(enlarge(inputs, 256), ladder=ladder)
     condition = Condition(tokenizer.stage_latents(enlarge(inputs, 256), ladder=ladder), classes)
@@ -173,7 +173,7 @@ def test_draws_belong_to_samples_not_to_batches() -> None:
 
 def test_validation_scores_and_shows_every_stage(crops: Crops) -> None:
     model = random_model()
-    validation = Validation(crops, 2, ["stablesr"], 0.0)
+    validation = Validation(crops, 2, ["stablesr"], 0.0, factor=4)
     validation.lpips = None
     settings = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=0.0)
     task = ReconstructionTask(model.tokenizer, crops, settings, validation)

@@ -45,6 +45,7 @@ class FusionTask:
         self.device = model.device
         self.ladder = model.tokenizer.ladder.for_input(config.side)
         self.stream = Stream(samples, self.device)
+        self.grad_accum_steps = 1
         self.terms = Terms(config, self.device)
         self.weights = factor_weights(config, self.ladder.num_stages)
         self.adversary = self.terms.critics(self.ladder.num_stages, self.device)
@@ -52,6 +53,7 @@ class FusionTask:
         """Per position: the predicted ids of all steps in a row, and the probability of each."""
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
+        self.grad_accum_steps = config.grad_accum_steps
         return decay_groups(self.model.named_parameters(), config.lr, config.weight_decay)
 
     def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
@@ -60,11 +62,12 @@ class FusionTask:
         place = step % max(1, config.cycle // batch)
         samples = self.stream.batch(place, batch)
         inputs = samples.inputs.contiguous(memory_format=torch.channels_last)
-        rng = np.random.default_rng((seed, 7, step))
+        done, first = step // self.grad_accum_steps, positions(step, batch).start
+        chance = draws(seed, 7, first, batch, 3 * len(self.weights)).reshape(batch, -1, 3)
         share = config.predicted
-        if step < config.predicted_after:
-            share *= step / config.predicted_after
-        use = draws(seed, 6, positions(step, batch).start, batch, 1)[:, 0] < share
+        if done < config.predicted_after:
+            share *= done / config.predicted_after
+        use = draws(seed, 6, first, batch, 1)[:, 0] < share
         with torch.no_grad():
             restored = self.restorer.features(inputs, samples.denoise)
             codes, probabilities = self._codes(samples.targets, inputs, samples.clean, positions(place, batch), use)
@@ -77,10 +80,10 @@ class FusionTask:
                 decoded, _ = whole.tokenizer.decoders[stage].features(f)  # type: ignore[operator]
             picture, error = self.model[stage](inputs, restored, decoded, mean_probability(maps, inputs))  # type: ignore[index]
             target = target_at(samples, picture.shape[-1])
-            terms, seen = self.terms(stage, picture, target, rng)
+            terms, seen = self.terms(stage, picture, target, chance[:, stage])
             if self.adversary is not None and seen is not None and stage:
                 value, numbers[f"g_loss_{stage + 1}"] = self.adversary.generator_loss(stage, seen.made)
-                if step >= config.adversarial_from:
+                if done >= config.adversarial_from:
                     terms["adversarial"] = value
                 self.adversary.keep(stage, seen.made, seen.real)
             unsure = laplace_loss(picture, target, error)

@@ -22,6 +22,7 @@ from nextscale.train.config import LoopConfig, ReconstructionConfig
 from nextscale.train.distributed import positions
 from nextscale.train.loop import decay_groups
 from nextscale.train.pairs import draws, photographs
+from nextscale.train.terms import resampled_lpips, windows
 from nextscale.train.validation import Validation
 
 
@@ -32,8 +33,10 @@ def start_linear(tokenizer: Tokenizer, crops: Crops, *, images: int = 128, scale
     channels = tokenizer.config.autoencoder.latent_channels
     hr = torch.from_numpy(crops.batch(0, images)).float() / 127.5 - 1
     patches = []
-    for factor in (1, 2, 4):
-        rows = F.unfold(area_downsample(hr, hr.shape[-1] // factor), size, stride=size).transpose(1, 2).flatten(0, 1)
+    largest = tokenizer.ladder.canvases[-1]
+    for canvas in reversed(tokenizer.ladder.canvases):
+        small = area_downsample(hr, hr.shape[-1] * canvas // largest)
+        rows = F.unfold(small, size, stride=size).transpose(1, 2).flatten(0, 1)
         patches.append(rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:20000]])
     stacked = torch.cat(patches)
     mean = stacked.mean(0)
@@ -92,14 +95,14 @@ class ReconstructionTask:
         first = positions(step, batch).start
         targets = photographs(self.crops, step, batch, self.device, soft=config.soft)
         unquantised = draws(self.crops.seed, 4, first, batch, 3)[:, 2]
-        rng = np.random.default_rng((self.crops.seed, 7, step))
+        chance = draws(self.crops.seed, 7, first, batch, 3 * self.ladder.num_stages).reshape(batch, -1, 3)
         with torch.set_grad_enabled(self.train_encoder):
             latents = tokenizer.stage_latents(targets, ladder=self.ladder)
         seen = latents
         if config.noise:
-            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-            spread = latents[-1].detach().square().mean().sqrt() * config.noise
-            seen = [z + spread * torch.randn(z.shape, generator=generator).to(z) for z in latents]
+            spread = latents[-1].detach().square().mean(dim=(1, 2, 3), keepdim=True).sqrt() * config.noise
+            noise = [_noise(self.crops.seed, first + i, latents) for i in range(batch)]
+            seen = [z + spread * torch.stack(n).to(z) for z, n in zip(latents, zip(*noise, strict=True), strict=True)]
         if config.unquantized_prob < 1:
             with torch.no_grad():
                 codes = tokenizer.quantise(latents, ladder=self.ladder)
@@ -116,13 +119,13 @@ class ReconstructionTask:
             terms = {"pixel": difference.square().mean() if config.squared else difference.abs().mean()}
             if config.grid and tokenizer.config.autoencoder.patch > 1:
                 terms["grid"] = _grid(difference, tokenizer.config.autoencoder.patch)
-            window = _window(side, rng)
+            near, true = (windows(images, chance[:, stage], 128) for images in (output, target))
             if self.lpips is not None:
-                terms["lpips"] = self.lpips(*_resampled(output[window], target[window], rng)).mean()
+                terms["lpips"] = resampled_lpips(self.lpips, near, true, 0.75 + 0.75 * chance[:, stage, 2])
             if self.vgg is not None:
                 with torch.no_grad():
-                    real = self.vgg(target[window] / 2 + 0.5)
-                made = self.vgg(output[window] / 2 + 0.5)
+                    real = self.vgg(true / 2 + 0.5)
+                made = self.vgg(near / 2 + 0.5)
                 terms["feature"] = torch.stack([(a - b).abs().mean() for a, b in zip(made, real, strict=True)]).mean()
                 if self.adversary is not None and stage + 1 >= config.disc_start_stage:
                     value, numbers[f"g_loss_{stage + 1}"] = self.adversary.generator_loss(stage, made)
@@ -169,23 +172,10 @@ class ReconstructionTask:
         return None if self.validation is None else self.validation.sheet(self._validation_pictures(average))
 
 
-def _window(side: int, rng: np.random.Generator, size: int = 128) -> tuple[Any, ...]:
-    """A random square window: the perceptual networks cost more than the decoders."""
-    size = min(size, side)
-    top, left = (int(rng.integers(0, side - size + 1)) for _ in range(2))
-    return (..., slice(top, top + size), slice(left, left + size))
-
-
-def _resampled(given: Tensor, wanted: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Both pictures resampled by a random factor, 0.75 to 1.5.
-
-    SqueezeNet's strides of two see some phases of a fine grid and not others: on pictures as they are, its distance
-    falls as dots of two pixels appear, and LPIPS-alex rises.
-    """
-    side = int(given.shape[-1] * rng.uniform(0.75, 1.5))
-    small = F.interpolate(torch.cat([given, wanted]), size=(side, side), mode="bilinear", antialias=True)
-    first, second = small.chunk(2)
-    return first, second
+def _noise(seed: int, position: int, latents: list[Tensor]) -> list[Tensor]:
+    """Unit noise of one sample, for the latent of each stage."""
+    generator = torch.Generator().manual_seed(int(np.random.default_rng((seed, 8, position)).integers(2**62)))
+    return [torch.randn(z.shape[1:], generator=generator) for z in latents]
 
 
 def _grid(difference: Tensor, patch: int, window: int = 32) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -16,7 +15,9 @@ from nextscale.model.layers import area_downsample
 from nextscale.model.restorer import Restorer
 from nextscale.train.adversarial import Adversary
 from nextscale.train.config import LoopConfig, RestorationConfig
+from nextscale.train.distributed import positions
 from nextscale.train.loop import decay_groups
+from nextscale.train.pairs import draws
 from nextscale.train.stream import Batch, Samples, Stream
 from nextscale.train.terms import Terms, factor_weights, logged
 from nextscale.train.validation import Validation
@@ -52,6 +53,7 @@ class RestorerTask:
         self.validation = validation
         self.device = next(restorer.parameters()).device
         self.stream = Stream(samples, self.device)
+        self.grad_accum_steps = 1
         self.terms = Terms(config, self.device)
         self.weights = factor_weights(config, len(restorer.config.factors))
         self.adversary = self.terms.critics(len(self.weights), self.device)
@@ -59,25 +61,28 @@ class RestorerTask:
         restorer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
+        self.grad_accum_steps = config.grad_accum_steps
         return decay_groups(self.model.named_parameters(), config.lr, config.weight_decay)
 
     def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         config = self.config
         samples = self.stream.batch(step, batch)
-        rng = np.random.default_rng((self.stream.samples.photographs.seed, 7, step))
+        done = step // self.grad_accum_steps
+        seed, first = self.stream.samples.photographs.seed, positions(step, batch).start
+        chance = draws(seed, 7, first, batch, 3 * len(self.weights)).reshape(batch, -1, 3)
         inputs = samples.inputs.contiguous(memory_format=torch.channels_last)
         pictures = self.restorer(inputs, samples.denoise)
         total = inputs.new_zeros(())
         numbers: dict[str, float] = {}
         for number, (picture, weight) in enumerate(zip(pictures, self.weights, strict=True)):
             # The perceptual networks cost as much as the restorer: the smaller factors take turns.
-            if number < len(pictures) - 1 and step % (len(pictures) - 1) != number:
+            if number < len(pictures) - 1 and done % (len(pictures) - 1) != number:
                 continue
             target = target_at(samples, picture.shape[-1])
-            terms, seen = self.terms(number, picture, target, rng)
+            terms, seen = self.terms(number, picture, target, chance[:, number])
             if self.adversary is not None and seen is not None and number:
                 value, numbers[f"g_loss_{number + 1}"] = self.adversary.generator_loss(number, seen.made)
-                if step >= config.adversarial_from:
+                if done >= config.adversarial_from:
                     terms["adversarial"] = value
                 self.adversary.keep(number, seen.made, seen.real)
             total = total + weight * self.terms.weighted(terms)

@@ -19,7 +19,7 @@ from nextscale.model.transformer import CLASS_FREE, Condition, Transformer
 from nextscale.train.config import CodesConfig, LoopConfig
 from nextscale.train.distributed import positions
 from nextscale.train.loop import decay_groups
-from nextscale.train.pairs import draws, pairs
+from nextscale.train.pairs import draws, pairs, whole_factor
 from nextscale.train.validation import Validation
 
 
@@ -99,8 +99,9 @@ class CodesTask:
         ladder, crops = self.ladders[side], self.crops[side]
         batch = max(1, batch * min(config.sides) ** 2 // side**2)
         started = time.monotonic()
+        factor = whole_factor(ladder)
         targets, inputs, classes = pairs(
-            crops, step, batch, config.presets, config.clean, self.device, soft=config.soft
+            crops, step, batch, config.presets, config.clean, self.device, factor=factor, soft=config.soft
         )
         degraded = time.monotonic()
         chance = draws(crops.seed, 5, positions(step, batch).start, batch, 1)[:, 0]

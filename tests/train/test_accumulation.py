@@ -1,0 +1,89 @@
+"""What is drawn belongs to the sample: a step over accumulated batches, or over processes, is that over one batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nextscale.data.crops import Crops
+from nextscale.model.config import RestorerConfig
+from nextscale.model.restorer import Restorer
+from nextscale.train.config import FusionTrainingConfig, LoopConfig, ReconstructionConfig, RestorationConfig
+from nextscale.train.stream import Samples
+from nextscale.train.tasks.fusion import FusionTask
+from nextscale.train.tasks.reconstruction import ReconstructionTask
+from nextscale.train.tasks.restorer import RestorerTask
+from nextscale.train.terms import resampled_lpips, windows
+from tests.conftest import random_model
+from tests.model.test_fusion import restoring_model
+
+EXAMPLES = str(Path(__file__).parents[2] / "examples")
+
+
+def reconstruction() -> ReconstructionTask:
+    config = ReconstructionConfig(feature=0, lpips=0, noise=0.2, soft=0.5)
+    return ReconstructionTask(random_model().tokenizer, Crops([EXAMPLES], 256), config)
+
+
+def restorer() -> RestorerTask:
+    torch.manual_seed(0)
+    config = RestorationConfig(side=16, workers=0, feature=0, lpips=0)
+    samples = Samples(Crops([EXAMPLES], 64), None, None, config)
+    return RestorerTask(Restorer(RestorerConfig(channels=8, convs=2)), samples, config)
+
+
+def fusion() -> FusionTask:
+    config = FusionTrainingConfig(side=64, workers=0, feature=0, lpips=0, predicted=1.0, predicted_after=2, cycle=8)
+    samples = Samples(Crops([EXAMPLES], 256), None, None, config)
+    return FusionTask(restoring_model(untrained=False), samples, config)
+
+
+@pytest.mark.parametrize("make", [reconstruction, restorer, fusion])
+def test_two_accumulated_batches_are_one_of_twice_the_size(make: Callable[[], Any]) -> None:
+    def step(batch: int, count: int) -> tuple[float, list[Tensor]]:
+        task = make()
+        task.groups(LoopConfig(grad_accum_steps=count))
+        losses = [task.losses(count + place, batch)[0] / count for place in range(count)]
+        total = torch.stack(losses).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return float(total.detach()), [p.grad for p in task.model.parameters() if p.grad is not None]
+
+    (whole, wanted), (parts, found) = step(4, 1), step(2, 2)
+    assert parts == pytest.approx(whole, rel=1e-5)
+    assert len(found) == len(wanted) > 0
+    for one, other in zip(wanted, found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
+
+
+def test_windows_and_scales_belong_to_the_samples() -> None:
+    pictures = torch.rand(4, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    chance = np.random.default_rng(0).random((4, 3))
+    whole = windows(pictures, chance, 16)
+    assert whole.shape == (4, 3, 16, 16)
+    assert torch.equal(whole[2:], windows(pictures[2:], chance[2:], 16))
+    top, left = (int(c * 25) for c in chance[1, :2])
+    assert torch.equal(whole[1], pictures[1, :, top : top + 16, left : left + 16])
+    assert torch.equal(windows(pictures, chance, 64), pictures)
+
+    sides: list[int] = []
+
+    def distance(one: Tensor, other: Tensor) -> Tensor:
+        sides.append(one.shape[-1])
+        return (one - other).abs().mean(dim=(1, 2, 3))
+
+    resampled_lpips(distance, pictures, pictures, np.array([0.75, 1.0, 1.25, 1.5]))  # type: ignore[arg-type]
+    assert sides == [30, 40, 50, 60]
+
+
+def test_the_configs_of_restorer_and_fusion_share_their_terms() -> None:
+    common = {f.name for f in dataclasses.fields(RestorationConfig)}
+    assert {f.name for f in dataclasses.fields(FusionTrainingConfig)} - common == {
+        *("error", "predicted", "predicted_after", "cycle"),
+    }
