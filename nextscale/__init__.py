@@ -5,17 +5,39 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nextscale.errors import ImageError, ModelError, NextScaleError, OptionError
+    from nextscale.image import Picture
     from nextscale.model.tokenizer import Tokenizer
     from nextscale.upscale.nextscale import NextScale
     from nextscale.upscale.options import UpscaleOptions
+    from nextscale.upscale.run import Progress, UpscaleResult
 
 __version__ = "0.1.0"
-__all__ = ["NextScale", "Tokenizer", "UpscaleOptions", "__version__"]
+__all__ = [
+    "ImageError",
+    "ModelError",
+    "NextScale",
+    "NextScaleError",
+    "OptionError",
+    "Picture",
+    "Progress",
+    "Tokenizer",
+    "UpscaleOptions",
+    "UpscaleResult",
+    "__version__",
+]
 
 _HOMES = {
+    "ImageError": "nextscale.errors",
+    "ModelError": "nextscale.errors",
     "NextScale": "nextscale.upscale.nextscale",
+    "NextScaleError": "nextscale.errors",
+    "OptionError": "nextscale.errors",
+    "Picture": "nextscale.image",
+    "Progress": "nextscale.upscale.run",
     "Tokenizer": "nextscale.model.tokenizer",
     "UpscaleOptions": "nextscale.upscale.options",
+    "UpscaleResult": "nextscale.upscale.run",
 }
 
 
@@ -29,4 +51,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

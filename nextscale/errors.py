@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 
 class NextScaleError(Exception):
     """A mistake or a mishap outside the program (a bad file, a wrong option, a full disk).
@@ -20,3 +23,17 @@ class ModelError(NextScaleError):
 
 class OptionError(NextScaleError):
     """Options that contradict each other or the model."""
+
+
+def check_values(options: Any, checks: Iterable[tuple[str, bool, str]]) -> None:
+    """Refuse the first value that is out of range.
+
+    Args:
+        checks: name of the option, whether its value is good, and what is allowed, as in "0 or more".
+
+    Raises:
+        OptionError: naming the option, what is allowed and what it got.
+    """
+    for name, good, allowed in checks:
+        if not good:
+            raise OptionError(f"{name.replace('_', '-')} must be {allowed}, got {getattr(options, name)}")

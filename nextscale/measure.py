@@ -25,11 +25,12 @@ from torch import Tensor
 
 from nextscale.device import is_out_of_memory, pick_device
 from nextscale.errors import NextScaleError
+from nextscale.evaluate.options import SpeedOptions
 from nextscale.model.checkpoint import CONFIG, SHIPPED, find_folder, read_config
 from nextscale.model.config import PRESETS, Ladder, ModelConfig
 from nextscale.peaks import Bound, PeakMemory, Peaks, Timer
 from nextscale.upscale.nextscale import NextScale
-from nextscale.upscale.options import SpeedOptions, UpscaleOptions
+from nextscale.upscale.options import UpscaleOptions
 from nextscale.upscale.tiles import plan_tiles
 from nextscale.work import Counter, Work
 

@@ -31,12 +31,27 @@ LAYERS = [
 APART = {("model", "image")}
 # Their top level is what every command's --help waits for.
 TORCH_FREE = [
-    *("errors", "console", "image", "model.config", "model.config_io"),
-    *("upscale.options", "upscale.manifest", "data.crops", "data.pack"),
-    *("evaluate.datasets", "evaluate.summary", "evaluate.realesrgan", "evaluate.peers", "evaluate.table"),
+    *("errors", "console", "files", "image", "model.config", "model.config_io"),
+    *("upscale.options", "upscale.manifest", "upscale.outputs", "data.crops", "data.options", "data.pack"),
+    *(
+        "evaluate.datasets",
+        "evaluate.options",
+        "evaluate.summary",
+        "evaluate.realesrgan",
+        "evaluate.peers",
+        "evaluate.table",
+    ),
     *("evaluate.published", "evaluate.figures", "train.config", "train.hardware", "web.serve"),
     *("commands.batch", "commands.bench", "commands.convert", "commands.data", "commands.degrade", "commands.evaluate"),
-    *("commands.main", "commands.report", "commands.serve", "commands.train", "commands.upscale"),
+    *(
+        "commands.cli_types",
+        "commands.progress",
+        "commands.main",
+        "commands.report",
+        "commands.serve",
+        "commands.train",
+        "commands.upscale",
+    ),
 ]
 
 REPO_FILES = pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -161,6 +176,24 @@ def test_torch_free_modules_stay_so(name: str) -> None:
 def test_the_package_imports_without_torch() -> None:
     code = "import sys, nextscale, nextscale.model.config, nextscale.errors; print('torch' in sys.modules)"
     assert run_python(code) == "False"
+
+
+def test_the_public_names_are_listed() -> None:
+    import nextscale
+
+    assert sorted(nextscale.__all__) == [name for name in dir(nextscale) if name in nextscale.__all__]
+    assert all(hasattr(nextscale, name) for name in dir(nextscale))
+    assert not {"TYPE_CHECKING", "Any", "annotations", "_HOMES"} & set(dir(nextscale))
+
+
+def test_the_options_know_no_command_line() -> None:
+    assert "tyro" not in {name.split(".")[0] for name in imported(parse(source("upscale.options")))}
+
+
+@REPO_FILES
+def test_no_assertion_is_always_true(path: Path) -> None:
+    tuples = [n.lineno for n in ast.walk(parse(path)) if isinstance(n, ast.Assert) and isinstance(n.test, ast.Tuple)]
+    assert not tuples, f"assert (a, b) asserts nothing: lines {tuples}"
 
 
 @REPO_FILES

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from nextscale.errors import ModelError, NextScaleError
+from nextscale.evaluate.options import SpeedOptions
 from nextscale.measure import ModelReport, PictureRow, batches, measure
 from nextscale.model.checkpoint import CONFIG
 from nextscale.model.config import PRESETS, ModelConfig
 from nextscale.peaks import PeakMemory, Peaks, Timer
-from nextscale.upscale.nextscale import NextScale, TileStage
-from nextscale.upscale.options import SpeedOptions, UpscaleOptions
+from nextscale.upscale.nextscale import NextScale
+from nextscale.upscale.options import UpscaleOptions
+from nextscale.upscale.pipeline import TileStage
 from tests.conftest import small_config
 
 QUICK = SpeedOptions(sizes=(64, 140), batches=(1, 2), runs=1, fp32=True)
@@ -96,13 +98,13 @@ def test_batches_are_those_that_upscaling_runs(
     model: NextScale, size: int, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = []
-    restore = model.restore_tiles
+    restore = model.pipeline.restore_tiles
 
     def note(inputs: Tensor, *arguments: Any, **named: Any) -> Iterator[TileStage]:
         ran.append(len(inputs))
         return restore(inputs, *arguments, **named)
 
-    monkeypatch.setattr(model, "restore_tiles", note)
+    monkeypatch.setattr(model.pipeline, "restore_tiles", note)
     model.upscale(np.zeros((size, size, 3), np.uint8), UpscaleOptions(scale=1, tile_batch=batch))
     assert ran == batches(size, batch, model.tokenizer.ladder)
 

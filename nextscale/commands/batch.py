@@ -17,18 +17,11 @@ from typing import Annotated, Any
 import tyro
 
 from nextscale import image as images
+from nextscale.commands.cli_types import UpscaleFlags
 from nextscale.console import complain, say
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.upscale.manifest import Manifest, default_path, settings_key, unfinished
-from nextscale.upscale.options import InputClass, UpscaleOptions
-
-
-@dataclass(frozen=True)
-class BatchOptions(UpscaleOptions):
-    """The options of upscaling, of which one has another name here: --input is the folder."""
-
-    input: Annotated[InputClass, tyro.conf.arg(name="input-class")] = "degraded"
-    """What the photographs are: degraded (blur, noise, compression) or clean (only small)."""
+from nextscale.upscale.outputs import own_suffix
 
 
 @dataclass(frozen=True)
@@ -38,8 +31,8 @@ class Batch:
     input: Annotated[str, tyro.conf.arg(aliases=["-i"], metavar="URI")]
     """Folder of pictures, with those inside it: a path, s3://..., gs://... (what fsspec reads)."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="URI")]
-    """Folder of the results, which lie there as the pictures lie in the input; all are PNG."""
-    options: Annotated[BatchOptions, tyro.conf.arg(name="")] = field(default_factory=BatchOptions)
+    """Folder of the results, which lie there as the pictures lie in the input, in the formats that `upscale` takes."""
+    options: Annotated[UpscaleFlags, tyro.conf.arg(name="")] = field(default_factory=UpscaleFlags)
     model: Annotated[str, tyro.conf.arg(aliases=["-n"])] = "tiny"
     """A shipped model's name, a model folder that all workers see, or a hub id."""
     device: str = "auto"
@@ -56,8 +49,8 @@ class Batch:
     """Pictures that a worker is handed at once; those in its hands are done again when it dies."""
     address: str | None = None
     """An existing cluster: auto, or its address (default: a cluster of this machine alone)."""
-    fresh: bool = False
-    """Do what an earlier run finished again."""
+    resume: bool = False
+    """Continue an interrupted run: leave out the pictures that its manifest knows as finished."""
     manifest: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Where the state of every picture is kept (default: a file of the user's, named by the output)."""
     json: bool = False
@@ -83,7 +76,7 @@ class Batch:
             raise NextScaleError(f"{self.input}: no pictures below it; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF")
         output = Store(self.output)
         key = settings_key(self.options, self.model, self.fp32, __version__)
-        manifest = Manifest(self.manifest or default_path(output.root), key, resume=not self.fresh)
+        manifest = Manifest(self.manifest or default_path(output.root), key, resume=self.resume)
         with contextlib.closing(manifest):
             todo = unfinished({name: (stamp, (name, stamp)) for name, stamp in listed.items()}, manifest, output.exists)
             failed = 0
@@ -235,9 +228,11 @@ class Worker:
             picture = images.decode_bytes(self.source.read(name))
             result = engine.upscale(picture, self.command.options)
             stem = str(Path(name).with_suffix(""))
+            suffix = own_suffix(Path(name), picture, self.command.options.scale)
             for factor, restored in result.images.items():
-                outputs.append(f"{stem}_x{factor:g}.png")
-                self.target.write(outputs[-1], images.encode_bytes(restored, ".png"))
+                outputs.append(f"{stem}_x{factor:g}{suffix}")
+                data = images.encode_bytes(restored, suffix, lossless=picture.lossless)
+                self.target.write(outputs[-1], data)
             for factor, values in result.maps.items():
                 outputs.append(f"{stem}_x{factor:g}_confidence.png")
                 self.target.write(outputs[-1], images.encode_bytes(images.Picture(values[..., None]), ".png"))

@@ -16,8 +16,8 @@ from nextscale import image as images
 from nextscale.commands.evaluate import named
 from nextscale.console import say
 from nextscale.errors import NextScaleError, OptionError
+from nextscale.evaluate.options import Names, SpeedOptions
 from nextscale.evaluate.table import dump, markdown_table
-from nextscale.upscale.options import Names, SpeedOptions
 
 if TYPE_CHECKING:
     from nextscale.measure import ModelReport, PictureRow

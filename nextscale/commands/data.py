@@ -9,8 +9,8 @@ from typing import Annotated
 import tyro
 
 from nextscale.console import complain, say
+from nextscale.data.options import PackOptions
 from nextscale.errors import OptionError
-from nextscale.upscale.options import PackOptions
 
 
 @dataclass(frozen=True)

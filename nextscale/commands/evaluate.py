@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nextscale import image as images
+from nextscale.commands.cli_types import UpscaleFlags
 from nextscale.console import complain, say
 from nextscale.errors import NextScaleError, OptionError
+from nextscale.evaluate.options import BenchOptions, ScoreOptions
 from nextscale.evaluate.summary import Summary
-from nextscale.upscale.options import BenchOptions, ScoreOptions, UpscaleOptions
 
 if TYPE_CHECKING:
     from nextscale.evaluate.scores import OnPicture
@@ -37,7 +38,7 @@ class Evaluate:
     """With --bench: a shipped model's name, a model folder, or a hub id (owner/name)."""
     score: Annotated[ScoreOptions, tyro.conf.arg(name="")] = field(default_factory=ScoreOptions)
     pairs: Annotated[BenchOptions, tyro.conf.arg(name="")] = field(default_factory=BenchOptions)
-    upscale: Annotated[UpscaleOptions, tyro.conf.arg(name="")] = field(default_factory=UpscaleOptions)
+    upscale: Annotated[UpscaleFlags, tyro.conf.arg(name="")] = field(default_factory=UpscaleFlags)
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """With --bench: folder for what is done so far and the tables (default: one under evaluation/); a stopped run goes
     on from it."""

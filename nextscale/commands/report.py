@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nextscale import image as images
+from nextscale.commands.cli_types import UpscaleFlags
 from nextscale.commands.evaluate import progress
 from nextscale.console import say
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.evaluate.datasets import Pair, pairs
-from nextscale.upscale.options import BenchOptions, Factors, Names, ScoreOptions, UpscaleOptions
+from nextscale.evaluate.options import BenchOptions, Factors, Names, ScoreOptions
 
 if TYPE_CHECKING:
     from nextscale.evaluate.scores import OnPicture
@@ -30,8 +31,8 @@ Bench = Annotated[Path, tyro.conf.arg(metavar="DIR")]
 Named = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=FOLDER ...")]
 
 
-def _codes_alone() -> UpscaleOptions:
-    return UpscaleOptions(fidelity=0.0, color_fix="none")
+def _codes_alone() -> UpscaleFlags:
+    return UpscaleFlags(fidelity=0.0, color_fix="none")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class RunOptions:
 
 Score = Annotated[ScoreOptions, tyro.conf.arg(name="")]
 Run = Annotated[RunOptions, tyro.conf.arg(name="")]
-Upscaling = Annotated[UpscaleOptions, tyro.conf.arg(name="")]
+Upscaling = Annotated[UpscaleFlags, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ class Table3:
     factors: Factors = (4.0,)
     """Factors to score."""
     score: Score = field(default_factory=ScoreOptions)
-    upscale: Upscaling = field(default_factory=UpscaleOptions)
+    upscale: Upscaling = field(default_factory=UpscaleFlags)
     run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
@@ -247,7 +248,7 @@ class Inference:
     factors: Factors = (1.0, 2.0, 4.0)
     """Factors to score."""
     score: Score = field(default_factory=ScoreOptions)
-    upscale: Upscaling = field(default_factory=UpscaleOptions)
+    upscale: Upscaling = field(default_factory=UpscaleFlags)
     """From what the variants differ."""
     run_options: Run = field(default_factory=RunOptions)
 
@@ -272,7 +273,7 @@ class Confidence:
     """A shipped model's name, a model folder, or a hub id (owner/name)."""
     factors: Factors = (1.0, 2.0, 4.0)
     """Factors to look at."""
-    upscale: Upscaling = field(default_factory=UpscaleOptions)
+    upscale: Upscaling = field(default_factory=UpscaleFlags)
     run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
@@ -311,7 +312,7 @@ class Figure:
     """Side of the crop that is chosen, in pixels of HR."""
     side: int = 256
     """Pixels of each panel's longer side."""
-    upscale: Upscaling = field(default_factory=UpscaleOptions)
+    upscale: Upscaling = field(default_factory=UpscaleFlags)
     run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:

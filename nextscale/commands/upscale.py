@@ -6,46 +6,44 @@ import contextlib
 import json
 import os
 import re
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from nextscale.commands.cli_types import UpscaleFlags
+from nextscale.commands.progress import ProgressLines, progress
 from nextscale.console import complain, say
-from nextscale.errors import ImageError, NextScaleError, OptionError
+from nextscale.errors import NextScaleError, OptionError
 from nextscale.upscale.manifest import Manifest, default_path, settings_key, stamp_of, unfinished
-from nextscale.upscale.options import UpscaleOptions
+from nextscale.upscale.outputs import Targets, write_results
 
 if TYPE_CHECKING:
-    from nextscale.image import Picture
     from nextscale.upscale.engine import Engine, Place
-    from nextscale.upscale.nextscale import Progress, UpscaleResult
 
-LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".webp")
-"""Suffixes of formats that can hold a lossless result."""
 NO_PICTURES = "no pictures in this folder; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF"
 Extension = Literal["auto", "png", "jpg", "webp", "tif", "bmp", "avif"]
 
 
 @dataclass(frozen=True)
 class Upscale:
-    """Restore and enlarge pictures: nextscale upscale -i PHOTO.jpg -o PHOTO_x4.png"""
+    """Restore and enlarge pictures: nextscale upscale PHOTO.jpg -o PHOTO_x4.png"""
 
-    pictures: Annotated[
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE|DIR")]
+    """A file for one picture, else a folder (created)."""
+    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE|DIR ...")] = ()
+    """Pictures, or folders of pictures."""
+    input: Annotated[
         tuple[tuple[Path, ...], ...],
         tyro.conf.UseAppendAction,
         tyro.conf.arg(aliases=["-i"], metavar="FILE|DIR ..."),
-    ]
-    """Pictures, or folders of pictures (required)."""
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE|DIR")]
-    """A file for one picture, else a folder (created)."""
-    options: Annotated[UpscaleOptions, tyro.conf.arg(name="")] = field(default_factory=UpscaleOptions)
+    ] = ()
+    """The same as the pictures without a name."""
+    options: Annotated[UpscaleFlags, tyro.conf.arg(name="")] = field(default_factory=UpscaleFlags)
     model: Annotated[str, tyro.conf.arg(aliases=["-n"])] = "tiny"
     """A shipped model's name, a model folder, or a hub id (owner/name)."""
     suffix: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
@@ -61,14 +59,14 @@ class Upscale:
     recursive: Annotated[bool, tyro.conf.arg(aliases=["-r"])] = False
     """Take the pictures of folders inside the folders, too; the output keeps them apart the same way."""
     resume: bool = False
-    """Leave out what an earlier run with the same -o and options finished, whether it was killed or not."""
+    """Continue an interrupted run: leave out the pictures that its manifest knows as finished."""
     manifest: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Where the state of every picture of a folder is kept (default: a file of the user's, named by -o)."""
 
     def run(self) -> int:
-        named = [path for group in self.pictures for path in group]
+        named = [*self.pictures, *(path for group in self.input for path in group)]
         if not named:
-            raise OptionError("-i needs at least one picture or folder")
+            raise OptionError("name at least one picture or folder")
         folder = output_folder(self, named)
         sources, refused = list_inputs(named, recursive=self.recursive, without=folder)
         for path, reason in refused:
@@ -82,11 +80,16 @@ class Upscale:
             todo = list(sources)
             if manifest is not None and self.resume:
                 todo = unfinished({str(s): (stamps[s], s) for s in sources}, manifest, os.path.exists)
-            failed = self._restore(todo, Targets(self, folder, sources, named), manifest, stamps) if todo else 0
+            failed = self._restore(todo, self._targets(folder, sources, named), manifest, stamps) if todo else 0
         if manifest is not None:
             before = len(sources) - len(todo)
             self._summary(len(todo) - failed, before, failed + len(refused), time.perf_counter() - started)
         return 1 if failed or refused else 0
+
+    def _targets(self, folder: Path | None, sources: list[Path], named: list[Path]) -> Targets:
+        roots = [path for path in named if os.path.isdir(path)] if self.recursive else []
+        single = folder is None
+        return Targets(self.options, self.output, sources, roots, suffix=self.suffix, ext=self.ext, single=single)
 
     def _manifest(self, folder: Path | None, named: list[Path]) -> Manifest | None:
         """The list of finished pictures, if there is a folder of them."""
@@ -119,7 +122,7 @@ class Upscale:
         model = NextScale.from_pretrained(self.model, device=self.device, fp32=self.fp32)
         targets.factors = self.options.factors(model.ladder_for(self.options).factors)
         failed, lost = 0, threading.Event()
-        with progress(len(todo), self) as bars:
+        with progress(len(todo), quiet=self.json) as bars:
 
             def work(engine: Engine, place: Place, source: Path) -> dict[str, Any]:
                 row = self._one(engine, place, source, targets, bars)
@@ -241,186 +244,3 @@ def output_folder(command: Upscale, named: Sequence[Path]) -> Path | None:
     if single and suffix:
         raise OptionError(f"-o {output}: unknown format; use one of {' '.join(WRITE_FORMATS)}, or name a folder")
     return output
-
-
-class Targets:
-    """The files that results go to, claimed picture by picture before any work is done for it."""
-
-    def __init__(self, command: Upscale, folder: Path | None, sources: Sequence[Path], named: Sequence[Path]) -> None:
-        self.command = command
-        self.folder = folder
-        self.factors: list[float] = []
-        self.roots = [path for path in named if os.path.isdir(path)] if command.recursive else []
-        self.inputs = {identity(source): source for source in sources}
-        self.taken: dict[Any, Path] = {}
-
-    def claim(self, source: Path, picture: Picture) -> dict[str, Path]:
-        """The file of each of a picture's results: x4, x2 ..., x4_confidence ...
-
-        Raises:
-            ImageError: a file would be an input or another picture's result, or cannot be written.
-        """
-        from nextscale import image as images
-
-        scale = self.command.options.scale
-        largest = self._largest(source, picture)
-        files: dict[str, Path] = {}
-        for factor in reversed(self.factors):
-            path = largest
-            if factor != scale:
-                path = largest.with_name(f"{largest.stem.removesuffix(f'_x{scale:g}')}_x{factor:g}{largest.suffix}")
-            images.check_format(path.suffix, **traits(picture, factor))
-            files[f"x{factor:g}"] = path
-            if self.command.options.confidence:
-                files[f"x{factor:g}_confidence"] = path.with_name(f"{path.stem}_confidence.png")
-        for path in files.values():
-            self._check(path)
-        # A file is known by its name and, where names differ only in case or by a link, by its identity.
-        self.taken |= {key: source for path in files.values() for key in (os.path.realpath(path), identity(path))}
-        return files
-
-    def _check(self, path: Path) -> None:
-        from nextscale import image as images
-
-        if identity(path) in self.inputs:
-            raise ImageError(f"the result {path} would overwrite an input; choose another -o or --suffix")
-        owner = self.taken.get(os.path.realpath(path)) or self.taken.get(identity(path))
-        if owner is not None:
-            raise ImageError(f"its result {path} would overwrite that of {owner}; write it to another folder")
-        images.check_folder(path)
-
-    def _largest(self, source: Path, picture: Picture) -> Path:
-        command = self.command
-        if self.folder is None:
-            return command.output
-        ending = f"_x{command.options.scale:g}" if command.suffix is None else command.suffix
-        suffix = f".{command.ext}" if command.ext != "auto" else own_suffix(source, picture, command.options.scale)
-        return self.folder / self._inside(source) / f"{source.stem}{ending}{suffix}"
-
-    def _inside(self, source: Path) -> Path:
-        """Where in its folder a picture lies, for folders inside folders."""
-        for root in self.roots:
-            if source.is_relative_to(root):
-                return source.relative_to(root).parent
-        return Path()
-
-
-def own_suffix(source: Path, picture: Picture, scale: float) -> str:
-    """The suffix of the input's format, or .png where that would lose something."""
-    from nextscale import image as images
-
-    suffix = source.suffix
-    if suffix.lower() not in images.WRITE_FORMATS:
-        suffix = next((s for s, form in images.WRITE_FORMATS.items() if form == picture.format), ".png")
-    if picture.lossless and suffix.lower() not in LOSSLESS:
-        return ".png"
-    try:
-        images.check_format(suffix, **traits(picture, scale))
-    except ImageError:
-        return ".png"
-    return suffix
-
-
-def traits(picture: Picture, factor: float) -> dict[str, Any]:
-    """What a format must be able to hold for a picture's result."""
-    from nextscale.upscale.nextscale import output_size
-
-    return {
-        "bits": picture.bits,
-        "has_alpha": picture.alpha is not None,
-        "size": output_size(picture.size, factor),
-    }
-
-
-def identity(path: Path) -> Any:
-    """Device and number of a file, the same by every name it has; the name itself where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return os.path.realpath(path)
-    return status.st_dev, status.st_ino
-
-
-def write_results(result: UpscaleResult, files: dict[str, Path], *, lossless: bool) -> None:
-    """Write every picture and map to its file."""
-    from nextscale import image as images
-
-    for factor, picture in result.images.items():
-        images.write(files[f"x{factor:g}"], picture, lossless=lossless)
-    for factor, values in result.maps.items():
-        images.write(files[f"x{factor:g}_confidence"], images.Picture(values[..., None]))
-
-
-class ProgressLines:
-    """Progress without a terminal: a plain line now and then while a picture takes long."""
-
-    EVERY = 10.0
-    """Seconds between two lines."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self.quiet = quiet
-
-    @contextmanager
-    def picture(self, source: Path) -> Iterator[Callable[[Progress], None]]:
-        """What to call after every step of a picture."""
-        started = said = time.monotonic()
-
-        def on_progress(progress: Progress) -> None:
-            nonlocal said
-            now = time.monotonic()
-            if not self.quiet and now - said >= self.EVERY:
-                said = now
-                share = progress.share
-                left = (now - started) * (1 - share) / share
-                say(f"{source}: {share:.0%}, {position(progress)}, about {left:.0f} s left")
-
-        yield on_progress
-
-
-class ProgressBars(ProgressLines):
-    """Files, tiles and steps with an ETA on a terminal."""
-
-    def __init__(self, files: int, bars: Any) -> None:
-        super().__init__(quiet=True)
-        self.bars = bars
-        self.files = bars.add_task("pictures", total=files, visible=files > 1, detail="")
-
-    @contextmanager
-    def picture(self, source: Path) -> Iterator[Callable[[Progress], None]]:
-        current = self.bars.add_task(source.name, total=1.0, detail="")
-
-        def on_progress(progress: Progress) -> None:
-            self.bars.update(current, completed=progress.share, detail=position(progress))
-
-        try:
-            yield on_progress
-        finally:
-            self.bars.remove_task(current)
-            self.bars.advance(self.files)
-
-
-def position(progress: Progress) -> str:
-    """Where in a picture the work is."""
-    parts = [f"tile {progress.tiles_done + 1}/{progress.tiles}", f"step {progress.step}/{progress.steps}"]
-    return " ".join([f"pass {progress.passes_done + 1}/{progress.passes}"] * (progress.passes > 1) + parts)
-
-
-@contextmanager
-def progress(files: int, command: Upscale) -> Iterator[ProgressLines]:
-    """Bars on stderr where that is a terminal, else lines on stdout, or nothing beside JSON."""
-    if command.json or not sys.stderr.isatty():
-        yield ProgressLines(quiet=command.json)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[detail]}"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bars:
-        yield ProgressBars(files, bars)

@@ -29,8 +29,8 @@ from PIL import Image
 
 from nextscale import image as images
 from nextscale.data.crops import DataError
+from nextscale.data.options import PackOptions
 from nextscale.errors import ImageError, OptionError
-from nextscale.upscale.options import PackOptions
 
 Pixels = NDArray[np.uint8]
 REDUCTIONS = (1, 2, 3, 4)

@@ -26,6 +26,7 @@ from nextscale import __version__
 from nextscale import image as images
 from nextscale.errors import ImageError, OptionError
 from nextscale.evaluate.datasets import Pair, pairs, size_of
+from nextscale.evaluate.options import BenchOptions, ScoreOptions
 from nextscale.evaluate.peers import Method, Pixels, peers
 from nextscale.evaluate.scores import Features, OnPicture, Scorer, area_mean, read_pixels, to_tensor
 from nextscale.evaluate.summary import json_number
@@ -33,7 +34,7 @@ from nextscale.evaluate.table import Evaluation, Row, csv_text, dump, evaluation
 from nextscale.files import JsonLines, keep_json_lines, read_json_lines
 from nextscale.model.checkpoint import CONFIG, WEIGHTS, find_folder
 from nextscale.upscale.nextscale import NextScale
-from nextscale.upscale.options import BenchOptions, ScoreOptions, UpscaleOptions
+from nextscale.upscale.options import UpscaleOptions
 
 OURS = "nextscale"
 """The row of the model."""

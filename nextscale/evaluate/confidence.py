@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from nextscale import image as images
 from nextscale.errors import ImageError, OptionError
 from nextscale.evaluate.datasets import Pair
+from nextscale.evaluate.options import BenchOptions
 from nextscale.evaluate.peers import Pixels
 from nextscale.evaluate.scores import OnPicture, area_mean, read_pixels, to_tensor
 from nextscale.evaluate.summary import Summary, summarise
 from nextscale.evaluate.table import markdown_table
 from nextscale.upscale.nextscale import NextScale, UpscaleResult
-from nextscale.upscale.options import BenchOptions, UpscaleOptions
+from nextscale.upscale.options import UpscaleOptions
 
 Map = NDArray[np.float64]
 BLOCK = 8

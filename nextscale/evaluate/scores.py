@@ -26,9 +26,9 @@ from nextscale.evaluate.metrics.fid import Gaussian, Inception, frechet
 from nextscale.evaluate.metrics.lpips import Lpips
 from nextscale.evaluate.metrics.niqe import Niqe
 from nextscale.evaluate.metrics.psnr_ssim import psnr, ssim
+from nextscale.evaluate.options import ScoreOptions
 from nextscale.evaluate.summary import Summary, summarise
 from nextscale.evaluate.weights import MissingWeights
-from nextscale.upscale.options import ScoreOptions
 
 Features = NDArray[np.float32]
 OnPicture = Callable[[int, int, str, bool], None]

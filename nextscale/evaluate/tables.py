@@ -25,6 +25,7 @@ from nextscale.device import pick_device
 from nextscale.errors import ImageError, ModelError, OptionError
 from nextscale.evaluate.benchmark import OURS, Restorer, evaluate_methods, weights_digest
 from nextscale.evaluate.datasets import Pair, size_of
+from nextscale.evaluate.options import BenchOptions, ScoreOptions
 from nextscale.evaluate.peers import Method, Pixels, peers
 from nextscale.evaluate.published import PublishedRow, Table, published, set_of
 from nextscale.evaluate.scores import OnPicture, area_mean, read_pixels, to_tensor
@@ -33,13 +34,13 @@ from nextscale.model.checkpoint import find_folder, read_kind
 from nextscale.model.config import Ladder
 from nextscale.model.tokenizer import Codes, Tokenizer
 from nextscale.upscale.nextscale import NextScale
-from nextscale.upscale.options import BenchOptions, ScoreOptions, UpscaleOptions
+from nextscale.upscale.options import UpscaleOptions
 
 CODES_ALONE = UpscaleOptions(fidelity=0.0, color_fix="none")
 """The paper's decoder: nothing but the codes."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "class 0 (degraded), likeliest code": {},
-    "class 1 (clean), likeliest code": {"input": "clean"},
+    "class 1 (clean), likeliest code": {"input_class": "clean"},
     "w = 0.75": {"fidelity": 0.75},
     "w = 0.5": {"fidelity": 0.5},
     "w = 0.25": {"fidelity": 0.25},

@@ -16,8 +16,10 @@ from torch import Tensor
 from nextscale.device import is_out_of_memory
 from nextscale.image import Picture
 from nextscale.model.config import Ladder
-from nextscale.upscale.nextscale import NextScale, Progress, TileStage, UpscaleResult
+from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.options import UpscaleOptions
+from nextscale.upscale.pipeline import Pipeline, TileStage
+from nextscale.upscale.run import Progress, Run, UpscaleResult
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
@@ -42,13 +44,13 @@ class Engine:
                 takes as long as its tiles one by one, and single pictures keep their exact bytes).
         """
         share = model.device.type != "cpu" if share is None else share
-        self.model: NextScale = SharedModel(model) if share else model
+        self.model = model
+        self.shared = SharedBatches(model.pipeline) if share else None
         self.workers = 8 if share else 3
         self.turn = threading.Lock()
         self.stopped = threading.Event()
         self.room = threading.Condition()
         self.used = 0
-        self.share = share
 
     def upscale(
         self, picture: Picture, options: UpscaleOptions, on_progress: Callable[[Progress], None] | None = None
@@ -70,8 +72,8 @@ class Engine:
             self.room.wait_for(lambda: self.used == 0 or self.used + pixels <= ROOM)
             self.used += pixels
         try:
-            if self.share:
-                return self.model.upscale(picture, options, on_progress=step)
+            if self.shared is not None:
+                return Run(self.model.pipeline, picture, options, step, self.shared.restore_tiles).result()
             with self.turn:
                 return self.model.upscale(picture, options, on_progress=step)
         finally:
@@ -81,8 +83,8 @@ class Engine:
 
     def close(self) -> None:
         """End the thread of shared batches."""
-        if isinstance(self.model, SharedModel):
-            self.model.close()
+        if self.shared is not None:
+            self.shared.close()
 
 
 class Place:
@@ -158,13 +160,11 @@ class _Request:
                 self.answers.put(error)
 
 
-class SharedModel(NextScale):
-    """A model that many threads use at once: what waits at the same time and is of one kind runs as one batch."""
+class SharedBatches:
+    """A pipeline that many threads use at once: what waits at the same time and is of one kind runs as one batch."""
 
-    def __init__(self, model: NextScale, most: int = SHARED_TILES) -> None:
-        super().__init__(model.config, model.tokenizer, model.transformer)
-        self.device, self.dtype = model.device, model.dtype
-        self.inner = model
+    def __init__(self, pipeline: Pipeline, most: int = SHARED_TILES) -> None:
+        self.pipeline = pipeline
         self.most = most
         self.waiting: deque[_Request] = deque()
         self.news = threading.Condition()
@@ -191,7 +191,7 @@ class SharedModel(NextScale):
         on_step: Callable[[int], None] | None = None,
         timings: dict[str, float] | None = None,
     ) -> Iterator[TileStage]:
-        """As `NextScale.restore_tiles`, perhaps together with other pictures' tiles."""
+        """As `Pipeline.restore_tiles`, perhaps together with other pictures' tiles."""
         request = _Request(inputs, keys, (label, options, tuple(wanted), ladder), on_step)
         with self.news:
             self.waiting.append(request)
@@ -236,7 +236,7 @@ class SharedModel(NextScale):
                 raise StoppedError
 
         try:
-            stages = self.inner.restore_tiles(
+            stages = self.pipeline.restore_tiles(
                 torch.cat([request.inputs for request in group]),
                 [key for request in group for key in request.keys],
                 label,

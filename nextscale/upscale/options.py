@@ -1,14 +1,12 @@
-"""The options of upscaling, sampling, packing, evaluation, timing: each one dataclass for API and CLI. Torch-free."""
+"""The options of upscaling: one plain dataclass for the API, the commands and the page. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
-from nextscale.errors import OptionError
+from nextscale.errors import OptionError, check_values
 from nextscale.model.config import SamplingOptions
 
 InputClass = Literal["degraded", "clean"]
@@ -23,7 +21,7 @@ class UpscaleOptions:
         OptionError: a value is out of range; the message names the option and the range.
     """
 
-    scale: Annotated[float, tyro.conf.arg(aliases=["-s"])] = 4.0
+    scale: float = 4.0
     """Enlargement, any number above 0: the next native factor (1, 2, 4), then an exact resize; above 4 the model runs
     again on its own result."""
     all_factors: bool = False
@@ -47,9 +45,9 @@ class UpscaleOptions:
     """Draw among the likeliest codes of this total probability only (0: all)."""
     cfg: float = 0.0
     """Guidance towards the input class (0: off); doubles the work."""
-    input: InputClass = "degraded"
+    input_class: InputClass = "degraded"
     """What the photograph is: degraded (blur, noise, compression) or clean (only small)."""
-    tile: Annotated[int, tyro.conf.arg(aliases=["-t"])] = 0
+    tile: int = 0
     """Side in input pixels of the tiles that the model sees (0: its own)."""
     tile_overlap: int = 24
     """Input pixels that neighbouring tiles share."""
@@ -71,12 +69,10 @@ class UpscaleOptions:
             ("tile", self.tile >= 0, "0 or more"),
             ("tile_overlap", self.tile_overlap >= 0, "0 or more"),
             ("tile_batch", self.tile_batch >= 1, "1 or more"),
-            ("input", self.input in ("degraded", "clean"), "degraded or clean"),
+            ("input_class", self.input_class in ("degraded", "clean"), "degraded or clean"),
             ("color_fix", self.color_fix in ("wavelet", "adain", "none"), "wavelet, adain or none"),
         ]
-        for name, good, allowed in checks:
-            if not good:
-                raise OptionError(f"{name.replace('_', '-')} must be {allowed}, got {getattr(self, name)}")
+        check_values(self, checks)
         if self.fast and self.confidence:
             raise OptionError("--fast makes no confidence map, which needs the codes; leave out one of the two")
         if self.fast and self.fidelity < 1:
@@ -92,173 +88,17 @@ class UpscaleOptions:
         return [*sorted(smaller), self.scale]
 
 
-@dataclass(frozen=True)
-class PackOptions:
-    """Which crops of photographs become training data, and how they are written.
-
-    Raises:
-        OptionError: a value is out of range; the message names the option and the range.
-    """
-
-    side: int = 512
-    """Side of the crops in pixels, a multiple of 4."""
-    shard_mb: float = 12.0
-    """Largest size of a shard in megabytes (10^6 bytes)."""
-    per_photo: int = 4
-    """Crops of one photograph at most."""
-    min_sharpness: float = 0.65
-    """Finest detail over that of twice the size: about 0.7 to 1.2 where a photograph is sharp, 0.5 where it is blurred,
-    2 in pure noise."""
-    min_detail: float = 1.0
-    """Finest detail in 8-bit levels, below which a crop is flat."""
-    near: int = 4
-    """Crops and photographs whose 64-bit hashes differ by so many bits or fewer are the same."""
-    quality: int = 95
-    """Of the JPEG files, which keep full colour resolution."""
-    source: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
-    """Where all the photographs come from (default: what stands beside each, else its folder's name)."""
-    licence: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
-    """The licence of all the photographs (default: what stands beside each)."""
-    seed: int = 0
-    """Seed of the order of crops."""
-
-    def __post_init__(self) -> None:
-        checks = [
-            ("side", self.side >= 32 and self.side % 4 == 0, "a multiple of 4 from 32"),
-            ("shard_mb", self.shard_mb > 0, "above 0"),
-            ("per_photo", self.per_photo >= 1, "1 or more"),
-            ("min_sharpness", self.min_sharpness >= 0, "0 or more"),
-            ("min_detail", self.min_detail >= 0, "0 or more"),
-            ("near", 0 <= self.near < 64, "from 0 to 63"),
-            ("quality", 1 <= self.quality <= 100, "from 1 to 100"),
-            ("seed", self.seed >= 0, "0 or more"),
-        ]
-        for name, good, allowed in checks:
-            if not good:
-                raise OptionError(f"{name.replace('_', '-')} must be {allowed}, got {getattr(self, name)}")
+def cascade(scale: float, factors: tuple[float, ...]) -> list[float]:
+    """The native factor of each pass that together reach a scale (or exceed it, for an exact resize)."""
+    top = max(factors)
+    passes = []
+    while scale > top > 1:
+        passes.append(top)
+        scale /= top
+    return [*passes, min((f for f in factors if f >= scale), default=top)]
 
 
-METRICS = ("psnr", "ssim", "lpips", "fid", "niqe")
-
-
-def split_words(words: Sequence[str]) -> tuple[str, ...]:
-    """`psnr,ssim lpips` as the command line gives it -> psnr, ssim, lpips, each once."""
-    return tuple(dict.fromkeys(word for text in words for word in text.split(",") if word))
-
-
-Names = Annotated[
-    tuple[str, ...],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="NAME[,NAME ...]",
-        instance_from_str=lambda words: split_words(words),
-        is_instance=lambda value: isinstance(value, tuple) and all(isinstance(item, str) for item in value),
-        str_from_instance=lambda names: [",".join(names)],
-    ),
-]
-Factors = Annotated[
-    tuple[float, ...],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="+",
-        metavar="F[,F ...]",
-        instance_from_str=lambda words: tuple(map(float, split_words(words))),
-        is_instance=lambda value: isinstance(value, tuple) and all(isinstance(item, float | int) for item in value),
-        str_from_instance=lambda factors: [",".join(f"{factor:g}" for factor in factors)],
-    ),
-]
-
-Numbers = Annotated[
-    tuple[int, ...],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="+",
-        metavar="N[,N ...]",
-        instance_from_str=lambda words: tuple(map(int, split_words(words))),
-        is_instance=lambda value: isinstance(value, tuple) and all(isinstance(item, int) for item in value),
-        str_from_instance=lambda numbers: [",".join(map(str, numbers))],
-    ),
-]
-
-
-@dataclass(frozen=True)
-class ScoreOptions:
-    """How restored pictures are compared with true ones.
-
-    Raises:
-        OptionError: a metric is unknown or a value out of range.
-    """
-
-    metrics: Names = ("psnr", "ssim", "lpips")
-    """Some of psnr, ssim, lpips, fid, niqe, with spaces or commas between them."""
-    channel: Literal["y", "rgb"] = "y"
-    """PSNR and SSIM of the luma, or of the three colours."""
-    border: int = 0
-    """Pixels at every edge that PSNR, SSIM and NIQE leave out."""
-    lpips_net: Literal["alex", "squeeze", "vgg"] = "alex"
-    """The network of LPIPS."""
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.metrics if name not in METRICS]
-        if unknown or not self.metrics:
-            raise OptionError(f"metrics must be some of {' '.join(METRICS)}, got {' '.join(unknown) or 'none'}")
-        if self.border < 0:
-            raise OptionError(f"border must be 0 or more, got {self.border}")
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """Which pictures of a set are restored, to which factors, and beside whom.
-
-    Raises:
-        OptionError: a factor is none, or a value is out of range.
-    """
-
-    factors: Factors = (1.0, 2.0, 4.0)
-    """Factors to score; those below the set's are scored against the area mean of HR."""
-    bench_factor: int = 4
-    """How many times HR is as large as LR."""
-    peers: Names = ("bicubic", "lanczos")
-    """Methods for rows beside the model's; none after the option for no others."""
-    limit: int = 0
-    """Only the first pictures by name (0: all)."""
-    crop: bool = False
-    """Cut HR that is up to bench-factor - 1 pixels too wide or high, right and below."""
-    pictures: bool = False
-    """Keep the restored pictures, too."""
-
-    def __post_init__(self) -> None:
-        if self.bench_factor < 1 or self.limit < 0:
-            raise OptionError("bench-factor must be 1 or more, limit 0 or more")
-        for factor in self.factors or (0.0,):
-            if factor <= 0 or self.bench_factor % factor:
-                raise OptionError(f"factors must divide the set's, {self.bench_factor}; got {factor:g}")
-
-
-@dataclass(frozen=True)
-class SpeedOptions:
-    """What is timed, and how often.
-
-    Raises:
-        OptionError: a value is out of range.
-    """
-
-    sizes: Numbers = (64, 128, 256, 512, 1024, 2048)
-    """Sides of the square input pictures in pixels."""
-    batches: Numbers = (1, 2, 4, 8, 16, 32)
-    """Tiles that run at once; pictures take as many as a row of theirs has, at most."""
-    runs: int = 3
-    """Timed runs, of which the median counts."""
-    max_minutes: float = 5.0
-    """Skip what would take longer, judging by what ran before; a row that has begun is not repeated beyond it."""
-    fp32: bool = False
-    """Compute in float32 even where 16 bit is faster."""
-
-    def __post_init__(self) -> None:
-        checks = [
-            ("sizes", bool(self.sizes) and min(self.sizes) >= 1, "1 or more"),
-            ("batches", bool(self.batches) and min(self.batches) >= 1, "1 or more"),
-            ("runs", self.runs >= 1, "1 or more"),
-            ("max_minutes", self.max_minutes > 0, "above 0"),
-        ]
-        for name, good, allowed in checks:
-            if not good:
-                raise OptionError(f"{name.replace('_', '-')} must be {allowed}, got {getattr(self, name)}")
+def output_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """(width, height) times a scale, halves rounded up, at least one pixel."""
+    width, height = (max(1, math.floor(side * scale + 0.5)) for side in size)
+    return width, height

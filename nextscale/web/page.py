@@ -477,7 +477,9 @@ def advanced(defaults: UpscaleOptions) -> list[Any]:
         gr.Number(defaults.top_k, label="Top k", precision=0, minimum=0, info="The k likeliest only; 0: all."),
         gr.Slider(0, 1, value=defaults.top_p, step=0.05, label="Top p", info="0: all."),
         gr.Slider(0, 5, value=defaults.cfg, step=0.25, label="Guidance", info="0: off. Takes twice as long."),
-        gr.Radio(list(get_args(InputClass)), value=defaults.input, label="Your photo is", info="Clean: only small."),
+        gr.Radio(
+            list(get_args(InputClass)), value=defaults.input_class, label="Your photo is", info="Clean: only small."
+        ),
         gr.Radio(list(get_args(ColorFix)), value=defaults.color_fix, label="Colours", info="How they are kept."),
     ]  # fmt: skip
 
@@ -493,7 +495,7 @@ def chosen_options(factor: str, fidelity: float, denoise: float, fast: bool, see
         scale=float(factor.removeprefix("x")), all_factors=True, confidence=not fast, denoise=float(denoise), fast=fast,
         fidelity=1.0 if fast else float(fidelity), seed=int(seed or 0), temperature=float(temperature),
         top_k=int(top_k or 0), top_p=float(top_p), cfg=float(cfg),
-        input=kind, color_fix=color_fix,
+        input_class=kind, color_fix=color_fix,
     )  # fmt: skip
 
 

@@ -17,7 +17,8 @@ import pytest
 
 from nextscale import UpscaleOptions
 from nextscale import image as images
-from nextscale.commands.batch import Store, list_pictures
+from nextscale.commands.batch import Batch, Store, Worker, list_pictures
+from nextscale.commands.cli_types import UpscaleFlags
 from nextscale.commands.main import main
 from nextscale.image import Picture
 from nextscale.upscale.nextscale import NextScale
@@ -130,7 +131,7 @@ def test_fifty_pictures_on_two_nodes_survive_the_death_of_a_worker(
     # The same again: what failed is tried once more, everything else is left alone.
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     images.write(source / "0" / "bad.png", Picture(np.zeros((9, 9, 3), np.uint8)))
-    said, errors, status = finish(start(call(model_folder, *arguments, "-s", 4, "--manifest", state)))
+    said, errors, status = finish(start(call(model_folder, *arguments, "-s", 4, "--manifest", state, "--resume")))
     assert status == 0, errors
     assert [row["input"] for row in said] == ["0/bad.png"]
     assert all(path.stat().st_mtime_ns == time_ for path, time_ in times.items())
@@ -189,3 +190,26 @@ def test_without_ray_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["batch", "-i", ".", "-o", "out"]) == 1
     assert "pip install 'nextscale[ray]'" in capsys.readouterr().err
+
+
+def test_batch_and_upscale_give_the_same_files(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    names = ("a.png", "b.jpg", "c.webp", "d.bmp")
+    for name in names:
+        images.write(tmp_path / "in" / name, Picture(np.full((20, 30, 3), 99, np.uint8)))
+    images.write(tmp_path / "in" / "e.webp", Picture(np.full((20, 30, 3), 99, np.uint8)), lossless=True)
+    options = ["-s", "1", "-n", str(model_folder), "--device", "cpu", "--fp32"]
+    assert main(["upscale", str(tmp_path / "in"), "-o", str(tmp_path / "one"), *options]) == 0
+    command = Batch(
+        input=str(tmp_path / "in"),
+        output=str(tmp_path / "two"),
+        options=UpscaleFlags(scale=1.0),
+        model=str(model_folder),
+        device="cpu",
+        fp32=True,
+    )
+    rows = Worker(command)({"name": np.array([*names, "e.webp"])})
+    assert not any(rows["error"])
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / out).iterdir()} for out in ("one", "two"))
+    assert sorted(one) == ["a_x1.png", "b_x1.jpg", "c_x1.webp", "d_x1.bmp", "e_x1.webp"]
+    assert one == two

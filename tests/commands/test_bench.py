@@ -15,9 +15,9 @@ from nextscale import measure as measuring
 from nextscale.commands.bench import draw, table
 from nextscale.commands.main import main
 from nextscale.errors import ModelError
+from nextscale.evaluate.options import SpeedOptions
 from nextscale.measure import ModelReport, Part, PictureRow, TilesRow
 from nextscale.peaks import Peaks
-from nextscale.upscale.options import SpeedOptions
 from nextscale.work import Work
 
 WORK = Work({"float32": 3e9, "bfloat16": 1e9}, 2e9, 5e9)

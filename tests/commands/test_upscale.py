@@ -18,7 +18,7 @@ from PIL import Image, ImageCms
 
 from nextscale import __version__
 from nextscale import image as images
-from nextscale.commands import upscale as cli
+from nextscale.commands import progress as progress_lines
 from nextscale.commands.main import main
 from nextscale.image import Array, Picture
 from nextscale.upscale.nextscale import NextScale, Progress
@@ -370,7 +370,7 @@ def test_json_prints_one_object_per_file(run: Run) -> None:
 
 
 def test_long_work_in_a_pipe_says_now_and_then_where_it_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli.ProgressLines, "EVERY", 0.0)
+    monkeypatch.setattr(progress_lines.ProgressLines, "EVERY", 0.0)
     photo("a.png", size=(200, 20))
     lines = run("-i", "a.png", "-o", "out").lines
     assert lines[0].startswith("a.png: 17%, tile 1/2 step 1/3, about ")
@@ -393,7 +393,7 @@ def test_a_terminal_gets_bars_and_the_pipe_its_lines(run: Run, monkeypatch: pyte
 
 def test_progress_counts_passes_tiles_and_steps() -> None:
     progress = Progress(tiles_done=1, tiles=4, step=5, steps=10, passes_done=1, passes=2)
-    assert cli.position(progress) == "pass 2/2 tile 2/4 step 5/10"
+    assert progress_lines.position(progress) == "pass 2/2 tile 2/4 step 5/10"
     assert progress.share == (1 + 1.5 / 4) / 2
 
 
@@ -575,7 +575,7 @@ def test_a_disk_that_fills_while_writing_leaves_the_old_file(run: Run, monkeypat
         (("--cfg", "-1"), "cfg must be"),
         (("--seed", "-1"), "seed must be"),
         (("--fidelity", "2"), "fidelity must be"),
-        (("--input", "dirty"), "--input"),
+        (("--input-class", "dirty"), "--input-class"),
         (("--color-fix", "sepia"), "--color-fix"),
         (("--ext", "xcf"), "--ext"),
         (("--device", "toaster"), "unknown device toaster"),
@@ -607,8 +607,8 @@ def test_wrong_options_exit_with_2_and_name_the_option(run: Run, arguments: tupl
         (("-i", "a.png", "-o", "new.xcf"), "-o new.xcf: unknown format; use one of .png"),
         (("-i", "a.png", "-o", "new.png", "--ext", "jpg"), "-o new.png and --ext jpg contradict each other"),
         (("-i", "a.png", "-o", "new.png", "--suffix", "_big"), "--suffix is for names in a folder"),
-        (("-i", "-o", "out"), "-i needs at least one picture or folder"),
-        (("-o", "out"), "-i needs at least one picture or folder"),
+        (("-i", "-o", "out"), "name at least one picture or folder"),
+        (("-o", "out"), "name at least one picture or folder"),
         (("-i", "a.png"), "-o FILE|DIR"),
     ],
 )
@@ -766,7 +766,7 @@ def test_every_option_has_its_promised_spelling(run: Run) -> None:
         assert f" {option} " in text
     outcome = run(
         "-i", "a.png", "-o", "out", "-s", 1, "--all-factors", "--confidence", "--seed", 1, "--temperature", 1,
-        "--top-k", 5, "--top-p", 0.9, "--cfg", 1, "--input", "clean", "-t", 128, "--tile-overlap", 16,
+        "--top-k", 5, "--top-p", 0.9, "--cfg", 1, "--input-class", "clean", "-t", 128, "--tile-overlap", 16,
         "--color-fix", "adain", "--suffix", "_s", "--ext", "webp", "--device", "cpu", "--json", "--fidelity", 0.5,
     )  # fmt: skip
     assert outcome.status == 0
@@ -874,3 +874,13 @@ def test_pack_says_its_summary_and_check_names_what_is_damaged(command: Run) -> 
     assert checked.status == 1
     assert checked.lines == ["6 pictures, 1 damaged (16.67%)"]
     assert checked.complaints == ["nextscale: in/b.png: the file is truncated; copy or download it again"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("a.png", "-o", "b.png"), ("-o", "b.png", "a.png"), ("-i", "a.png", "-o", "b.png")]
+)
+def test_pictures_need_no_option(run: Run, arguments: tuple[str, ...]) -> None:
+    images.write("a.png", Picture(np.zeros((9, 9, 3), np.uint8)))
+    outcome = run(*arguments, "--input-class", "clean", "--json")
+    assert outcome.status == 0, outcome.complaints
+    assert outcome.rows[0]["outputs"] == {"x1": "b.png"}

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from nextscale.data.crops import Crops, DataError, find_sources
+from nextscale.data.options import PackOptions
 from nextscale.data.pack import Seen, Summary, dhash, pack, provenance, sharp_windows
 from nextscale.errors import OptionError
-from nextscale.upscale.options import PackOptions
 
 SMALL = PackOptions(side=64, per_photo=16)
 

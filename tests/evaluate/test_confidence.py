@@ -19,8 +19,9 @@ from nextscale.evaluate.confidence import (
     study_confidence,
 )
 from nextscale.evaluate.datasets import Pair
+from nextscale.evaluate.options import BenchOptions
 from nextscale.upscale.nextscale import NextScale
-from nextscale.upscale.options import BenchOptions, UpscaleOptions
+from nextscale.upscale.options import UpscaleOptions
 
 
 def test_rank_correlation_is_that_of_scipy() -> None:

@@ -14,9 +14,9 @@ from nextscale.errors import ImageError, NextScaleError
 from nextscale.evaluate import realesrgan
 from nextscale.evaluate.benchmark import evaluate_methods
 from nextscale.evaluate.datasets import pairs
+from nextscale.evaluate.options import BenchOptions, ScoreOptions
 from nextscale.evaluate.peers import peers
 from nextscale.evaluate.realesrgan import RealEsrgan
-from nextscale.upscale.options import BenchOptions, ScoreOptions
 from tests.evaluate.conftest import folder, photograph
 
 # The extra's package needs Vulkan to be imported, but only its files are used.

@@ -15,9 +15,9 @@ from torch import Tensor
 from nextscale.errors import ImageError
 from nextscale.evaluate import scores
 from nextscale.evaluate.metrics.psnr_ssim import psnr, ssim
+from nextscale.evaluate.options import ScoreOptions
 from nextscale.evaluate.scores import Scorer, area_mean, fid, read_pixels, score_folders, to_tensor
 from nextscale.evaluate.weights import MissingWeights
-from nextscale.upscale.options import ScoreOptions
 
 EXACT = ScoreOptions(metrics=("psnr", "ssim"))
 

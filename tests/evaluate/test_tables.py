@@ -16,6 +16,7 @@ from nextscale.data.degrade import PRESETS, degrade, sample_recipe
 from nextscale.errors import ImageError, ModelError, OptionError
 from nextscale.evaluate.benchmark import Restorer
 from nextscale.evaluate.datasets import Pair
+from nextscale.evaluate.options import BenchOptions, ScoreOptions
 from nextscale.evaluate.summary import Summary
 from nextscale.evaluate.table import Evaluation, Row
 from nextscale.evaluate.tables import (
@@ -36,7 +37,7 @@ from nextscale.evaluate.tables import (
 )
 from nextscale.model.config import ModelConfig
 from nextscale.upscale.nextscale import NextScale
-from nextscale.upscale.options import BenchOptions, ScoreOptions, UpscaleOptions
+from nextscale.upscale.options import UpscaleOptions
 
 ALONE = dataclasses.replace(CODES_ALONE, tile=64)
 PSNR = ScoreOptions(metrics=("psnr",))
@@ -195,7 +196,7 @@ def test_every_variant_is_a_setting_of_upscaling() -> None:
 
 
 def test_clean_inputs_are_the_photograph_reduced_as_in_training(model: NextScale, pair: Pair) -> None:
-    restorer = Restorer(model, dataclasses.replace(ALONE, input="clean"), (1.0,), "clean")
+    restorer = Restorer(model, dataclasses.replace(ALONE, input_class="clean"), (1.0,), "clean")
     image = torch.from_numpy(np.array(Image.open(pair.hr))).permute(2, 0, 1)[None].float() / 255
     small = degrade(image, [sample_recipe(PRESETS["bilinear"], random.Random(0))])
     wanted = model.upscale(small[0].permute(1, 2, 0).numpy(), restorer.options).images[1.0].rgb

@@ -21,8 +21,9 @@ from nextscale import UpscaleOptions
 from nextscale import image as images
 from nextscale.commands.main import main
 from nextscale.image import Picture
-from nextscale.upscale.engine import Engine, Place, SharedModel, run_all
+from nextscale.upscale.engine import Engine, Place, run_all
 from nextscale.upscale.nextscale import NextScale
+from nextscale.upscale.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,7 +87,7 @@ def test_an_error_of_ours_stops_the_rest(model: NextScale) -> None:
 # -- shared batches ----------------------------------------------------------------------------------------------------
 
 
-def gather(shared: SharedModel, pictures: list[Picture], how: UpscaleOptions) -> list[Any]:
+def gather(shared: Engine, pictures: list[Picture], how: UpscaleOptions) -> list[Any]:
     out: list[Any] = [None] * len(pictures)
 
     def one(i: int) -> None:
@@ -103,11 +104,11 @@ def gather(shared: SharedModel, pictures: list[Picture], how: UpscaleOptions) ->
     return out
 
 
-class Watched(NextScale):
-    """A model that notes its batches, and may fail above a size."""
+class Watched(Pipeline):
+    """A pipeline that notes its batches, and may fail above a size."""
 
     def __init__(self, model: NextScale, most: int = 99) -> None:
-        super().__init__(model.config, model.tokenizer, model.transformer)
+        super().__init__(model.config, model.tokenizer, model.transformer, model.restorer, model.fusions)
         self.sizes: list[int] = []
         self.most = most
 
@@ -119,12 +120,19 @@ class Watched(NextScale):
         return super().restore_tiles(inputs, *arguments, **named)
 
 
+def sharing(watched: Watched) -> Engine:
+    """An engine whose pictures share the batches of a watched pipeline."""
+    model = NextScale(watched.config, watched.tokenizer, watched.transformer, watched.restorer, watched.fusions)
+    model.pipeline = watched
+    return Engine(model, share=True)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_pictures_share_batches_and_get_what_they_would_alone(model: NextScale, temperature: float) -> None:
     how = UpscaleOptions(scale=2, all_factors=True, confidence=True, temperature=temperature)
     pictures = [noise(seed, 40 + 30 * seed) for seed in range(6)]
     watched = Watched(model)
-    shared = SharedModel(watched)
+    shared = sharing(watched)
     results = gather(shared, pictures, how)
     shared.close()
     assert max(watched.sizes) > 1
@@ -141,7 +149,7 @@ def test_pictures_share_batches_and_get_what_they_would_alone(model: NextScale, 
 
 def test_a_batch_that_does_not_fit_is_run_in_smaller_ones(model: NextScale) -> None:
     watched = Watched(model, most=2)
-    shared = SharedModel(watched)
+    shared = sharing(watched)
     results = gather(shared, [noise(seed) for seed in range(6)], UpscaleOptions(scale=1))
     shared.close()
     assert max(watched.sizes) > 2
@@ -149,7 +157,7 @@ def test_a_batch_that_does_not_fit_is_run_in_smaller_ones(model: NextScale) -> N
 
 
 def test_another_pictures_error_is_its_own(model: NextScale) -> None:
-    shared = SharedModel(Watched(model))
+    shared = sharing(Watched(model))
     bad = threading.Event()
 
     def stop(_: Any) -> None:

@@ -27,24 +27,17 @@ from nextscale.model.checkpoint import CONFIG, SHIPPED
 from nextscale.model.config import Ladder, flat_ladder
 from nextscale.model.tokenizer import Codes
 from nextscale.model.transformer import Transformer
-from nextscale.upscale.nextscale import (
-    NextScale,
-    Progress,
-    TileStage,
-    as_picture,
-    cascade,
-    match_color,
-    output_size,
-    to_pil,
-)
-from nextscale.upscale.options import ColorFix, UpscaleOptions
+from nextscale.upscale.nextscale import NextScale
+from nextscale.upscale.options import ColorFix, UpscaleOptions, cascade, output_size
+from nextscale.upscale.pipeline import Pipeline, TileStage, match_color
+from nextscale.upscale.run import Progress, as_picture, to_pil
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.jpg"))
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 needs_tiny = pytest.mark.skipif(not (SHIPPED / "tiny" / CONFIG).exists(), reason="the shipped weights are not here")
 
 
-class Enlarger(NextScale):
+class Enlarger(Pipeline):
     """The model's place taken by plain bicubic enlargement: what is left is tiling, stitching and bookkeeping."""
 
     def restore_tiles(
@@ -75,7 +68,9 @@ class Enlarger(NextScale):
 
 @pytest.fixture(scope="session")
 def enlarger(model: NextScale) -> NextScale:
-    return Enlarger(model.config, model.tokenizer, model.transformer)
+    enlarger = NextScale(model.config, model.tokenizer, model.transformer)
+    enlarger.pipeline = Enlarger(model.config, model.tokenizer, model.transformer)
+    return enlarger
 
 
 @pytest.fixture(scope="session")
@@ -294,7 +289,14 @@ def test_the_result_does_not_depend_on_the_tile_batch(model: NextScale, temperat
 
 @pytest.mark.parametrize(
     "changes",
-    [{"cfg": 2.0}, {"input": "clean"}, {"fidelity": 0.0}, {"color_fix": "adain"}, {"color_fix": "none"}, {"tile": 64}],
+    [
+        {"cfg": 2.0},
+        {"input_class": "clean"},
+        {"fidelity": 0.0},
+        {"color_fix": "adain"},
+        {"color_fix": "none"},
+        {"tile": 64},
+    ],
 )
 def test_every_option_speaks(model: NextScale, changes: dict[str, Any]) -> None:
     photo = smooth(100, 100)
@@ -418,7 +420,7 @@ def test_alpha_is_restored_apart_from_colour(model: NextScale) -> None:
     plain = images.resize(grey, (192, 192))
     sure = (plain == 0) | (plain == 255)
     np.testing.assert_array_equal(first[sure], plain[sure])
-    restored = model.upscale(grey, options(scale=2, input="clean")).picture.rgb[..., 0]
+    restored = model.upscale(grey, options(scale=2, input_class="clean")).picture.rgb[..., 0]
     np.testing.assert_array_equal(first[~sure], restored[~sure])
 
 
@@ -593,7 +595,7 @@ def test_results_become_pillow_images_of_eight_bits() -> None:
     [
         ("scale", 0.0), ("scale", -1.0), ("scale", float("nan")), ("scale", float("inf")),
         ("fidelity", 1.5), ("seed", -1), ("seed", 2**63), ("temperature", -0.1), ("top_k", -1), ("top_p", 1.5),
-        ("cfg", -1.0), ("tile", -1), ("tile_overlap", -1), ("tile_batch", 0), ("input", "dirty"),
+        ("cfg", -1.0), ("tile", -1), ("tile_overlap", -1), ("tile_batch", 0), ("input_class", "dirty"),
         ("color_fix", "sepia"),
     ],
 )  # fmt: skip
@@ -607,7 +609,7 @@ def test_bad_options_are_refused_by_name(name: str, bad: Any) -> None:
 
 def hungry(model: NextScale, monkeypatch: pytest.MonkeyPatch, room: int, *, late: bool = False) -> list[int]:
     """Make a model run out of memory above `room` tiles, perhaps after its first stage; returns the batches tried."""
-    real, tried = model.restore_tiles, []
+    real, tried = model.pipeline.restore_tiles, []
 
     def restore_tiles(inputs: Tensor, *args: Any, **more: Any) -> Iterator[TileStage]:
         tried.append(len(inputs))
@@ -618,7 +620,7 @@ def hungry(model: NextScale, monkeypatch: pytest.MonkeyPatch, room: int, *, late
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         yield from stages
 
-    monkeypatch.setattr(model, "restore_tiles", restore_tiles)
+    monkeypatch.setattr(model.pipeline, "restore_tiles", restore_tiles)
     return tried
 
 
@@ -653,7 +655,7 @@ def test_out_of_memory_with_one_tile_is_one_clear_line(
     def restore_tiles(*_: Any, **__: Any) -> Iterator[TileStage]:
         raise error
 
-    monkeypatch.setattr(model, "restore_tiles", restore_tiles)
+    monkeypatch.setattr(model.pipeline, "restore_tiles", restore_tiles)
     with pytest.raises(NextScaleError, match=r"^out of memory with a single tile; use a smaller --tile, or close"):
         model.upscale(smooth(64, 300))
 
@@ -673,7 +675,7 @@ def test_other_errors_are_not_mistaken_for_it(model: NextScale, monkeypatch: pyt
     def restore_tiles(*_: Any, **__: Any) -> Iterator[TileStage]:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(model, "restore_tiles", restore_tiles)
+    monkeypatch.setattr(model.pipeline, "restore_tiles", restore_tiles)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         model.upscale(smooth(64, 64))
 
@@ -748,7 +750,7 @@ def test_sixteen_bit_is_used_where_it_is_fast_and_fp32_on_request(model_folder: 
 
 def test_bfloat16_gives_whole_pictures_too(model_folder: Path) -> None:
     model = NextScale.from_pretrained(model_folder, device="cpu", fp32=True)
-    model.dtype = torch.bfloat16
+    model.pipeline.dtype = torch.bfloat16
     model.transformer.to(torch.bfloat16)
     result = model.upscale(smooth(60, 60), options(scale=2, confidence=True))
     assert result.picture.rgb.std() > 1

@@ -1,0 +1,21 @@
+"""What the command line adds to options that know nothing of it: short names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from nextscale.upscale.options import UpscaleOptions
+
+
+@dataclass(frozen=True)
+class UpscaleFlags(UpscaleOptions):
+    """`UpscaleOptions`, with -s and -t for the two that are given most."""
+
+    scale: Annotated[float, tyro.conf.arg(aliases=["-s"])] = UpscaleOptions.scale
+    """Enlargement, any number above 0: the next native factor (1, 2, 4), then an exact resize; above 4 the model runs
+    again on its own result."""
+    tile: Annotated[int, tyro.conf.arg(aliases=["-t"])] = UpscaleOptions.tile
+    """Side in input pixels of the tiles that the model sees (0: its own)."""

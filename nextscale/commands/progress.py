@@ -1,0 +1,90 @@
+"""How far a command is: bars on stderr where that is a terminal, else a plain line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nextscale.console import say
+
+if TYPE_CHECKING:
+    from nextscale.upscale.run import Progress
+
+
+class ProgressLines:
+    """Progress without a terminal: a plain line now and then while a picture takes long."""
+
+    EVERY = 10.0
+    """Seconds between two lines."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+
+    @contextmanager
+    def picture(self, source: Path) -> Iterator[Callable[[Progress], None]]:
+        """What to call after every step of a picture."""
+        started = said = time.monotonic()
+
+        def on_progress(progress: Progress) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if not self.quiet and now - said >= self.EVERY:
+                said = now
+                share = progress.share
+                left = (now - started) * (1 - share) / share
+                say(f"{source}: {share:.0%}, {position(progress)}, about {left:.0f} s left")
+
+        yield on_progress
+
+
+class ProgressBars(ProgressLines):
+    """Files, tiles and steps with an ETA on a terminal."""
+
+    def __init__(self, files: int, bars: Any) -> None:
+        super().__init__(quiet=True)
+        self.bars = bars
+        self.files = bars.add_task("pictures", total=files, visible=files > 1, detail="")
+
+    @contextmanager
+    def picture(self, source: Path) -> Iterator[Callable[[Progress], None]]:
+        current = self.bars.add_task(source.name, total=1.0, detail="")
+
+        def on_progress(progress: Progress) -> None:
+            self.bars.update(current, completed=progress.share, detail=position(progress))
+
+        try:
+            yield on_progress
+        finally:
+            self.bars.remove_task(current)
+            self.bars.advance(self.files)
+
+
+def position(progress: Progress) -> str:
+    """Where in a picture the work is."""
+    parts = [f"tile {progress.tiles_done + 1}/{progress.tiles}", f"step {progress.step}/{progress.steps}"]
+    return " ".join([f"pass {progress.passes_done + 1}/{progress.passes}"] * (progress.passes > 1) + parts)
+
+
+@contextmanager
+def progress(files: int, *, quiet: bool) -> Iterator[ProgressLines]:
+    """Bars on stderr where that is a terminal, else lines on stdout, or nothing if quiet."""
+    if quiet or not sys.stderr.isatty():
+        yield ProgressLines(quiet=quiet)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[detail]}"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bars:
+        yield ProgressBars(files, bars)

@@ -1,0 +1,134 @@
+"""The options of evaluation and timing, and the lists of names and numbers that they take. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from nextscale.errors import OptionError, check_values
+
+METRICS = ("psnr", "ssim", "lpips", "fid", "niqe")
+
+
+def split_words(words: Sequence[str]) -> tuple[str, ...]:
+    """`psnr,ssim lpips` as the command line gives it -> psnr, ssim, lpips, each once."""
+    return tuple(dict.fromkeys(word for text in words for word in text.split(",") if word))
+
+
+Names = Annotated[
+    tuple[str, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME[,NAME ...]",
+        instance_from_str=lambda words: split_words(words),
+        is_instance=lambda value: isinstance(value, tuple) and all(isinstance(item, str) for item in value),
+        str_from_instance=lambda names: [",".join(names)],
+    ),
+]
+Factors = Annotated[
+    tuple[float, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="+",
+        metavar="F[,F ...]",
+        instance_from_str=lambda words: tuple(map(float, split_words(words))),
+        is_instance=lambda value: isinstance(value, tuple) and all(isinstance(item, float | int) for item in value),
+        str_from_instance=lambda factors: [",".join(f"{factor:g}" for factor in factors)],
+    ),
+]
+
+Numbers = Annotated[
+    tuple[int, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="+",
+        metavar="N[,N ...]",
+        instance_from_str=lambda words: tuple(map(int, split_words(words))),
+        is_instance=lambda value: isinstance(value, tuple) and all(isinstance(item, int) for item in value),
+        str_from_instance=lambda numbers: [",".join(map(str, numbers))],
+    ),
+]
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """How restored pictures are compared with true ones.
+
+    Raises:
+        OptionError: a metric is unknown or a value out of range.
+    """
+
+    metrics: Names = ("psnr", "ssim", "lpips")
+    """Some of psnr, ssim, lpips, fid, niqe, with spaces or commas between them."""
+    channel: Literal["y", "rgb"] = "y"
+    """PSNR and SSIM of the luma, or of the three colours."""
+    border: int = 0
+    """Pixels at every edge that PSNR, SSIM and NIQE leave out."""
+    lpips_net: Literal["alex", "squeeze", "vgg"] = "alex"
+    """The network of LPIPS."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.metrics if name not in METRICS]
+        if unknown or not self.metrics:
+            raise OptionError(f"metrics must be some of {' '.join(METRICS)}, got {' '.join(unknown) or 'none'}")
+        if self.border < 0:
+            raise OptionError(f"border must be 0 or more, got {self.border}")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Which pictures of a set are restored, to which factors, and beside whom.
+
+    Raises:
+        OptionError: a factor is none, or a value is out of range.
+    """
+
+    factors: Factors = (1.0, 2.0, 4.0)
+    """Factors to score; those below the set's are scored against the area mean of HR."""
+    bench_factor: int = 4
+    """How many times HR is as large as LR."""
+    peers: Names = ("bicubic", "lanczos")
+    """Methods for rows beside the model's; none after the option for no others."""
+    limit: int = 0
+    """Only the first pictures by name (0: all)."""
+    crop: bool = False
+    """Cut HR that is up to bench-factor - 1 pixels too wide or high, right and below."""
+    pictures: bool = False
+    """Keep the restored pictures, too."""
+
+    def __post_init__(self) -> None:
+        if self.bench_factor < 1 or self.limit < 0:
+            raise OptionError("bench-factor must be 1 or more, limit 0 or more")
+        for factor in self.factors or (0.0,):
+            if factor <= 0 or self.bench_factor % factor:
+                raise OptionError(f"factors must divide the set's, {self.bench_factor}; got {factor:g}")
+
+
+@dataclass(frozen=True)
+class SpeedOptions:
+    """What is timed, and how often.
+
+    Raises:
+        OptionError: a value is out of range.
+    """
+
+    sizes: Numbers = (64, 128, 256, 512, 1024, 2048)
+    """Sides of the square input pictures in pixels."""
+    batches: Numbers = (1, 2, 4, 8, 16, 32)
+    """Tiles that run at once; pictures take as many as a row of theirs has, at most."""
+    runs: int = 3
+    """Timed runs, of which the median counts."""
+    max_minutes: float = 5.0
+    """Skip what would take longer, judging by what ran before; a row that has begun is not repeated beyond it."""
+    fp32: bool = False
+    """Compute in float32 even where 16 bit is faster."""
+
+    def __post_init__(self) -> None:
+        checks = [
+            ("sizes", bool(self.sizes) and min(self.sizes) >= 1, "1 or more"),
+            ("batches", bool(self.batches) and min(self.batches) >= 1, "1 or more"),
+            ("runs", self.runs >= 1, "1 or more"),
+            ("max_minutes", self.max_minutes > 0, "above 0"),
+        ]
+        check_values(self, checks)

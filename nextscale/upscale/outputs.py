@@ -1,0 +1,138 @@
+"""The names of results: their folder, their suffix and format, and that none overwrites an input or another result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nextscale import image as images
+from nextscale.errors import ImageError
+from nextscale.image import Picture
+from nextscale.upscale.options import UpscaleOptions, output_size
+
+if TYPE_CHECKING:
+    from nextscale.upscale.run import UpscaleResult
+
+LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".webp")
+"""Suffixes of formats that can hold a lossless result."""
+
+
+class Targets:
+    """The files that results go to, claimed picture by picture before any work is done for it."""
+
+    def __init__(
+        self,
+        options: UpscaleOptions,
+        output: Path,
+        sources: Sequence[Path],
+        roots: Sequence[Path] = (),
+        *,
+        suffix: str | None = None,
+        ext: str = "auto",
+        single: bool = False,
+    ) -> None:
+        """
+        Args:
+            output: the folder of the results, or the file of the only picture (`single`).
+            sources: all pictures, none of which a result may overwrite.
+            roots: folders whose folders the output repeats.
+            suffix: appended to each name in a folder (None: _x and the factor).
+            ext: format in a folder, without dot; auto keeps the input's where it loses nothing.
+        """
+        self.options = options
+        self.output = output
+        self.single = single
+        self.suffix = suffix
+        self.ext = ext
+        self.factors: list[float] = []
+        self.roots = list(roots)
+        self.inputs = {identity(source): source for source in sources}
+        self.taken: dict[Any, Path] = {}
+
+    def claim(self, source: Path, picture: Picture) -> dict[str, Path]:
+        """The file of each of a picture's results: x4, x2 ..., x4_confidence ...
+
+        Raises:
+            ImageError: a file would be an input or another picture's result, or cannot be written.
+        """
+        scale = self.options.scale
+        largest = self._largest(source, picture)
+        files: dict[str, Path] = {}
+        for factor in reversed(self.factors):
+            path = largest
+            if factor != scale:
+                path = largest.with_name(f"{largest.stem.removesuffix(f'_x{scale:g}')}_x{factor:g}{largest.suffix}")
+            images.check_format(path.suffix, **traits(picture, factor))
+            files[f"x{factor:g}"] = path
+            if self.options.confidence:
+                files[f"x{factor:g}_confidence"] = path.with_name(f"{path.stem}_confidence.png")
+        for path in files.values():
+            self._check(path)
+        # A file is known by its name and, where names differ only in case or by a link, by its identity.
+        self.taken |= {key: source for path in files.values() for key in (os.path.realpath(path), identity(path))}
+        return files
+
+    def _check(self, path: Path) -> None:
+        if identity(path) in self.inputs:
+            raise ImageError(f"the result {path} would overwrite an input; choose another -o or --suffix")
+        owner = self.taken.get(os.path.realpath(path)) or self.taken.get(identity(path))
+        if owner is not None:
+            raise ImageError(f"its result {path} would overwrite that of {owner}; write it to another folder")
+        images.check_folder(path)
+
+    def _largest(self, source: Path, picture: Picture) -> Path:
+        if self.single:
+            return self.output
+        scale = self.options.scale
+        ending = f"_x{scale:g}" if self.suffix is None else self.suffix
+        suffix = f".{self.ext}" if self.ext != "auto" else own_suffix(source, picture, scale)
+        return self.output / self._inside(source) / f"{source.stem}{ending}{suffix}"
+
+    def _inside(self, source: Path) -> Path:
+        """Where in its folder a picture lies, for folders inside folders."""
+        for root in self.roots:
+            if source.is_relative_to(root):
+                return source.relative_to(root).parent
+        return Path()
+
+
+def own_suffix(source: Path, picture: Picture, scale: float) -> str:
+    """The suffix of the input's format, or .png where that would lose something."""
+    suffix = source.suffix
+    if suffix.lower() not in images.WRITE_FORMATS:
+        suffix = next((s for s, form in images.WRITE_FORMATS.items() if form == picture.format), ".png")
+    if picture.lossless and suffix.lower() not in LOSSLESS:
+        return ".png"
+    try:
+        images.check_format(suffix, **traits(picture, scale))
+    except ImageError:
+        return ".png"
+    return suffix
+
+
+def traits(picture: Picture, factor: float) -> dict[str, Any]:
+    """What a format must be able to hold for a picture's result."""
+    return {
+        "bits": picture.bits,
+        "has_alpha": picture.alpha is not None,
+        "size": output_size(picture.size, factor),
+    }
+
+
+def identity(path: Path) -> Any:
+    """Device and number of a file, the same by every name it has; the name itself where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
+
+
+def write_results(result: UpscaleResult, files: dict[str, Path], *, lossless: bool) -> None:
+    """Write every picture and map to its file."""
+    for factor, picture in result.images.items():
+        images.write(files[f"x{factor:g}"], picture, lossless=lossless)
+    for factor, values in result.maps.items():
+        images.write(files[f"x{factor:g}_confidence"], images.Picture(values[..., None]))

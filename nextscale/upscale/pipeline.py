@@ -1,0 +1,292 @@
+"""Tokenizer, transformer, restorer and fusions on a device: one batch of tiles in, its restored stages out.
+
+Knows nothing of pictures; `run.py` cuts them into tiles.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nextscale.device import fast_dtype, is_out_of_memory, pick_device
+from nextscale.errors import NextScaleError, OptionError
+from nextscale.model.config import FusionConfig, Ladder, ModelConfig
+from nextscale.model.decoder import Decoder
+from nextscale.model.fusion import Fusion
+from nextscale.model.restorer import Restorer
+from nextscale.model.sampler import sample, tile_noise
+from nextscale.model.tokenizer import Codes, Tokenizer
+from nextscale.model.transformer import Condition, Transformer
+from nextscale.upscale.color import adain_color, wavelet_color
+from nextscale.upscale.options import ColorFix, UpscaleOptions
+from nextscale.upscale.tiles import plan_tiles
+
+
+@dataclass(frozen=True)
+class TileStage:
+    """One stage of a batch of tiles."""
+
+    factor: float
+    images: Tensor
+    """B 3 H H in [-1, 1], float32, colours matched to the input."""
+    confidence: Tensor
+    """B 1 H H in [0, 1]: mean probability of the stage's codes at each place."""
+    codes: list[Codes]
+    """Per tile, all steps so far, each 1 rho rho on the CPU; empty where the restorer worked alone."""
+    expected_error: Tensor | None = None
+    """B 1 H H in 8-bit levels, where the model has a fusion and it had its say."""
+
+
+class Pipeline:
+    """The networks of a model, ready to restore tiles."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        transformer: Transformer,
+        restorer: Restorer | None = None,
+        fusions: nn.ModuleList | None = None,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer.eval()
+        self.transformer = transformer.eval()
+        self.restorer = None if restorer is None else restorer.eval()
+        self.fusions = None if fusions is None else fusions.eval()
+        self.device = torch.device("cpu")
+        self.dtype = torch.float32
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        """All parts under their names in the checkpoint."""
+        parts: dict[str, nn.Module] = {"tokenizer": self.tokenizer, "transformer": self.transformer}
+        if self.restorer is not None and self.fusions is not None:
+            parts |= {"restorer": self.restorer, "fusions": self.fusions}
+        return nn.ModuleDict(parts)
+
+    def to(self, device: str = "auto", *, fp32: bool = False) -> None:
+        """Move to a device; the transformer's weights take the computing type, the quantiser stays in float32."""
+        self.device = pick_device(device)
+        self.dtype = torch.float32 if fp32 else fast_dtype(self.device)
+        try:
+            for part in (self.tokenizer, self.restorer, self.fusions):
+                if part is not None:
+                    part.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.transformer.to(self.device, self.dtype)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise NextScaleError(
+                f"out of memory for the model on {self.device}; close other programs, or use another --device"
+            ) from None
+        self.modules.requires_grad_(False)
+
+    def check(self, options: UpscaleOptions) -> None:
+        """Whether this model has what the options ask for.
+
+        Raises:
+            OptionError: naming the option.
+        """
+        if self.restorer is None and options.fast:
+            raise OptionError("this model has no restorer to run alone; leave out --fast, or use another model")
+        if options.denoise != UpscaleOptions.denoise and (self.restorer is None or not self.restorer.config.denoise):
+            raise OptionError("this model has no denoise dial; leave out --denoise, or use another model")
+
+    def ladder_for(self, options: UpscaleOptions) -> Ladder:
+        """The ladder for the tiles that the options ask for.
+
+        Raises:
+            OptionError: tile or tile-overlap do not fit the model.
+        """
+        own = self.tokenizer.ladder
+        ladder = own.for_input(options.tile or own.input_side)
+        plan_tiles(1, 1, tile=ladder.input_side, overlap=options.tile_overlap)
+        return ladder
+
+    @torch.no_grad()
+    def restore_tiles(
+        self,
+        inputs: Tensor,
+        keys: list[tuple[int, int]],
+        label: int,
+        options: UpscaleOptions,
+        wanted: list[float],
+        *,
+        ladder: Ladder | None = None,
+        on_step: Callable[[int], None] | None = None,
+        timings: dict[str, float] | None = None,
+    ) -> Iterator[TileStage]:
+        """Restore a batch of tiles; yields each wanted factor as its stage is complete.
+
+        Args:
+            inputs: B 3 s s in [-1, 1], s the ladder's input side.
+            keys: (row, column) of each tile, which key its noise.
+            label: 0 degraded, 1 clean.
+            wanted: native factors; later stages than the largest are not run, others not decoded.
+            ladder: for tiles of another side (the model's own).
+            timings: seconds per part are added here.
+        """
+        ladder = ladder or self.tokenizer.ladder
+        clock = _Clock(self.device, timings if timings is not None else {})
+        inputs = inputs.to(self.device, torch.float32)
+        restored = None
+        if self.restorer is not None:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            with self._autocast():
+                restored = self.restorer.features(inputs, options.denoise)
+            clock.tick("restorer")
+        if options.fast:
+            yield from self._fast_tiles(inputs, restored, options, wanted, clock)
+            return
+        condition = self.condition(inputs, label, ladder)
+        clock.tick("encode")
+        with self._autocast():
+            features = None
+            if self.tokenizer.input_features is not None and options.fidelity > 0:
+                features = self.tokenizer.input_features(inputs)
+                clock.tick("features")
+        drawn = sample(
+            self.transformer,
+            self.tokenizer.quantizer,
+            ladder,
+            condition,
+            options.sampling,
+            noise=tile_noise(options.seed, keys),
+            stages=ladder.factors.index(max(wanted)) + 1,
+            on_step=on_step,
+        )
+        for stage in drawn:
+            clock.tick(f"codes_{stage.stage + 1}")
+            factor = ladder.factors[stage.stage]
+            if factor not in wanted:
+                continue
+            side = ladder.image_sides[stage.stage]
+            probabilities = [stage.probabilities[k] for k in ladder.steps_of(stage.stage)]
+            error = None
+            with self._autocast():
+                if restored is None:
+                    decoded = self.tokenizer.decode_canvas(
+                        stage.f, stage.stage, inputs=inputs, features=features, weight=float(options.fidelity)
+                    )
+                else:
+                    decoded, error = self.fuse(stage.f, stage.stage, inputs, restored, probabilities, options.fidelity)
+            clock.tick(f"decode_{stage.stage + 1}")
+            matched = match_color(decoded.float(), inputs, options.color_fix).clamp(-1, 1)
+            enlarged = [F.interpolate(p[:, None], size=(side, side), mode="bilinear") for p in probabilities]
+            steps = [ids.cpu() for ids in stage.codes.steps]
+            codes = [Codes([ids[i : i + 1] for ids in steps], ladder) for i in range(len(inputs))]
+            clock.tick("color")
+            yield TileStage(factor, matched, torch.stack(enlarged).mean(0), codes, error)
+            clock.restart()
+
+    def fuse(
+        self,
+        f: Tensor,
+        stage: int,
+        inputs: Tensor,
+        restored: Tensor,
+        probabilities: list[Tensor],
+        fidelity: float,
+    ) -> tuple[Tensor, Tensor]:
+        """A stage's images between the codes' own (fidelity 0) and the fusion's (1), and their expected error.
+
+        Args:
+            f: the stage's canvas B C h w.
+            inputs: B 3 s s in [-1, 1].
+            restored: the restorer's features of the inputs.
+            probabilities: of the stage's codes, one map B rho rho per step.
+
+        Returns:
+            images B 3 H H, not clamped; the error of the fusion's in 8-bit levels, B 1 H H.
+        """
+        assert self.fusions is not None
+        decoder = self.tokenizer.decoders[stage]
+        assert isinstance(decoder, Decoder)
+        decoded, base = decoder.features(f)
+        fused, error = self.fusions[stage](inputs, restored, decoded, mean_probability(probabilities, inputs))
+        if fidelity < 1:
+            fused = torch.lerp(decoder.picture(decoded, base).float(), fused, fidelity)
+        return fused, error * 127.5
+
+    def _fast_tiles(
+        self, inputs: Tensor, restored: Tensor | None, options: UpscaleOptions, wanted: list[float], clock: _Clock
+    ) -> Iterator[TileStage]:
+        """The restorer's own images at each wanted factor: no codes."""
+        assert self.restorer is not None
+        assert restored is not None
+        for factor in sorted(wanted):
+            with self._autocast():
+                drafted = self.restorer.draft(restored, inputs, int(factor))
+            matched = match_color(drafted, inputs, options.color_fix).clamp(-1, 1)
+            clock.tick("draft")
+            yield TileStage(factor, matched, matched.new_zeros(len(matched), 1, *matched.shape[-2:]), [])
+            clock.restart()
+
+    def condition(self, inputs: Tensor, label: int, ladder: Ladder | None = None) -> Condition:
+        """The transformer's condition for input tiles B 3 s s in [-1, 1]."""
+        ladder = ladder or self.tokenizer.ladder
+        side = ladder.image_sides[-1]
+        enlarged = F.interpolate(inputs, size=(side, side), mode="bilinear").contiguous(
+            memory_format=torch.channels_last
+        )
+        with self._autocast():
+            if self.config.transformer.aligned_conditioning:
+                latents = self.tokenizer.stage_latents(enlarged, ladder=ladder)
+            else:
+                latents = [self.tokenizer.latents(enlarged)]
+        return Condition(latents, torch.full((len(inputs),), label, device=inputs.device))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+class _Clock:
+    """Adds up the seconds of each part."""
+
+    def __init__(self, device: torch.device, totals: dict[str, float]) -> None:
+        self.device = device
+        self.totals = totals
+        self.last = time.perf_counter()
+
+    def restart(self) -> None:
+        """The time since the last tick was somebody else's."""
+        self.last = time.perf_counter()
+
+    def tick(self, part: str) -> None:
+        """Everything since the last tick was this part."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.totals[part] = self.totals.get(part, 0.0) + now - self.last
+        self.last = now
+
+
+def make_fusions(config: FusionConfig, restorer: Restorer, tokenizer: Tokenizer) -> nn.ModuleList:
+    """A fusion per stage; untrained, each gives what the restorer gives."""
+    fusions = nn.ModuleList()
+    for stage, factor in enumerate(restorer.config.factors):
+        decoder = tokenizer.decoders[stage]
+        assert isinstance(decoder, Decoder)
+        fusion = Fusion(config, restorer.config.channels, decoder.conv_out.in_channels, factor)
+        fusion.head.load_state_dict(restorer.heads[stage].state_dict())
+        fusions.append(fusion)
+    return fusions
+
+
+def mean_probability(probabilities: list[Tensor], inputs: Tensor) -> Tensor:
+    """The mean of probability maps B rho rho, each enlarged to the inputs' size: B 1 s s."""
+    maps = [F.interpolate(p[:, None].float(), size=inputs.shape[-2:], mode="bilinear") for p in probabilities]
+    return torch.stack(maps).mean(0)
+
+
+def match_color(decoded: Tensor, inputs: Tensor, how: ColorFix) -> Tensor:
+    """Decoded tiles B 3 H H with the colours of the inputs B 3 s s."""
+    if how == "none":
+        return decoded
+    source = F.interpolate(inputs, size=decoded.shape[-2:], mode="bicubic")
+    return wavelet_color(decoded, source) if how == "wavelet" else adain_color(decoded, source)
