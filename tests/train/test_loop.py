@@ -407,17 +407,17 @@ def test_means_between_two_rows_outlive_a_kill(tmp_path: Path) -> None:
 
 def test_rows_wait_while_the_disk_is_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = Log(tmp_path / "log.jsonl", 0)
-    disk = log.file
+    disk = log.lines.file
 
     class Full(io.BytesIO):
         def write(self, data: Any) -> int:
             del data
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    log.file = Full()  # type: ignore[assignment]
+    log.lines.file = Full()  # type: ignore[assignment]
     log.write({"step": 1})
     assert "rows wait to be written" in capsys.readouterr().err
-    log.file = disk
+    log.lines.file = disk
     log.write({"step": 2})
     log.close()
     assert [row["step"] for row in rows(tmp_path)] == [1, 2]

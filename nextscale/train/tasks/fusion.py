@@ -102,7 +102,7 @@ class FusionTask:
         whole, ladder = self.whole, self.ladder
         missing = [i for i, place in enumerate(places) if use[i] and place not in self.remembered]
         if missing:
-            condition = whole.condition(inputs[missing], 0, ladder)
+            condition = whole.pipeline.condition(inputs[missing], 0, ladder)
             condition.classes.copy_(clean[missing].long())
             noise = tile_noise(0, [(0, 0)] * len(missing))
             *_, last = sample(
@@ -153,7 +153,7 @@ class FusionTask:
             torch.split(self.validation.inputs, 4), torch.split(self.validation.classes, 4), strict=True
         ):
             ladder = whole.tokenizer.ladder.for_input(inputs.shape[-1])
-            condition = whole.condition(inputs, 0, ladder)
+            condition = whole.pipeline.condition(inputs, 0, ladder)
             condition.classes.copy_(classes)
             noise = tile_noise(0, [(0, 0)] * len(inputs))
             restored = self.restorer.features(inputs.contiguous(memory_format=torch.channels_last))
