@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from nextscale.model.config import RestorerConfig
 
-
 PLANE = 4.0
 """Value of the denoise plane where all noise stays."""
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from nextscale.commands.main import main
-from nextscale.evaluate.tables import FlatBaseline
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.upscale.nextscale import NextScale
+from reproduce.tables import FlatBaseline
 from tests.conftest import small_config
 
 ROOT = Path(__file__).parents[2]

@@ -13,13 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.measure import ModelReport, PictureRow, batches, measure
+from benchmarks.peaks import PeakMemory, Peaks
+from benchmarks.speed_options import SpeedOptions
+from nextscale.device import Timer
 from nextscale.errors import ModelError, NextScaleError
-from nextscale.measure import ModelReport, PictureRow, batches, measure
 from nextscale.model.checkpoint import CONFIG
 from nextscale.model.config import PRESETS, ModelConfig
-from nextscale.peaks import PeakMemory, Peaks, Timer
 from nextscale.upscale.nextscale import NextScale, TileStage
-from nextscale.upscale.options import SpeedOptions, UpscaleOptions
+from nextscale.upscale.options import UpscaleOptions
 from tests.conftest import small_config
 
 QUICK = SpeedOptions(sizes=(64, 140), batches=(1, 2), runs=1, fp32=True)

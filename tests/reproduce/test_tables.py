@@ -18,7 +18,10 @@ from nextscale.evaluate.benchmark import Restorer
 from nextscale.evaluate.datasets import Pair
 from nextscale.evaluate.summary import Summary
 from nextscale.evaluate.table import Evaluation, Row
-from nextscale.evaluate.tables import (
+from nextscale.model.config import ModelConfig
+from nextscale.upscale.nextscale import NextScale
+from nextscale.upscale.options import BenchOptions, ScoreOptions, UpscaleOptions
+from reproduce.tables import (
     CODES_ALONE,
     VARIANTS,
     FlatBaseline,
@@ -34,9 +37,6 @@ from nextscale.evaluate.tables import (
     report_markdown,
     stage_pictures,
 )
-from nextscale.model.config import ModelConfig
-from nextscale.upscale.nextscale import NextScale
-from nextscale.upscale.options import BenchOptions, ScoreOptions, UpscaleOptions
 
 ALONE = dataclasses.replace(CODES_ALONE, tile=64)
 PSNR = ScoreOptions(metrics=("psnr",))

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nextscale.evaluate.confidence import (
+from nextscale.evaluate.datasets import Pair
+from nextscale.upscale.nextscale import NextScale
+from nextscale.upscale.options import BenchOptions, UpscaleOptions
+from reproduce.confidence import (
     MAPS,
     block_means,
     compare,
@@ -18,9 +21,6 @@ from nextscale.evaluate.confidence import (
     spearman,
     study_confidence,
 )
-from nextscale.evaluate.datasets import Pair
-from nextscale.upscale.nextscale import NextScale
-from nextscale.upscale.options import BenchOptions, UpscaleOptions
 
 
 def test_rank_correlation_is_that_of_scipy() -> None:
