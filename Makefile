@@ -30,7 +30,7 @@ check: .venv/dev.stamp
 
 clean:
 	rm -rf out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find nextscale tests scripts examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find nextscale reproduce benchmarks tests scripts examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment without pip (a Debian without python3-venv leaves one) is worth nothing: remove it.
 $(BIN)/python:

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from nextscale import NextScale
 from nextscale import image as images
 from nextscale.errors import NextScaleError
-from nextscale.evaluate.realesrgan import RealEsrgan
+from nextscale.evaluate.methods import RealEsrgan
 from nextscale.upscale.options import UpscaleOptions
 
 Pixels = NDArray[np.uint8]

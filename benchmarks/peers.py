@@ -24,10 +24,10 @@ import tyro
 
 from nextscale import NextScale, UpscaleOptions
 from nextscale.console import complain
+from nextscale.device import Timer, product_rate
 from nextscale.errors import NextScaleError
-from nextscale.evaluate.realesrgan import RealEsrgan
+from nextscale.evaluate.methods import RealEsrgan
 from nextscale.image import Picture, write
-from nextscale.peaks import Timer, product_rate
 
 SIDE = 128
 """Of the picture, in pixels."""

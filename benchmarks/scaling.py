@@ -1,7 +1,7 @@
 """Quality against training compute, over all runs: the table, the plot and the fit of docs/scaling.md.
 
-    python benchmarks/scaling.py docs/scaling.json --out OUT --plot docs/scaling.png
-    nextscale report page docs/scaling.md --tables OUT
+    python -m benchmarks.scaling docs/scaling.json --out OUT --plot docs/scaling.png
+    python -m reproduce report page docs/scaling.md --tables OUT
 
 Scores and samples are read from the file, as LOG.md has them; compute is counted by `nextscale.train.plan` for today's
 `tiny` (trained parts forward and backward, frozen ones forward; degradation and perceptual networks left out).
@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from nextscale.commands.bench import figure_class
+from benchmarks.bench import figure_class
 from nextscale.console import complain
 from nextscale.errors import NextScaleError
 from nextscale.evaluate.table import markdown_table

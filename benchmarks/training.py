@@ -29,11 +29,11 @@ from torch import Tensor
 from nextscale.console import complain
 from nextscale.data.degrade import PRESETS as DEGRADATIONS
 from nextscale.data.degrade import degrade, sample_recipes
+from nextscale.device import Timer, product_rate
 from nextscale.errors import NextScaleError
 from nextscale.model.config import PRESETS, ModelConfig
 from nextscale.model.tokenizer import Codes, Tokenizer
 from nextscale.model.transformer import Condition, Transformer
-from nextscale.peaks import Timer, product_rate
 from nextscale.train.config import LoopConfig
 from nextscale.train.loop import checkpoint_units, checkpointed, decay_groups
 from nextscale.train.plan import count, pieces, preparation_flops, tokens_per_sample, training_flops_per_sample

@@ -20,8 +20,8 @@ import torch
 import tyro
 
 from nextscale import NextScale, UpscaleOptions
+from nextscale.device import Timer, product_rate
 from nextscale.model.config import PRESETS
-from nextscale.peaks import Timer, product_rate
 
 PRODUCT = 2048
 """Side of the matrices, in float32."""

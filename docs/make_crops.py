@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nextscale import NextScale
 from nextscale import image as images
-from nextscale.evaluate.realesrgan import RealEsrgan
+from nextscale.evaluate.methods import RealEsrgan
 
 ROOT = Path(__file__).parents[1]
 SIDE, GAP, CAPTION = 248, 6, 22

@@ -1,6 +1,11 @@
-"""The device that a model runs on, its fastest type, and the errors of a full memory."""
+"""The device that a model runs on, its fastest type, its speed, and the errors of a full memory."""
 
 from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -43,3 +48,46 @@ def fast_dtype(device: torch.device) -> torch.dtype:
         return torch.float16
     has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return torch.bfloat16 if has_bf16() else torch.float32
+
+
+class Timer:
+    """Seconds of an action, everything included that the device was given to do.
+
+    cpu_time: count the processor's seconds instead of the clock's, for a CPU that others use meanwhile; those of all
+        threads add up, so it means something with one thread only.
+    """
+
+    def __init__(self, device: torch.device, *, cpu_time: bool = False) -> None:
+        self.device = device
+        self._clock = time.process_time if cpu_time and device.type == "cpu" else time.perf_counter
+
+    def now(self) -> float:
+        """A moment at which the device is idle."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+        return self._clock()
+
+    def once(self, action: Callable[[], Any]) -> float:
+        """Seconds of one run."""
+        started = self.now()
+        action()
+        return self.now() - started
+
+    def median(self, action: Callable[[], Any], runs: int) -> float:
+        """The median of the runs after a first one, which loads kernels and allocates."""
+        self.once(action)
+        return statistics.median(self.once(action) for _ in range(runs))
+
+    def best(self, action: Callable[[], Any], runs: int) -> float:
+        """The least of the runs after a first one."""
+        self.once(action)
+        return min(self.once(action) for _ in range(runs))
+
+
+def product_rate(side: int, dtype: torch.dtype, timer: Timer, runs: int = 10) -> float:
+    """FLOPs a second of the product of two square matrices, the best of the runs."""
+    generator = torch.Generator(timer.device).manual_seed(0)
+    a, b = (torch.rand(side, side, device=timer.device, generator=generator).to(dtype) for _ in range(2))
+    return 2 * side**3 / timer.best(lambda: a @ b, runs)

@@ -25,9 +25,10 @@ steps=${STEPS:-400}
 side=${SIDE:-64}
 limit=${LIMIT:-0}
 rate=${RATE:-6e-4}
-changes=$(cd "$(dirname "$0")" && pwd)/ablations
+root=$(cd "$(dirname "$0")/.." && pwd)
+changes=$root/runs/ablations
 train() { python -m nextscale train "$@" --data "$data"; }
-report() { python -m nextscale report "$@" --limit "$limit"; }
+report() { PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" python -m reproduce report "$@" --limit "$limit"; }
 vocabulary() { # NAME [option ...]
   train tokenizer --phase codebook --out "$out/$1/codebook" --start "$autoencoder" \
     --steps "$steps" --batch 16 --lr 0.02 --warmup 10 --weight-decay 0 --final-lr 0.01 --ema 0.98 \

@@ -5,7 +5,7 @@
 #   MODEL    a shipped model's name or a model folder
 #   BENCHES  folder with `val` and `RealSR`, each holding LR (128 px) and HR (512 px)
 #   OUT      folder of the reports: OUT/TABLE-SET/report.md, and the figures
-#   PAGE     the page whose tables are replaced (docs/results.md beside this folder)
+#   PAGE     the page whose tables are replaced (default: docs/results.md)
 # In the environment:
 #   LIMIT=0     only the first pictures of each set (0: all)
 #   DETAIL=12   pictures of the tables with many rows
@@ -16,12 +16,12 @@ set -euo pipefail
 model=$1
 benches=$2
 out=$3
-here=$(cd "$(dirname "$0")" && pwd)
-page=${4:-$here/../docs/results.md}
+root=$(cd "$(dirname "$0")/.." && pwd)
+page=${4:-$root/docs/results.md}
 limit=${LIMIT:-0}
 detail=${DETAIL:-12}
 read -r -a peers <<<"${PEERS:-bicubic lanczos}"
-report() { python -m nextscale report "$@"; }
+report() { PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" python -m reproduce report "$@"; }
 
 for bench in val RealSR; do
   report table-1a --photos "$benches/$bench/HR" -n "$model" --limit "$limit" --out "$out/table-1a-$bench"

@@ -10,11 +10,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tyro
 
+from benchmarks.bench import Bench
 from nextscale.commands.main import Command, main
+from reproduce.report import Report
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,40 +28,52 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
 
 
-def commands(page: Path) -> list[list[str]]:
-    """The words of every `nextscale ...` in shell blocks and indented lines, without comments."""
+PROGRAMS: dict[str, Any] = {
+    "nextscale": Command,
+    "python -m reproduce report": Report,
+    "python -m benchmarks.bench": Bench,
+}
+
+
+def commands(page: Path, program: str = "nextscale") -> list[list[str]]:
+    """The arguments of every call of a program in shell blocks and indented lines, without comments."""
+    called = program.split()
     text = page.read_text(encoding="utf-8")
     lines = [line for block in blocks(page, "(?:bash|sh)") for line in block.replace("\\\n", " ").splitlines()]
-    lines += [line for line in text.splitlines() if line.startswith("    nextscale ")]
+    lines += [line for line in text.splitlines() if line.startswith(f"    {program} ")]
     found = []
     for line in lines:
         words = shlex.split(re.sub(r"\[[^]]*\]", "", line), comments=True)  # [what may be left out]
         while words and re.fullmatch(r"\w+=.*", words[0]):
             words = words[1:]
-        if words[:1] == ["nextscale"]:
-            found.append(words[1:])
+        if words[: len(called)] == called:
+            found.append(words[len(called) :])
     return found
 
 
 def test_the_pages_hold_commands() -> None:
-    assert sum(len(commands(page)) for page in PAGES) > 25
+    counts = {program: sum(len(commands(page, program)) for page in PAGES) for program in PROGRAMS}
+    assert counts["nextscale"] > 25
+    assert counts["python -m reproduce report"] > 5
+    assert counts["python -m benchmarks.bench"] > 2
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
 @each_page
-def test_every_command_parses(page: Path) -> None:
-    for words in commands(page):
+def test_every_command_parses(page: Path, program: str) -> None:
+    for words in commands(page, program):
         if "..." in words:  # a command of which a part is shown
             continue
         try:
             with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
                 tyro.cli(
-                    Command,
+                    PROGRAMS[program],
                     args=words,
                     config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
                 )
         except SystemExit as stop:
             if stop.code:
-                pytest.fail(f"nextscale {' '.join(words)}\n{errors.getvalue()}")
+                pytest.fail(f"{program} {' '.join(words)}\n{errors.getvalue()}")
 
 
 def test_the_quick_start_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,14 +15,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nextscale"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-PYTHON_FILES = [*MODULES, *(path for folder in ("tests", "examples") for path in sorted((ROOT / folder).rglob("*.py")))]
+OUTSIDE = ("tests", "reproduce", "benchmarks", "examples")
+"""Folders of the repository that are not in the wheel."""
+PYTHON_FILES = [*MODULES, *(path for folder in OUTSIDE for path in sorted((ROOT / folder).rglob("*.py")))]
 
 # Lowest first: a module imports from its own layer and from lower ones, and within a layer without circles.
 LAYERS = [
-    {"errors", "console", "device", "files", "peaks", "work"},
+    {"errors", "console", "device", "files"},
     {"model", "image"},
     {"upscale", "data"},
-    {"train", "evaluate", "measure"},
+    {"train", "evaluate"},
     {"web"},
     {"commands"},
     {"demo", "__main__"},
@@ -37,22 +39,22 @@ TORCH_FREE = [
         "evaluate.datasets",
         "evaluate.options",
         "evaluate.summary",
-        "evaluate.realesrgan",
-        "evaluate.peers",
+        "evaluate.methods",
         "evaluate.table",
     ),
-    *("evaluate.published", "evaluate.figures", "train.config", "train.hardware", "web.serve"),
-    *("commands.batch", "commands.bench", "commands.convert", "commands.data", "commands.degrade", "commands.evaluate"),
+    *("train.config", "train.hardware", "web.serve"),
+    *("commands.batch", "commands.convert", "commands.data", "commands.degrade", "commands.evaluate"),
     *(
         "commands.cli_types",
         "commands.progress",
         "commands.main",
-        "commands.report",
         "commands.serve",
         "commands.train",
         "commands.upscale",
     ),
 ]
+# The same for the tools beside the package.
+TORCH_FREE_TOOLS = ["reproduce.__main__", "reproduce.published", "reproduce.figures", "benchmarks.bench"]
 
 REPO_FILES = pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 PACKAGE_FILES = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -136,6 +138,11 @@ def test_imports_point_one_way(path: Path) -> None:
     assert not wrong, f"{dotted(path)} may not import {wrong}"
 
 
+@PACKAGE_FILES
+def test_the_package_needs_nothing_outside_of_it(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imported(parse(path))} & set(OUTSIDE)
+
+
 def test_imports_go_in_no_circle() -> None:
     graph = {dotted(path): {module_of(name) for name in own_imports(path)} - {""} for path in MODULES}
     graph.pop("")
@@ -171,6 +178,11 @@ def test_torch_free_modules_stay_so(name: str) -> None:
     assert "torch" not in {module.split(".")[0] for module in top_level}
     loaded = run_python(f"import sys, nextscale.{name}; print('torch' in sys.modules)")
     assert loaded == "False", f"import nextscale.{name} loads torch"
+
+
+@pytest.mark.parametrize("name", TORCH_FREE_TOOLS)
+def test_the_tools_show_their_help_without_torch(name: str) -> None:
+    assert run_python(f"import sys, {name}; print('torch' in sys.modules)") == "False"
 
 
 def test_the_package_imports_without_torch() -> None:

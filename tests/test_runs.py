@@ -24,6 +24,7 @@ from nextscale.model.config import paper, tiny
 from nextscale.model.config_io import read_difference
 from nextscale.train.hardware import PlanConfig
 from nextscale.train.plan import plan
+from reproduce.__main__ import main as reproduce
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "runs").glob("*.sh"))
@@ -44,7 +45,7 @@ printf '%s\\0' "$0" "$@" end-of-command >> "$RECORD"
 
 
 def commands(name: str, folder: Path, **environment: str) -> list[list[str]]:
-    """Arguments of every `nextscale` that a script starts."""
+    """Arguments of every `nextscale` and `reproduce` that a script starts."""
     record, programs = folder / "record", folder / "bin"
     programs.mkdir()
     for program in ("python", "python3", "accelerate", "nextscale"):
@@ -67,10 +68,10 @@ def commands(name: str, folder: Path, **environment: str) -> list[list[str]]:
 
 
 def own_arguments(call: list[str]) -> list[str] | None:
-    """What `nextscale` is given in a call of itself, of python or of accelerate; None for another program."""
+    """What `nextscale` or `reproduce` is given in a call of python or of accelerate; None for another program."""
     if Path(call[0]).name == "nextscale":
         return call[1:]
-    module = [i for i, word in enumerate(call[:-1]) if word == "-m" and call[i + 1] == "nextscale"]
+    module = [i for i, word in enumerate(call[:-1]) if word == "-m" and call[i + 1] in ("nextscale", "reproduce")]
     return call[module[0] + 2 :] if module else None
 
 
@@ -85,7 +86,7 @@ def parse(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
 
     with monkeypatch.context() as patch:
         patch.setattr(tyro, "cli", only)
-        assert main(arguments) == 0
+        assert (reproduce if arguments[0] == "report" else main)(arguments) == 0
     return parsed[0]
 
 

@@ -1,4 +1,4 @@
-"""The wheel carries the shipped model and the example photographs, and nothing of the tests."""
+"""The wheel carries the shipped model and the example photographs, and nothing of the tests and tools."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def test_the_wheel_holds_all_that_a_user_needs(tmp_path: Path) -> None:
     for name in ("weights/tiny/config.json", "weights/tiny/model_card.md", "weights/tiny/card.json", "py.typed"):
         assert f"nextscale/{name}" in sizes
     assert sum(name.startswith("nextscale/examples/") and name.endswith(".jpg") for name in sizes) == 5
-    assert not [name for name in sizes if name.startswith(("tests", "work", "docs"))]
+    assert not [name for name in sizes if name.startswith(("tests", "reproduce", "benchmarks", "work", "docs"))]
     assert sum(sizes.values()) < 40e6

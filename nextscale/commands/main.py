@@ -12,12 +12,10 @@ import tyro
 
 from nextscale import __version__
 from nextscale.commands.batch import Batch
-from nextscale.commands.bench import Bench
 from nextscale.commands.convert import Convert
 from nextscale.commands.data import Data
 from nextscale.commands.degrade import Degrade
 from nextscale.commands.evaluate import Evaluate
-from nextscale.commands.report import Report
 from nextscale.commands.serve import Serve
 from nextscale.commands.train import Train
 from nextscale.commands.upscale import Upscale
@@ -39,8 +37,6 @@ Command = (
     | Annotated[Batch, tyro.conf.subcommand("batch")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-    | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Degrade, tyro.conf.subcommand("degrade")]
     | Annotated[Data, tyro.conf.subcommand("data")]
@@ -50,14 +46,26 @@ Command = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status is 0, 1 if anything failed, or 2 for wrong usage."""
+    """Run the `nextscale` command; the exit status is 0, 1 if anything failed, or 2 for wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    description = "Restore and enlarge any photograph with one visual autoregressive model."
+    return run_command(Command, "nextscale", description, ["version"] if arguments == ["--version"] else arguments)
+
+
+def run_command(kind: Any, prog: str, description: str | None, arguments: list[str]) -> int:
+    """Parse a command's options and run it; the exit status is 0, 1 if anything failed, or 2 for wrong usage.
+
+    Args:
+        kind: a dataclass with a `run` method, or a union of such.
+        prog: the name in its help.
+        description: the first lines of its help (None: the docstring of `kind`).
+    """
     try:
         command: Any = tyro.cli(
-            Command,
-            prog="nextscale",
-            description="Restore and enlarge any photograph with one visual autoregressive model.",
-            args=["version"] if arguments == ["--version"] else arguments,
+            kind,
+            prog=prog,
+            description=description,
+            args=arguments,
             config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
         )
         return int(command.run())

@@ -26,8 +26,8 @@ from nextscale import __version__
 from nextscale import image as images
 from nextscale.errors import ImageError, OptionError
 from nextscale.evaluate.datasets import Pair, pairs, size_of
+from nextscale.evaluate.methods import Method, Pixels, peers
 from nextscale.evaluate.options import BenchOptions, ScoreOptions
-from nextscale.evaluate.peers import Method, Pixels, peers
 from nextscale.evaluate.scores import Features, OnPicture, Scorer, area_mean, read_pixels, to_tensor
 from nextscale.evaluate.summary import json_number
 from nextscale.evaluate.table import Evaluation, Row, csv_text, dump, evaluation_json, evaluation_markdown, picture_rows

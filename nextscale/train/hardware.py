@@ -71,7 +71,7 @@ def this_cpu(side: int = 1024) -> Hardware:
     """This machine's CPU, by matrix products with the threads that torch would use."""
     import torch
 
-    from nextscale.peaks import Timer, product_rate
+    from nextscale.device import Timer, product_rate
 
     timer = Timer(torch.device("cpu"))
     bf16, fp32 = (1e-12 * product_rate(side, dtype, timer, runs=4) for dtype in (torch.bfloat16, torch.float32))

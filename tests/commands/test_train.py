@@ -12,10 +12,10 @@ import torch
 
 from nextscale.commands.main import main
 from nextscale.errors import ModelError
-from nextscale.evaluate.tables import FlatBaseline
 from nextscale.model.checkpoint import save_folder
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.upscale.nextscale import NextScale
+from reproduce.tables import FlatBaseline
 from tests.conftest import small_config
 from tests.model.test_fusion import restoring_model
 

@@ -16,9 +16,9 @@ from nextscale.errors import ImageError, ModelError, OptionError
 from nextscale.evaluate import scores
 from nextscale.evaluate.benchmark import Restorer, evaluate_methods, evaluate_model, pairs_digest
 from nextscale.evaluate.datasets import pairs
+from nextscale.evaluate.methods import Method, Pixels, peers
 from nextscale.evaluate.metrics.psnr_ssim import psnr
 from nextscale.evaluate.options import BenchOptions, ScoreOptions
-from nextscale.evaluate.peers import Method, Pixels, peers
 from nextscale.evaluate.scores import area_mean, read_pixels, to_tensor
 from nextscale.evaluate.table import Evaluation
 from nextscale.upscale.nextscale import NextScale

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nextscale.work import Counter, Work
+from benchmarks.work import Counter, Work
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

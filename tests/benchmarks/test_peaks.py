@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nextscale.peaks import PeakMemory, Peaks, Timer, copy_rate, product_rate
+from benchmarks.peaks import PeakMemory, Peaks, copy_rate
+from nextscale.device import Timer, product_rate
 
 CPU = torch.device("cpu")
 MIB = 2**20

@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nextscale.device import is_out_of_memory, pick_device
+from benchmarks.peaks import Bound, PeakMemory, Peaks
+from benchmarks.speed_options import SpeedOptions
+from benchmarks.work import Counter, Work
+from nextscale.device import Timer, is_out_of_memory, pick_device
 from nextscale.errors import NextScaleError
-from nextscale.evaluate.options import SpeedOptions
 from nextscale.model.checkpoint import CONFIG, SHIPPED, find_folder, read_config
 from nextscale.model.config import PRESETS, Ladder, ModelConfig
-from nextscale.peaks import Bound, PeakMemory, Peaks, Timer
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.options import UpscaleOptions
 from nextscale.upscale.tiles import plan_tiles
-from nextscale.work import Counter, Work
 
 OnLine = Callable[[str], None]
 RowT = TypeVar("RowT", "TilesRow", "PictureRow")

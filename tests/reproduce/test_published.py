@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nextscale.evaluate.published import Table, published, set_of
+from reproduce.published import Table, published, set_of
 
 
 def numbers(table: Table, bench: str, method: str) -> dict[float, dict[str, float]]:

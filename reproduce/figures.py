@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nextscale import image as images
 from nextscale.errors import ImageError, OptionError
-from nextscale.evaluate.peers import Pixels
+from nextscale.evaluate.methods import Pixels
 
 _FONT = 15
 _GAP = 6

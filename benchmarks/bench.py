@@ -1,4 +1,8 @@
-"""The `nextscale bench` command: plain settings, tables and a plot; free of torch until it runs."""
+"""Time and memory of every part and of whole pictures: tables, JSON and a plot. Free of torch until it runs.
+
+python -m benchmarks.bench
+python -m benchmarks.bench -n tiny paper --sizes 128 --batches 1 --json speed.json
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from benchmarks.speed_options import SpeedOptions
 from nextscale import image as images
 from nextscale.commands.evaluate import named
+from nextscale.commands.main import run_command
 from nextscale.console import say
 from nextscale.errors import NextScaleError, OptionError
-from nextscale.evaluate.options import Names, SpeedOptions
+from nextscale.evaluate.options import Names
 from nextscale.evaluate.table import dump, markdown_table
 
 if TYPE_CHECKING:
-    from nextscale.measure import ModelReport, PictureRow
+    from benchmarks.measure import ModelReport, PictureRow
 
 _MIB = 2**20
 
@@ -52,7 +58,7 @@ class Bench:
                     images.check_folder(file)
         import torch
 
-        from nextscale.measure import measure
+        from benchmarks.measure import measure
 
         if self.threads:
             torch.set_num_threads(self.threads)
@@ -199,3 +205,13 @@ def _draw_parts(axes: Any, report: ModelReport) -> None:
         axes.plot(places, limits, "k_", label="limit" if number == 0 else None)
     axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names], rotation=60, ha="right")
     axes.legend()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; the exit status is 0, 1 if nothing could be measured, or 2 for wrong usage."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_command(Bench, "python -m benchmarks.bench", None, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`nextscale bench`: tables, JSON and a plot of what was measured; mishaps are said before the work."""
+"""`python -m benchmarks.bench`: tables, JSON and a plot of what was measured; mishaps are said before the work."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from nextscale import measure as measuring
-from nextscale.commands.bench import draw, table
-from nextscale.commands.main import main
+from benchmarks import measure as measuring
+from benchmarks.bench import draw, main, table
+from benchmarks.measure import ModelReport, Part, PictureRow, TilesRow
+from benchmarks.peaks import Peaks
+from benchmarks.speed_options import SpeedOptions
+from benchmarks.work import Work
 from nextscale.errors import ModelError
-from nextscale.evaluate.options import SpeedOptions
-from nextscale.measure import ModelReport, Part, PictureRow, TilesRow
-from nextscale.peaks import Peaks
-from nextscale.work import Work
 
 WORK = Work({"float32": 3e9, "bfloat16": 1e9}, 2e9, 5e9)
 PARTS = [Part("encode", 1.5, 2**20, WORK, 0.5, "memory"), Part("step_2", 0.5, 3 * 2**20, WORK, 0.5, "compute")]
@@ -89,7 +88,7 @@ def test_the_command_runs_every_model_on_every_device(
 ) -> None:
     file = tmp_path / "new" / "speed.json"
     words = ["-n", "tiny,other", "--devices", "cpu", "--sizes", "64,128", "--batches", "2", "--json", str(file)]
-    assert main(["bench", *words]) == 0
+    assert main(words) == 0
     options = SpeedOptions(sizes=(64, 128), batches=(2,))
     assert measured == [("tiny", "cpu", options), ("other", "cpu", options)]
     content = json.loads(file.read_text())
@@ -101,7 +100,7 @@ def test_the_command_runs_every_model_on_every_device(
 def test_a_plot_has_a_row_of_panels_per_report(measured: list[object], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file = tmp_path / "speed.png"
-    assert main(["bench", "--plot", str(file)]) == 0
+    assert main(["--plot", str(file)]) == 0
     with Image.open(file) as one:
         width, height = one.size
     skipped = ModelReport("large", "random", "a cpu", 2, 10, 128, skipped="too large")
@@ -125,7 +124,7 @@ def test_a_plot_has_a_row_of_panels_per_report(measured: list[object], tmp_path:
 def test_mishaps_are_one_line(
     measured: list[object], capsys: pytest.CaptureFixture[str], words: list[str], status: int, expected: str
 ) -> None:
-    assert main(["bench", *words]) == status
+    assert main(words) == status
     (complaint,) = capsys.readouterr().err.splitlines()
     assert expected in complaint
     assert len(measured) <= 1
@@ -135,7 +134,7 @@ def test_nothing_is_measured_for_a_file_that_cannot_be_written(
     measured: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    assert main(["bench", "--json", str(tmp_path / "file" / "speed.json")]) == 1
+    assert main(["--json", str(tmp_path / "file" / "speed.json")]) == 1
     (complaint,) = capsys.readouterr().err.splitlines()
     assert "speed.json" in complaint
     assert not measured
@@ -145,12 +144,12 @@ def test_nothing_is_measured_for_a_plot_without_matplotlib(
     measured: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert main(["bench", "--plot", "speed.png"]) == 1
+    assert main(["--plot", "speed.png"]) == 1
     assert capsys.readouterr().err == "nextscale: --plot needs matplotlib; pip install 'nextscale[bench]'\n"
     assert not measured
 
 
 def test_the_status_says_if_nothing_could_be_measured(measured: list[object]) -> None:
-    assert main(["bench", "-n", "slow"]) == 1
-    assert main(["bench", "-n", "slow", "tiny"]) == 0
+    assert main(["-n", "slow"]) == 1
+    assert main(["-n", "slow", "tiny"]) == 0
     assert len(measured) == 3

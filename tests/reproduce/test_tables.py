@@ -19,7 +19,10 @@ from nextscale.evaluate.datasets import Pair
 from nextscale.evaluate.options import BenchOptions, ScoreOptions
 from nextscale.evaluate.summary import Summary
 from nextscale.evaluate.table import Evaluation, Row
-from nextscale.evaluate.tables import (
+from nextscale.model.config import ModelConfig
+from nextscale.upscale.nextscale import NextScale
+from nextscale.upscale.options import UpscaleOptions
+from reproduce.tables import (
     CODES_ALONE,
     VARIANTS,
     FlatBaseline,
@@ -35,9 +38,6 @@ from nextscale.evaluate.tables import (
     report_markdown,
     stage_pictures,
 )
-from nextscale.model.config import ModelConfig
-from nextscale.upscale.nextscale import NextScale
-from nextscale.upscale.options import UpscaleOptions
 
 ALONE = dataclasses.replace(CODES_ALONE, tile=64)
 PSNR = ScoreOptions(metrics=("psnr",))

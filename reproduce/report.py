@@ -1,4 +1,4 @@
-"""The `nextscale report` commands: the paper's tables and figure 2, ablations, confidence. Torch-free until run."""
+"""`python -m reproduce report`: the paper's tables and figure 2, ablations, confidence. Torch-free until run."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from nextscale.evaluate.options import BenchOptions, Factors, Names, ScoreOption
 
 if TYPE_CHECKING:
     from nextscale.evaluate.scores import OnPicture
-    from nextscale.evaluate.tables import Setting
     from nextscale.upscale.nextscale import NextScale
+    from reproduce.tables import Setting
 
 REPORT = "report.md"
 """The table of each report, in the folder named by --out."""
@@ -63,7 +63,7 @@ class RunOptions:
         peers: tuple[str, ...] = (),
     ) -> Setting:
         """What the tables share."""
-        from nextscale.evaluate.tables import Setting
+        from reproduce.tables import Setting
 
         return Setting(score, self.bench(factors, peers), self.out, self.device, self.fp32, done)
 
@@ -99,7 +99,7 @@ class Table1a:
     run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
-        from nextscale.evaluate.tables import digests, readings_of_table_1a, reconstruct, report_markdown
+        from reproduce.tables import digests, readings_of_table_1a, reconstruct, report_markdown
 
         folders = {"tokenizer": self.model} | ({} if self.flat_trained is None else {"flat": str(self.flat_trained)})
         readings = readings_of_table_1a(self.model, self.flat_trained)
@@ -121,7 +121,7 @@ class Reconstructions:
     run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
-        from nextscale.evaluate.tables import Reading, digests, load_tokenizer, reconstruct, report_markdown
+        from reproduce.tables import Reading, digests, load_tokenizer, reconstruct, report_markdown
 
         folders = named(self.models)
         tokenizers = {name: load_tokenizer(folder) for name, folder in folders.items()}
@@ -147,7 +147,7 @@ class Table1b:
     run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
-        from nextscale.evaluate.tables import compare_models, report_markdown
+        from reproduce.tables import compare_models, report_markdown
 
         models = {"without DPO": self.without, "with DPO": self.model}
         with progress() as done:
@@ -174,7 +174,7 @@ class Table2:
 
     def run(self) -> int:
         from nextscale.evaluate.benchmark import OURS
-        from nextscale.evaluate.tables import compare_models, report_markdown
+        from reproduce.tables import compare_models, report_markdown
 
         baselines = {} if self.baseline is None else {"baseline": self.baseline}
         with progress() as done:
@@ -201,7 +201,7 @@ class Models:
     run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
-        from nextscale.evaluate.tables import compare_models, report_markdown
+        from reproduce.tables import compare_models, report_markdown
 
         models, baselines = named(self.models), named(self.baselines)
         with progress() as done:
@@ -228,7 +228,7 @@ class Table3:
     run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
-        from nextscale.evaluate.tables import compare_peers, report_markdown
+        from reproduce.tables import compare_peers, report_markdown
 
         with progress() as done:
             setting = self.run_options.setting(self.score, done, self.factors, self.peers)
@@ -253,7 +253,7 @@ class Inference:
     run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
-        from nextscale.evaluate.tables import compare_variants, report_markdown
+        from reproduce.tables import compare_variants, report_markdown
 
         with progress() as done:
             setting = self.run_options.setting(self.score, done, self.factors)
@@ -277,8 +277,8 @@ class Confidence:
     run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
-        from nextscale.evaluate.confidence import confidence_markdown, study_confidence
         from nextscale.evaluate.table import csv_text, dump
+        from reproduce.confidence import confidence_markdown, study_confidence
 
         run = self.run_options
         with progress() as done:
@@ -316,9 +316,9 @@ class Figure:
     run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
-        from nextscale.evaluate.figures import Crop, Strip, figure, grey, most_lost
-        from nextscale.evaluate.peers import peers
+        from nextscale.evaluate.methods import peers
         from nextscale.evaluate.scores import read_pixels
+        from reproduce.figures import Crop, Strip, figure, grey, most_lost
 
         check_output(self.output)
         run = self.run_options
@@ -360,8 +360,8 @@ class Figure2:
     run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
-        from nextscale.evaluate.figures import fitted, grid
-        from nextscale.evaluate.tables import stage_pictures
+        from reproduce.figures import fitted, grid
+        from reproduce.tables import stage_pictures
 
         check_output(self.output)
         run, lines, names = self.run_options, [], []

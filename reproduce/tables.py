@@ -25,9 +25,8 @@ from nextscale.device import pick_device
 from nextscale.errors import ImageError, ModelError, OptionError
 from nextscale.evaluate.benchmark import OURS, Restorer, evaluate_methods, weights_digest
 from nextscale.evaluate.datasets import Pair, size_of
+from nextscale.evaluate.methods import Method, Pixels, peers
 from nextscale.evaluate.options import BenchOptions, ScoreOptions
-from nextscale.evaluate.peers import Method, Pixels, peers
-from nextscale.evaluate.published import PublishedRow, Table, published, set_of
 from nextscale.evaluate.scores import OnPicture, area_mean, read_pixels, to_tensor
 from nextscale.evaluate.table import TITLES, Evaluation, cell, markdown_table
 from nextscale.model.checkpoint import find_folder, read_kind
@@ -35,6 +34,7 @@ from nextscale.model.config import Ladder
 from nextscale.model.tokenizer import Codes, Tokenizer
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.options import UpscaleOptions
+from reproduce.published import PublishedRow, Table, published, set_of
 
 CODES_ALONE = UpscaleOptions(fidelity=0.0, color_fix="none")
 """The paper's decoder: nothing but the codes."""

@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.measure import ModelReport, PictureRow, batches, measure
+from benchmarks.peaks import PeakMemory, Peaks
+from benchmarks.speed_options import SpeedOptions
+from nextscale.device import Timer
 from nextscale.errors import ModelError, NextScaleError
-from nextscale.evaluate.options import SpeedOptions
-from nextscale.measure import ModelReport, PictureRow, batches, measure
 from nextscale.model.checkpoint import CONFIG
 from nextscale.model.config import PRESETS, ModelConfig
-from nextscale.peaks import PeakMemory, Peaks, Timer
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.options import UpscaleOptions
 from nextscale.upscale.pipeline import TileStage

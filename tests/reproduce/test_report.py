@@ -1,4 +1,4 @@
-"""`nextscale report`: tables and figures from the command line, and the page that they fill."""
+"""`python -m reproduce report`: tables and figures from the command line, and the page that they fill."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nextscale.commands.main import main
-from nextscale.commands.report import chosen, fill, named
 from nextscale.errors import OptionError
 from nextscale.evaluate.datasets import Pair
+from reproduce.__main__ import main
+from reproduce.report import chosen, fill, named
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from nextscale import image as images
 from nextscale.errors import ImageError, OptionError
-from nextscale.evaluate.figures import Crop, Strip, figure, fitted, grey, grid, most_lost
+from reproduce.figures import Crop, Strip, figure, fitted, grey, grid, most_lost
 
 
 def plain(side: int, colour: tuple[int, int, int]) -> np.ndarray:
