@@ -96,15 +96,7 @@ train transformer --data "$photos" --out "$out/transformer" \
   --peak-tflops 312 --save-minutes 15 --codes.sides 128 --codes.balance 0.0 --codes.preference 1.0 --codes.beta 1.0 \
   --codes.presets x4plus stablesr --codes.clean 0.25 --codes.class-free 0.1
 
-# 4. Fusion, the fidelity dial, on the codes that the transformer predicts. Not in the paper: w = 0 is its decoder,
-#    which stays as it is. A stream of 16,384 samples per process is predicted once and then remembered.
-train fusion --data "$photos" --out "$out/fusion" --start "$out/transformer/model" \
-  --lr 2e-4 --weight-decay 0.0 --steps 20000 --warmup 500 --batch "$batch" --grad-accum-steps "$accumulate" \
-  --reconstruction.side 128 --reconstruction.no-decoders --reconstruction.cycle 16384 --reconstruction.grid 0.0 \
-  --reconstruction.presets x4plus stablesr
-
-# 5. Tables: the paper's are those of w = 0. The rest of the row is what the dial adds.
+# 4. Tables.
 for bench in DIV2K RealSR DRealSR; do
   first nextscale evaluate -n "$out/transformer/model" --bench "$benches/$bench" --out "$out/tables/$bench-paper"
-  first nextscale evaluate -n "$out/fusion/model" --bench "$benches/$bench" --out "$out/tables/$bench-dial"
 done

@@ -15,6 +15,11 @@ out=$3
 side=${SIDE:-64}
 train() { python -m nextscale train "$@" --data "$data"; }
 steps() { echo $((${STEPS:-$1} < $1 ? ${STEPS:-$1} : $1)); }
+terms=(
+  --restoration.pixel 0.3 --restoration.feature 0.3 --restoration.lpips 1.6 --restoration.lpips-scale 0.55 1.25
+  --restoration.adversarial 1.0 --restoration.grain 0.2
+  --restoration.presets stablesr stablesr stablesr stablesr x4plus x4plus camera compressed noisy noisy
+)
 restoration=()
 [[ -z ${FACES:-} ]] || restoration+=(--restoration.faces "$FACES")
 [[ -z ${PAGES:-} ]] || restoration+=(--restoration.pages "$PAGES")
@@ -37,13 +42,29 @@ train transformer --out "$out/transformer" --tokenizer "$out/decoders/model" \
 # The restorer, then the fusion of both.
 python -m nextscale convert "$start" "$out/start" --from realesrgan --part restorer
 train restorer --out "$out/restorer" --start "$out/start" \
-  --steps "$(steps @@RSTEPS@@)" --batch 8 --lr 1e-4 --warmup 40 --final-lr 0.1 --ema 0.997 \
+  --steps "$(steps 700)" --batch 8 --lr 1e-4 --warmup 40 --final-lr 0.1 --ema 0.997 \
   --betas 0.9 0.99 --clip 1 --weight-decay 0 \
-  @@RARGS@@ "${restoration[@]}"
-train fusion --out "$out/fusion" --start "$out/transformer/model" --restorer "$out/restorer/model" \
-  --steps "$(steps @@FSTEPS@@)" --batch 4 --lr 3e-4 --warmup 20 --final-lr 0.1 --ema 0.99 \
+  "${terms[@]}" "${restoration[@]}"
+# The mean of the weights at both ends is better than either (LOG.md).
+python - "$out" <<'PYTHON'
+import sys
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+
+first, last = (load_file(f"{sys.argv[1]}/{name}/model.safetensors") for name in ("start", "restorer"))
+mean = Path(sys.argv[1], "mean")
+mean.mkdir(exist_ok=True)
+last_plane = last["body.0.weight"][:, 3].clone()
+for name in last:
+    last[name] = (first[name] + last[name]) / 2
+last["body.0.weight"][:, 3] = last_plane
+save_file(last, mean / "model.safetensors")
+(mean / "config.json").write_bytes(Path(sys.argv[1], "start", "config.json").read_bytes())
+PYTHON
+train fusion --out "$out/fusion" --start "$out/transformer/model" --restorer "$out/mean" \
+  --steps "$(steps 220)" --batch 4 --lr 3e-4 --warmup 20 --final-lr 0.1 --ema 0.99 \
   --betas 0.9 0.99 --clip 1 --weight-decay 0 \
-  @@FARGS@@ "${restoration[@]}"
+  --restoration.predicted-after 40 "${terms[@]}" "${restoration[@]}"
 python - "$out" <<'PYTHON'
 import sys
 from nextscale import NextScale

@@ -63,8 +63,8 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_schema_names_what_execute_takes(node: Any) -> None:
     schema = node.define_schema()
-    assert [i.id for i in schema.inputs] == ["image", "factor", "fidelity", "seed", "model"]
-    assert [o.display_name for o in schema.outputs] == ["x1", "x2", "x4", "confidence"]
+    assert [i.id for i in schema.inputs] == ["image", "factor", "fidelity", "seed", "denoise", "model"]
+    assert [o.display_name for o in schema.outputs] == ["x1", "x2", "x4", "expected error"]
     defaults = {i.id: i.default for i in schema.inputs if hasattr(i, "default")}
     fields = UpscaleOptions()
     assert (float(defaults["factor"]), defaults["fidelity"], defaults["seed"]) == (

@@ -37,8 +37,8 @@ class NextScaleUpscale(io.ComfyNode):
                 io.Image.Input("image"),
                 io.Combo.Input("factor", options=["4", "2", "1"], default="4"),
                 io.Float.Input("fidelity", default=1.0, min=0.0, max=1.0, step=0.05),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.05),
                 io.Int.Input("seed", default=0, min=0, max=2**63 - 1),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.05),
                 io.String.Input("model", default="tiny"),
             ],
             outputs=[
@@ -51,7 +51,7 @@ class NextScaleUpscale(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: torch.Tensor, factor: str, fidelity: float, denoise: float, seed: int, model: str = "tiny"
+        cls, image: torch.Tensor, factor: str, fidelity: float, seed: int, denoise: float = 1.0, model: str = "tiny"
     ) -> io.NodeOutput:
         """Every picture of the batch; a factor beyond the one asked for gives the largest there is."""
         options = UpscaleOptions(

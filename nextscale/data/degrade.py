@@ -16,7 +16,7 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -374,8 +374,12 @@ class Recipe:
         return replace(self, first=plain(self.first), second=plain(self.second), recompress=None)
 
     def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(to_dict(self), sort_keys=True, allow_nan=False)
+        """One line of JSON; what older recipes lack is left out where it does nothing, so that their lines stay."""
+        data = to_dict(self)
+        for added in fields(self):
+            if added.metadata == ADDED and data[added.name] == added.default:
+                del data[added.name]
+        return json.dumps(data, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:

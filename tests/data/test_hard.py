@@ -30,9 +30,7 @@ def test_a_recipe_replays_from_its_line(name: str) -> None:
 
 def test_recipes_from_before_lack_the_new_keys_and_still_load() -> None:
     (recipe,) = d.sample_recipes(d.STABLESR, 1, random.Random(0))
-    line = recipe.to_json()
-    assert ', "exposure": 1.0' in line or '"exposure": 1.0, ' in line
-    older = line.replace('"exposure": 1.0, ', "").replace('"recompress": null, ', "")
+    older = recipe.to_json()
     assert "exposure" not in older
     assert "recompress" not in older
     assert d.Recipe.from_json(older) == recipe
