@@ -10,7 +10,7 @@ from nextscale.errors import OptionError, check_values
 from nextscale.model.config import SamplingOptions
 
 InputClass = Literal["degraded", "clean"]
-ColorFix = Literal["wavelet", "adain", "none"]
+ColorFix = Literal["auto", "wavelet", "adain", "none"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,9 @@ class UpscaleOptions:
     """Input pixels that neighbouring tiles share."""
     tile_batch: int = 4
     """Tiles per pass; halved by itself when memory runs out."""
-    color_fix: ColorFix = "wavelet"
-    """Keep the input's colours: wavelet (its low frequencies), adain (its mean and spread) or none."""
+    color_fix: ColorFix = "auto"
+    """Keep the input's colours: wavelet (its low frequencies), adain (its mean and spread), none, or auto: none where
+    the restorer keeps them (fidelity 1), else wavelet."""
 
     def __post_init__(self) -> None:
         checks = [
@@ -70,7 +71,7 @@ class UpscaleOptions:
             ("tile_overlap", self.tile_overlap >= 0, "0 or more"),
             ("tile_batch", self.tile_batch >= 1, "1 or more"),
             ("input_class", self.input_class in ("degraded", "clean"), "degraded or clean"),
-            ("color_fix", self.color_fix in ("wavelet", "adain", "none"), "wavelet, adain or none"),
+            ("color_fix", self.color_fix in ("auto", "wavelet", "adain", "none"), "auto, wavelet, adain or none"),
         ]
         check_values(self, checks)
         if self.fast and self.confidence:

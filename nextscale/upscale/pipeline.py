@@ -176,7 +176,7 @@ class Pipeline:
                 else:
                     decoded, error = self.fuse(stage.f, stage.stage, inputs, restored, probabilities, options.fidelity)
             clock.tick(f"decode_{stage.stage + 1}")
-            matched = match_color(decoded.float(), inputs, options.color_fix).clamp(-1, 1)
+            matched = match_color(decoded.float(), inputs, self._color_fix(options)).clamp(-1, 1)
             enlarged = [F.interpolate(p[:, None], size=(side, side), mode="bilinear") for p in probabilities]
             steps = [ids.cpu() for ids in stage.codes.steps]
             codes = [Codes([ids[i : i + 1] for ids in steps], ladder) for i in range(len(inputs))]
@@ -222,7 +222,7 @@ class Pipeline:
         for factor in sorted(wanted):
             with self._autocast():
                 drafted = self.restorer.draft(restored, inputs, int(factor))
-            matched = match_color(drafted, inputs, options.color_fix).clamp(-1, 1)
+            matched = match_color(drafted, inputs, self._color_fix(options)).clamp(-1, 1)
             clock.tick("draft")
             yield TileStage(factor, matched, matched.new_zeros(len(matched), 1, *matched.shape[-2:]), [])
             clock.restart()
@@ -240,6 +240,12 @@ class Pipeline:
             else:
                 latents = [self.tokenizer.latents(enlarged)]
         return Condition(latents, torch.full((len(inputs),), label, device=inputs.device))
+
+    def _color_fix(self, options: UpscaleOptions) -> ColorFix:
+        """The restorer keeps the input's colours by itself; the codes alone do not."""
+        if options.color_fix != "auto":
+            return options.color_fix
+        return "none" if self.restorer is not None and options.fidelity == 1 else "wavelet"
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
