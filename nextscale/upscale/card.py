@@ -64,8 +64,8 @@ def model_card(facts: CardFacts, shape: dict[str, Any]) -> str:
     unknown = "Not stated by whoever saved this model."
     parts = [
         f"# {facts.title or 'A nextscale model'}",
-        "Restores a degraded photograph: one pass gives it back cleaned (x1) and super-resolved, with a map of how far off "
-        "each pixel may be.",
+        "Restores a degraded photograph: one pass gives it back cleaned (x1) and super-resolved, with a map of how far "
+        "off each pixel may be.",
         "```python\nfrom nextscale import NextScale\n\n"
         'NextScale.from_pretrained("THIS MODEL").upscale("photo.jpg").pil.save("photo_x4.png")\n```',
         "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in shape.items())]),
