@@ -143,7 +143,6 @@ def test_paper_trains_with_the_papers_numbers(tmp_path: Path, monkeypatch: pytes
     terms = tokenizer.reconstruction
     assert (terms.unquantized_prob, terms.codebook, terms.squared) == (0.5, True, True)
     assert (terms.pixel, terms.lpips, terms.feature, terms.grid) == (1.0, 5.0, 0.0, 0.0)
-    assert not parse(recorded(found, "train", "fusion"), monkeypatch).part.reconstruction.decoders
 
 
 def test_every_row_of_the_ablations_has_the_same_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +216,13 @@ def test_twenty_steps_of_tiny_make_a_model(tmp_path: Path, monkeypatch: pytest.M
     settings = {"PATH": search, "STEPS": "20", "SIDE": "64", "NEXTSCALE_WEIGHTS": str(weights)}
     monkeypatch.delenv("RANK", raising=False)
     done = subprocess.run(
-        ["bash", str(ROOT / "runs" / "tiny.sh"), str(ROOT / "examples"), str(tmp_path / "out")],
+        [
+            "bash",
+            str(ROOT / "runs" / "tiny.sh"),
+            str(ROOT / "examples"),
+            str(weights / "restorer-start.safetensors"),
+            str(tmp_path / "out"),
+        ],
         env=dict(os.environ) | settings,
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
