@@ -1,6 +1,6 @@
 """Pictures as people bring them, at x4 beside bicubic and Real-ESRGAN: labelled sheets at 1:1, and the noise left.
 
-    python benchmarks/hard.py FOLDER --out SHEETS [--model tiny] [--panel 420] [--options of upscale]
+    python benchmarks/hard.py FOLDER --out SHEETS [--model tiny] [--panel 420] [--dials 1 0.5 0] [--fast]
 
 Each sheet shows one picture, all panels the same crop at 1:1: the part of the enlarged input with most detail. Pictures
 named flat*.png are smooth ramps with noise: for them the noise left is printed, in 8-bit levels, as the deviation from
@@ -10,7 +10,7 @@ the best quadratic surface of each colour.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -41,8 +41,8 @@ class Settings:
     """Shipped names or folders of models, a panel each."""
     panel: int = 420
     """Side of a panel in pixels, at most."""
-    denoise: tuple[float, ...] = ()
-    """Denoise values, a panel each (default: that of the options alone)."""
+    dials: tuple[float, ...] = ()
+    """Values of the denoise dial, a panel each (default: that of the options alone)."""
     peers: bool = True
     """Show Real-ESRGAN x4plus too (extra `peers`)."""
     options: Annotated[UpscaleOptions, tyro.conf.arg(name="")] = field(default_factory=UpscaleOptions)
@@ -104,9 +104,9 @@ def main() -> int:
         if peer is not None:
             panels["Real-ESRGAN x4plus"] = peer.enlarged(pixels)
         for name, model in models.items():
-            for value in settings.denoise or (settings.options.denoise,):
-                options = UpscaleOptions(**{**vars(settings.options), "scale": 4.0, "denoise": value})
-                label = f"{Path(name).name}, denoise {value:g}" if settings.denoise else f"nextscale {Path(name).name}"
+            for value in settings.dials or (settings.options.denoise,):
+                options = replace(settings.options, scale=4.0, denoise=value)
+                label = f"{Path(name).name}, denoise {value:g}" if settings.dials else f"nextscale {Path(name).name}"
                 panels[label] = images.rgb8(model.upscale(picture, options).picture)
         if path.name.startswith("flat"):
             left = {name: noise_left(made) for name, made in panels.items()}

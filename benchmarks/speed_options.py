@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from nextscale.errors import OptionError
+from nextscale.errors import check_values
 from nextscale.evaluate.options import split_words
 
 Numbers = Annotated[
@@ -42,12 +42,10 @@ class SpeedOptions:
     """Compute in float32 even where 16 bit is faster."""
 
     def __post_init__(self) -> None:
-        checks = [
+        checks = (
             ("sizes", bool(self.sizes) and min(self.sizes) >= 1, "1 or more"),
             ("batches", bool(self.batches) and min(self.batches) >= 1, "1 or more"),
             ("runs", self.runs >= 1, "1 or more"),
             ("max_minutes", self.max_minutes > 0, "above 0"),
-        ]
-        for name, good, allowed in checks:
-            if not good:
-                raise OptionError(f"{name.replace('_', '-')} must be {allowed}, got {getattr(self, name)}")
+        )
+        check_values(self, checks)

@@ -1,4 +1,4 @@
-"""The options of evaluation and timing, and the lists of names and numbers that they take. Torch-free."""
+"""The options of evaluation, and the lists of names and factors that they take. Torch-free."""
 
 from __future__ import annotations
 
@@ -36,17 +36,6 @@ Factors = Annotated[
         instance_from_str=lambda words: tuple(map(float, split_words(words))),
         is_instance=lambda value: isinstance(value, tuple) and all(isinstance(item, float | int) for item in value),
         str_from_instance=lambda factors: [",".join(f"{factor:g}" for factor in factors)],
-    ),
-]
-
-Numbers = Annotated[
-    tuple[int, ...],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="+",
-        metavar="N[,N ...]",
-        instance_from_str=lambda words: tuple(map(int, split_words(words))),
-        is_instance=lambda value: isinstance(value, tuple) and all(isinstance(item, int) for item in value),
-        str_from_instance=lambda numbers: [",".join(map(str, numbers))],
     ),
 ]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nextscale.model.config import FusionConfig
 from nextscale.model.layers import PlainBlock, zero_
+from nextscale.model.restorer import add_residual
 
 
 class Fusion(nn.Module):
@@ -73,9 +74,7 @@ class Fusion(nn.Module):
             h = block(h)
         error = F.relu(self.error_in(torch.cat([h.detach(), sure], dim=1)))
         error = F.pixel_shuffle(self.error_out(error).float(), self.factor)
-        base = F.interpolate(inputs, scale_factor=self.factor, mode="nearest") if self.factor > 1 else inputs
-        image = base.float() + 2 * F.pixel_shuffle(self.head(h).float(), self.factor)
-        return image, F.softplus(error)
+        return add_residual(inputs, self.head(h), self.factor), F.softplus(error)
 
 
 def laplace_loss(picture: Tensor, target: Tensor, error: Tensor) -> Tensor:

@@ -55,15 +55,19 @@ class Restorer(nn.Module):
 
     def draft(self, features: Tensor, images: Tensor, factor: int) -> Tensor:
         """The restored image at one factor: B 3 factor*h factor*w, about [-1, 1], float32, not clamped."""
-        residual = self.heads[self.config.factors.index(factor)](features)
-        base = F.interpolate(images, scale_factor=factor, mode="nearest") if factor > 1 else images
-        # In float32: 16 bits would band smooth gradients.
-        return base.float() + 2 * F.pixel_shuffle(residual.float(), factor)
+        return add_residual(images, self.heads[self.config.factors.index(factor)](features), factor)
 
     def forward(self, images: Tensor, denoise: Tensor | float = 1.0) -> list[Tensor]:
         """The restored images at every factor, in the order of the config."""
         features = self.features(images, denoise)
         return [self.draft(features, images, factor) for factor in self.config.factors]
+
+
+def add_residual(images: Tensor, residual: Tensor, factor: int) -> Tensor:
+    """A head's output B 3*factor^2 h w, added to the images B 3 h w repeated to its size: B 3 H W, float32."""
+    base = F.interpolate(images, scale_factor=factor, mode="nearest") if factor > 1 else images
+    # In float32: 16 bits would band smooth gradients.
+    return base.float() + 2 * F.pixel_shuffle(residual.float(), factor)
 
 
 @torch.no_grad()

@@ -32,7 +32,8 @@ class UpscaleOptions:
     fidelity: float = 1.0
     """0: the picture as the codes alone describe it; 1: keep most of the input."""
     denoise: float = 1.0
-    """How much of the input's noise to remove: 0 keeps grain and texture, 1 removes noise and compression."""
+    """How much of the input's noise to remove: 0 keeps grain and texture, 1 removes noise and compression. The
+    shipped weights have hardly learned it."""
     fast: bool = False
     """The restorer alone: no codes, no confidence map, a fraction of the time."""
     seed: int = 0

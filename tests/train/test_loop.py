@@ -433,7 +433,7 @@ def test_weights_alone_go_on_at_a_step_with_a_short_warm_up(tmp_path: Path) -> N
     assert task.drawn == list(range(40, 80))
     log = rows(tmp_path)
     assert [row["step"] for row in log] == list(range(11, 21))
-    assert log[0]["lr"] == pytest.approx(learning_rate(10, config))
+    assert log[0]["lr"] == pytest.approx(config.lr * learning_rate(10, config))
 
 
 def test_a_saved_state_goes_before_the_start_step(tmp_path: Path) -> None:
