@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from nextscale.errors import ModelError, OptionError
 from nextscale.model.config_io import ADDED
@@ -144,6 +144,38 @@ class AutoencoderConfig:
 
 
 @dataclass(frozen=True)
+class TaesdConfig:
+    """A small convolutional autoencoder at 1/8 of the side, and what makes latents of it (madebyollin/taesd, TAEF2)."""
+
+    channels: int = 64
+    inner_channels: int = 32
+    """Of the autoencoder's own latents."""
+    levels: int = 3
+    """Halvings of the side."""
+    blocks: int = 3
+    """Residual blocks per level."""
+    space_to_depth: int = 2
+    """Side of the squares of its latents that become one latent of the tokenizer, by a linear map."""
+    latent_channels: int = 64
+
+    patch: ClassVar[int] = 1
+    linear_path: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        sizes = (self.channels, self.inner_channels, self.levels, self.blocks, self.space_to_depth)
+        if min(sizes) < 1 or not 1 <= self.latent_channels <= self.inner_channels * self.space_to_depth**2:
+            raise ModelError(
+                "an autoencoder's sizes are at least 1, and its latent channels at most inner_channels * "
+                f"space_to_depth^2, got {self}"
+            )
+
+    @property
+    def reduction(self) -> int:
+        """Image pixels along one side of a latent."""
+        return self.space_to_depth << self.levels
+
+
+@dataclass(frozen=True)
 class DecoderFusionConfig:
     """The branch that lends each decoder features of the degraded input (after CodeFormer, Zhou et al. 2022)."""
 
@@ -161,7 +193,7 @@ class TokenizerConfig:
     """A hierarchical residual tokenizer."""
 
     ladder: Ladder = Ladder()
-    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    autoencoder: AutoencoderConfig | TaesdConfig = AutoencoderConfig()
     codebook_size: int = 4096
     num_phi: int = 4
     fusion: DecoderFusionConfig | None = None
@@ -171,6 +203,8 @@ class TokenizerConfig:
             raise ModelError(
                 f"the autoencoder reduces sides by {self.autoencoder.reduction}, the ladder expects {self.ladder.patch}"
             )
+        if isinstance(self.autoencoder, TaesdConfig) and self.fusion is not None:
+            raise ModelError("a tokenizer on TAESD has no fusion of its own; the model's fusion reads its decoders")
         if max(self.ladder.phi) >= self.num_phi:
             raise ModelError(f"the ladder uses Phi {max(self.ladder.phi)}, the tokenizer has {self.num_phi}")
 
@@ -184,11 +218,11 @@ class RestorerConfig:
     """Convolutions between the first and the head."""
     factors: tuple[int, ...] = (1, 2, 4)
     """Output sides over the input's, each with a head of its own."""
-    denoise: bool = True
-    """A fourth input plane: how much of the noise to remove."""
+    grain_rank: int = 16
+    """Rank of the change of each convolution that keeps the noise, mixed in by the denoise dial (0: no dial)."""
 
     def __post_init__(self) -> None:
-        if self.channels < 1 or self.convs < 1 or not self.factors or min(self.factors) < 1:
+        if min(self.channels, self.convs, *self.factors, len(self.factors), self.grain_rank + 1) < 1:
             raise ModelError(f"a restorer needs channels, convs and whole factors from 1, got {self}")
 
 

@@ -102,7 +102,11 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        return _read(next(a for a in args if a is not type(None)), value, where)
+        kinds = [a for a in args if a is not type(None)]
+        if len(kinds) > 1 and isinstance(value, Mapping):
+            # Of several dataclasses, the one that has all the keys; the first one's error where none has.
+            kinds = [a for a in kinds if set(value) <= {f.name for f in dataclasses.fields(a)}] or kinds
+        return _read(kinds[0], value, where)
     if dataclasses.is_dataclass(kind):
         return from_dict(typing.cast(type[Any], kind), value, where=where)
     if origin is typing.Literal:

@@ -117,6 +117,11 @@ class Decoder(nn.Module):
                 raise ModelError(f"fusion needs whole factors of at least 1, a stage of this ladder has {factor:g}")
             self.fusion = Fusion(fusion, int(factor))
 
+    @property
+    def feature_channels(self) -> int:
+        """Channels of `features`."""
+        return self.conv_out.in_channels
+
     def forward(
         self, f: Tensor, *, inputs: Tensor | None = None, features: Tensor | None = None, weight: Tensor | None = None
     ) -> Tensor:

@@ -151,12 +151,17 @@ class RestorationConfig:
     """Rendered text, drawings and ramps: folders, shards or globs."""
     pages_share: float = 0.14
     """Share of the samples that are such pages, where `pages` names some."""
+    smooth_share: float = 0.1
+    """Share of the samples that are smooth ramps under strong noise. Only pixels count there: LPIPS and a critic ask
+    for texture everywhere."""
     grain: float = 0.35
     """Share of the samples whose target keeps a share of the input's noise, drawn uniformly: the denoise dial."""
     workers: int = 1
     """Processes that make pairs beside the training (0: none)."""
     pixel: float = 0.3
     """Weight of the mean absolute pixel difference."""
+    smooth: float = 3.0
+    """The same on smooth ramps."""
     feature: float = 0.5
     """Weight of the VGG19 feature difference, at each place relative to the features' length."""
     lpips: float = 1.2

@@ -50,16 +50,24 @@ class Terms:
         )
 
     def __call__(
-        self, number: int, picture: Tensor, target: Tensor, chance: np.ndarray
+        self, number: int, picture: Tensor, target: Tensor, chance: np.ndarray, smooth: Tensor
     ) -> tuple[dict[str, Tensor], Activations | None]:
         """The terms of a factor's pictures B 3 H H in [-1, 1], unweighted, and what a critic reads of them.
 
         Args:
             number: of the factor, from 0 for the smallest.
             chance: three uniform numbers per sample: the place of its window, and its size for LPIPS.
+            smooth: B, true for smooth ramps, which pixels alone judge.
         """
         config = self.config
-        terms = {"pixel": (picture - target).abs().mean()}
+        difference = (picture - target).abs().mean(dim=(1, 2, 3))
+        textured = (~smooth).nonzero().flatten()
+        terms = {"pixel": difference[textured].sum() / len(difference)}
+        if len(textured) < len(difference):
+            terms["smooth"] = difference[smooth].sum() / len(difference)
+            picture, target, chance = picture[textured], target[textured], chance[textured.cpu().numpy()]
+        if not len(picture):
+            return terms, None
         if self.lpips is not None:
             low, high = config.lpips_scale if number else (0.8, 1.6)
             terms["lpips"] = resampled_lpips(self.lpips, picture, target, low + (high - low) * chance[:, 2])

@@ -20,6 +20,7 @@ from nextscale.model.decoder import Decoder
 from nextscale.model.fusion import Fusion
 from nextscale.model.restorer import Restorer
 from nextscale.model.sampler import sample, tile_noise
+from nextscale.model.taesd import TaesdDecoder
 from nextscale.model.tokenizer import Codes, Tokenizer
 from nextscale.model.transformer import Condition, Transformer
 from nextscale.upscale.color import adain_color, wavelet_color
@@ -94,7 +95,7 @@ class Pipeline:
         """
         if self.restorer is None and options.fast:
             raise OptionError("this model has no restorer to run alone; leave out --fast, or use another model")
-        if options.denoise != UpscaleOptions.denoise and (self.restorer is None or not self.restorer.config.denoise):
+        if options.denoise != UpscaleOptions.denoise and (self.restorer is None or not self.restorer.config.grain_rank):
             raise OptionError("this model has no denoise dial; leave out --denoise, or use another model")
 
     def ladder_for(self, options: UpscaleOptions) -> Ladder:
@@ -206,7 +207,7 @@ class Pipeline:
         """
         assert self.fusions is not None
         decoder = self.tokenizer.decoders[stage]
-        assert isinstance(decoder, Decoder)
+        assert isinstance(decoder, Decoder | TaesdDecoder)
         decoded, base = decoder.features(f)
         fused, error = self.fusions[stage](inputs, restored, decoded, mean_probability(probabilities, inputs))
         if fidelity < 1:
@@ -277,8 +278,8 @@ def make_fusions(config: FusionConfig, restorer: Restorer, tokenizer: Tokenizer)
     fusions = nn.ModuleList()
     for stage, factor in enumerate(restorer.config.factors):
         decoder = tokenizer.decoders[stage]
-        assert isinstance(decoder, Decoder)
-        fusion = Fusion(config, restorer.config.channels, decoder.conv_out.in_channels, factor)
+        assert isinstance(decoder, Decoder | TaesdDecoder)
+        fusion = Fusion(config, restorer.config.channels, decoder.feature_channels, factor)
         fusion.head.load_state_dict(restorer.heads[stage].state_dict())
         fusions.append(fusion)
     return fusions

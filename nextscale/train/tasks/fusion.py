@@ -80,7 +80,7 @@ class FusionTask:
                 decoded, _ = whole.tokenizer.decoders[stage].features(f)  # type: ignore[operator]
             picture, error = self.model[stage](inputs, restored, decoded, mean_probability(maps, inputs))  # type: ignore[index]
             target = target_at(samples, picture.shape[-1])
-            terms, seen = self.terms(stage, picture, target, chance[:, stage])
+            terms, seen = self.terms(stage, picture, target, chance[:, stage], samples.smooth > 0)
             if self.adversary is not None and seen is not None and stage:
                 value, numbers[f"g_loss_{stage + 1}"] = self.adversary.generator_loss(stage, seen.made)
                 if done >= config.adversarial_from:

@@ -42,7 +42,7 @@ def load_critic(adversary: Adversary | None, path: Path) -> None:
 
 
 class RestorerTask:
-    """The restorer against photographs at every factor, with the denoise plane as drawn."""
+    """The restorer against photographs at every factor, with the denoise dial as drawn."""
 
     def __init__(
         self, restorer: Restorer, samples: Samples, config: RestorationConfig, validation: Validation | None = None
@@ -71,7 +71,7 @@ class RestorerTask:
         seed, first = self.stream.samples.photographs.seed, positions(step, batch).start
         chance = draws(seed, 7, first, batch, 3 * len(self.weights)).reshape(batch, -1, 3)
         inputs = samples.inputs.contiguous(memory_format=torch.channels_last)
-        pictures = self.restorer(inputs, samples.denoise)
+        pictures = self.restorer(inputs, samples.denoise if bool((samples.denoise < 1).any()) else 1.0)
         total = inputs.new_zeros(())
         numbers: dict[str, float] = {}
         for number, (picture, weight) in enumerate(zip(pictures, self.weights, strict=True)):
@@ -79,7 +79,7 @@ class RestorerTask:
             if number < len(pictures) - 1 and done % (len(pictures) - 1) != number:
                 continue
             target = target_at(samples, picture.shape[-1])
-            terms, seen = self.terms(number, picture, target, chance[:, number])
+            terms, seen = self.terms(number, picture, target, chance[:, number], samples.smooth > 0)
             if self.adversary is not None and seen is not None and number:
                 value, numbers[f"g_loss_{number + 1}"] = self.adversary.generator_loss(number, seen.made)
                 if done >= config.adversarial_from:
