@@ -219,7 +219,7 @@ def _convert_taesd(source: Path, target: Path, sides: tuple[int, ...]) -> list[s
         load_state(module.net, read_state(file, "tokenizer"), str(file))  # type: ignore[arg-type]
     with torch.no_grad():
         for layer in (tokenizer.quant_conv, *(decoder.post_quant_conv for decoder in tokenizer.decoders)):
-            nn.init.dirac_(layer.weight)  # type: ignore[arg-type]
+            nn.init.dirac_(layer.weight)  # type: ignore[arg-type, union-attr]
             layer.bias.zero_()  # type: ignore[union-attr, operator]
     tokenizer.save_pretrained(target)
     kept, of = config.autoencoder.latent_channels, tokenizer.quant_conv.in_channels

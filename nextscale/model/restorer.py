@@ -56,7 +56,7 @@ class Restorer(nn.Module):
         for i, grain in enumerate(self.grain):
             conv, prelu = self.body[2 * i], self.body[2 * i + 1]
             x = conv(x) + keep * grain(x)
-            slope = prelu.weight.reshape(-1, 1, 1) + keep * grain.slope
+            slope = prelu.weight.reshape(-1, 1, 1) + keep * grain.slope  # type: ignore[operator]
             x = torch.where(x > 0, x, slope * x)
         return x
 

@@ -104,12 +104,9 @@ class TaesdDecoder(nn.Module):
         self.space_to_depth = s
         # Each doubling of the factor leaves one doubling of the side to the rest of the network.
         doublings = max(0, round(factor)).bit_length() - 1 if factor >= 1 else 0
-        self.split = ends[max(0, config.levels - doublings)]
-
-    @property
-    def feature_channels(self) -> int:
+        self.feature_channels = width
         """Channels of `features`."""
-        return int(self.net[1].out_channels)
+        self.split = ends[max(0, config.levels - doublings)]
 
     def forward(self, f: Tensor) -> Tensor:
         """Canvas f B C h w -> images B 3 16h 16w, not clamped."""
@@ -123,7 +120,7 @@ class TaesdDecoder(nn.Module):
         out: Tensor = self.net[: self.split](z)
         return out, None
 
-    def picture(self, h: Tensor, base: None) -> Tensor:
+    def picture(self, h: Tensor, base: Tensor | None) -> Tensor:
         """What `features` gives -> images B 3 16h 16w, not clamped, float32."""
         del base
         out: Tensor = self.net[self.split :](h)

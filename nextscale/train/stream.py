@@ -87,7 +87,7 @@ class Samples(Dataset[tuple[Tensor, ...]]):
         else:
             noise = torch.Generator().manual_seed(draw.getrandbits(62))
             channels = draw.choice((1, 3))
-            sigma = draw.uniform(1, 30) / 255
+            sigma = 30 ** draw.random() / 255  # as many below 6 levels as above
             lr = F.avg_pool2d(hr, self.factor)
             lr = lr + sigma * torch.randn(1, channels, *lr.shape[2:], generator=noise)
             lr = (lr.clamp(0, 1) * 255).round() / 255

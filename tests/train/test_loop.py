@@ -126,7 +126,7 @@ def test_the_papers_tokenizer_recomputes_its_blocks_with_the_same_gradients() ->
     task = narrow_paper()
     units = checkpoint_units(task.model)
     config = paper().tokenizer.autoencoder
-    levels, blocks = len(config.multipliers), config.blocks
+    levels, blocks = len(config.multipliers), config.blocks  # type: ignore[union-attr]
     encoder, decoder = levels * blocks + blocks + 3, levels * (blocks + 1) + blocks + 1 + 3
     assert len(units) == encoder + 3 * decoder
     calls: list[nn.Module] = []
