@@ -174,7 +174,7 @@ def test_the_codebook_phase_fits_the_principal_components() -> None:
         # Any other twelve directions lose more: here a random turn of them.
         turn = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(2)))[0][:12]
         tokenizer.quant_conv.weight.copy_(turn[..., None, None])
-        tokenizer.quant_conv.bias.copy_(-turn @ tokenizer.decoders[2].post_quant_conv.bias)  # type: ignore[union-attr, operator]
+        tokenizer.quant_conv.bias.copy_(-turn @ tokenizer.decoders[2].post_quant_conv.bias)  # type: ignore[union-attr]
         tokenizer.decoders[2].post_quant_conv.weight.copy_(turn.T[..., None, None])  # type: ignore[union-attr, operator]
     assert fitted < 0.5 * lost()
     run = Run(task, LoopConfig(steps=2, batch=4, lr=1e-3, warmup=1, bf16=False, save_minutes=0))
