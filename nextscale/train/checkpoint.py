@@ -81,9 +81,19 @@ def read(path: Path) -> dict[str, Any]:
         missing = {"model", "average", "optimiser", "step"} - state.keys()
         if missing:
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        return state
+        return _renamed(state)
     except Exception as error:
         raise misfit(path, error) from None
+
+
+def _renamed(state: dict[str, Any]) -> dict[str, Any]:
+    """A state in today's form: older ones keep the critic's state as, or in, the task's."""
+    task = state.get("task") or {}
+    if "critics" in task:
+        return state | {"critic": task, "task": {}}
+    if "critic" in task:
+        return state | {"critic": task["critic"], "task": {k: v for k, v in task.items() if k != "critic"}}
+    return state
 
 
 def misfit(path: Path, error: Exception) -> NextScaleError:

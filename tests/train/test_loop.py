@@ -290,7 +290,7 @@ def run_until(step: int, folder: Path, **changes: Any) -> Toy:
             raise Stopped
         return {}
 
-    task.after = after  # type: ignore[assignment, method-assign]
+    task.after = after  # type: ignore[attr-defined]
     with pytest.raises(Stopped):
         train(task, loop(6, save_minutes=0.0, **changes), folder)
     return task
@@ -452,18 +452,29 @@ def test_impossible_settings_are_refused(changes: dict[str, int], tmp_path: Path
 # -- what it tells -----------------------------------------------------------------------------------------------------
 
 
+class Weights:
+    """Stands in for validation photographs: the score of a model is the sum of its first weights."""
+
+    def scores(self, outputs: list[Tensor]) -> dict[str, float]:
+        return {"weight": float(outputs[0].sum())}
+
+    def sheet(self, outputs: list[Tensor]) -> Image.Image:
+        return Image.new("RGB", outputs[0].shape)  # type: ignore[arg-type]
+
+
 class Shown(Toy):
     """A task with everything that it may have."""
 
     tokens_per_sample = 10.0
     flops_per_sample = 1e9
 
-    def validate(self, average: nn.Module) -> dict[str, float]:
-        return {"weight": float(next(average.parameters()).sum())}
+    def __init__(self) -> None:
+        super().__init__()
+        self.validation = Weights()
 
-    def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
+    def validation_pictures(self, average: nn.Module) -> list[Tensor]:
         assert not average.training
-        return Image.new("RGB", (step, 2)) if step > 2 else None
+        return [next(average.parameters())]
 
 
 def test_validation_and_sheets_come_when_they_are_due(tmp_path: Path) -> None:
@@ -473,9 +484,19 @@ def test_validation_and_sheets_come_when_they_are_due(tmp_path: Path) -> None:
     assert [sorted(row) for row in log[:2]] == [["step", "val_weight"]] * 2
     assert {"val_weight", "loss", "lr", "grad_norm"} <= log[2].keys()
     assert log[2]["val_weight"] == float(next(average.parameters()).sum())
-    assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == ["step-000004.png", "step-000005.png"]
+    assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == [
+        f"step-00000{step}.png" for step in (2, 4, 5)
+    ]
     with Image.open(tmp_path / "sheets" / "step-000004.png") as sheet:
-        assert sheet.size == (4, 2)
+        assert sheet.size == (8, 4)
+
+
+def test_nothing_is_validated_without_photographs(tmp_path: Path) -> None:
+    task = Shown()
+    task.validation = None  # type: ignore[assignment]
+    train(task, loop(2, validate_every=1, sheet_every=1), tmp_path)
+    assert "val_weight" not in rows(tmp_path)[0]
+    assert not (tmp_path / "sheets").exists()
 
 
 def test_a_row_holds_rates_only_of_what_is_known(tmp_path: Path) -> None:

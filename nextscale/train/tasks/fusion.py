@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from nextscale.model.config import SamplingOptions
@@ -128,23 +127,15 @@ class FusionTask:
                     maps[k].append(torch.full((side, side), 0.5, device=inputs.device))
         return Codes([torch.stack(rows) for rows in steps], ladder), [torch.stack(rows) for rows in maps]
 
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-        """The critic's step, on the pictures of this one."""
-        del step, optimiser
-        return {} if self.adversary is None else self.adversary.step()
-
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the weights: the critic, and the predictions, which take long to make."""
-        critic = {} if self.adversary is None else self.adversary.state_dict()
-        return {"critic": critic, "remembered": self.remembered}
+        """The predicted codes, which take long to compute."""
+        return {"remembered": self.remembered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.remembered = dict(state["remembered"])
-        if self.adversary is not None:
-            self.adversary.load_state_dict(state["critic"])
 
     @torch.no_grad()
-    def _validation_pictures(self, average: nn.Module) -> list[Tensor]:
+    def validation_pictures(self, average: nn.Module) -> list[Tensor]:
         """The validation photographs restored from predicted codes, noise removed."""
         assert self.validation is not None
         whole = self.whole
@@ -166,12 +157,3 @@ class FusionTask:
                 pictures.append(average[stage.stage](inputs, restored, decoded, sure)[0].clamp(-1, 1))  # type: ignore[index]
             made.append(pictures)
         return [torch.cat(parts) for parts in zip(*made, strict=True)]
-
-    def validate(self, average: nn.Module) -> dict[str, float]:
-        """PSNR and LPIPS-alex of each factor's picture on the validation photographs, with predicted codes."""
-        return {} if self.validation is None else self.validation.scores(self._validation_pictures(average))
-
-    def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
-        """Input, each factor and truth of the validation photographs."""
-        del step
-        return None if self.validation is None else self.validation.sheet(self._validation_pictures(average))

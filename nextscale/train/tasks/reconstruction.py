@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from nextscale.data.crops import Crops
@@ -139,21 +138,8 @@ class ReconstructionTask:
         numbers["loss"] = float(total.detach())
         return total, numbers
 
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-        """The critic's step, on the pictures of this one."""
-        del step, optimiser
-        return {} if self.adversary is None else self.adversary.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the weights: the critic."""
-        return {} if self.adversary is None else self.adversary.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.adversary is not None:
-            self.adversary.load_state_dict(state)
-
     @torch.no_grad()
-    def _validation_pictures(self, average: nn.Module) -> list[Tensor]:
+    def validation_pictures(self, average: nn.Module) -> list[Tensor]:
         """The validation photographs encoded and decoded by the averaged tokenizer, at each stage."""
         assert self.validation is not None
         assert isinstance(average, Tokenizer)
@@ -161,15 +147,6 @@ class ReconstructionTask:
         if self.config.unquantized_prob < 1:
             seen = average.canvases(average.quantise(seen, ladder=self.ladder))
         return [average.decode_canvas(f, stage).float().clamp(-1, 1) for stage, f in enumerate(seen)]
-
-    def validate(self, average: nn.Module) -> dict[str, float]:
-        """PSNR and LPIPS-alex of each stage's image on the validation photographs."""
-        return {} if self.validation is None else self.validation.scores(self._validation_pictures(average))
-
-    def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
-        """Input, each stage and truth of the validation photographs."""
-        del step
-        return None if self.validation is None else self.validation.sheet(self._validation_pictures(average))
 
 
 def _noise(seed: int, position: int, latents: list[Tensor]) -> list[Tensor]:
