@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +19,7 @@ import numpy as np
 import tyro
 
 from benchmarks.bench import figure_class
-from nextscale.console import complain
+from nextscale.console import run_program
 from nextscale.errors import NextScaleError
 from nextscale.evaluate.table import markdown_table
 from nextscale.model.config import paper, tiny
@@ -166,8 +165,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except NextScaleError as error:
-        complain(str(error))
-        sys.exit(1)
+    run_program(main)

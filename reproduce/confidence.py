@@ -22,6 +22,7 @@ from nextscale.evaluate.options import BenchOptions
 from nextscale.evaluate.scores import OnPicture, area_mean, read_pixels, to_tensor
 from nextscale.evaluate.summary import Summary, summarise
 from nextscale.evaluate.table import markdown_table
+from nextscale.image.luma import BT601
 from nextscale.upscale.nextscale import NextScale, UpscaleResult
 from nextscale.upscale.options import UpscaleOptions
 
@@ -157,7 +158,7 @@ def block_means(values: Map, side: int = BLOCK) -> Map:
 
 def smoothness(lr: Pixels, shape: tuple[int, ...]) -> Map:
     """Less contrast is surer: minus the standard deviation of the enlarged input's luma around each pixel, H W."""
-    luma = images.resize(lr, (shape[1], shape[0])).astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    luma = images.resize(lr, (shape[1], shape[0])).astype(np.float64) @ np.array(BT601)
     variance = np.maximum(_box(luma**2) - _box(luma) ** 2, 0)
     out: Map = -np.sqrt(variance)
     return out

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from nextscale import image as images
 from nextscale.errors import ImageError, OptionError
 from nextscale.evaluate.methods import Pixels
+from nextscale.image.luma import BT601
 
 _FONT = 15
 _GAP = 6
@@ -126,7 +127,7 @@ def most_lost(bicubic: Pixels, truth: Pixels, side: int, step: int = 4) -> Crop:
 
 def _fine(pixels: Pixels) -> NDArray[np.float64]:
     """The luma without what a reduction to a quarter keeps."""
-    luma = np.rint(pixels.astype(np.float64) @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+    luma = np.rint(pixels.astype(np.float64) @ np.array(BT601)).astype(np.uint8)
     height, width = luma.shape
     small = images.resize(luma, (max(1, width // 4), max(1, height // 4)), filter="box")
     coarse = images.resize(small, (width, height))

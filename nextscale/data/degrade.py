@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale.errors import ModelError, OptionError
+from nextscale.image.luma import BT601
 from nextscale.model.config_io import ADDED, from_dict, to_dict
 
 FACTOR = 4
@@ -662,6 +663,7 @@ def add_poisson_noise(image_CHW: Tensor, scale: float, *, grey: bool, generator:
 
 
 def _luma(image_CHW: Tensor) -> Tensor:
+    """Luma by torchvision's rounded weights, with which Real-ESRGAN draws its grey noise."""
     return (image_CHW * image_CHW.new_tensor((0.2989, 0.587, 0.114))[:, None, None]).sum(0, keepdim=True)
 
 
@@ -778,9 +780,7 @@ def _block_transform() -> Tensor:
 @functools.cache
 def _jpeg_constants() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """RGB -> YCbCr and back as 1x1 convolutions, and both quantisation tables, flattened."""
-    to_ycc = torch.tensor(
-        [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], dtype=torch.float64
-    )
+    to_ycc = torch.tensor([BT601, [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], dtype=torch.float64)
     to_rgb = torch.tensor([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]], dtype=torch.float64)
     chroma = torch.full((8, 8), 99.0, dtype=torch.float64)
     chroma[:4, :4] = torch.tensor(_CHROMA_CORNER)

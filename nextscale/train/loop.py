@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nextscale.console import complain
+from nextscale.console import complain, counted, say
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.train import checkpoint as state
 from nextscale.train import distributed
 from nextscale.train.adversarial import Adversary
 from nextscale.train.config import LoopConfig
-from nextscale.train.log import Board, Log, Row, Tally, progress, rates, write_sheet
+from nextscale.train.log import Board, Log, Row, Tally, rates, write_sheet
 
 
 class Task(Protocol):
@@ -234,7 +234,7 @@ def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
             if config.tensorboard:
                 logs.append(Board(folder / "tensorboard", run.step))
                 stack.callback(logs[1].close)
-        show = stack.enter_context(progress(config, run.step, quiet=not first))
+        show = stack.enter_context(counted("steps", say)) if first else None
         saved = time.monotonic()
         while run.step < config.steps:
             loss, rate = run.advance()
@@ -248,7 +248,8 @@ def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
             if row:
                 for log in logs:
                     log.write({"step": run.step} | row)
-            show(run.step, loss, speed, due)
+            if show:
+                show(run.step, config.steps, f"loss {loss:.4f}  {speed:.1f} samples/s", due=due)
             # The clocks of the processes differ; what one decides holds for all.
             if distributed.any_process(last or time.monotonic() - saved > 60 * config.save_minutes)[0]:
                 _save(run, folder, must=last)

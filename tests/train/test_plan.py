@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from nextscale.console import lasting
 from nextscale.data.crops import Crops
 from nextscale.errors import OptionError
 from nextscale.model.config import FusionConfig, ModelConfig, RestorerConfig, paper
@@ -31,7 +32,6 @@ from nextscale.train.plan import (
     rates_of_sides,
     remedy,
     render,
-    span,
     tokens_per_sample,
     training_flops,
     training_flops_per_sample,
@@ -218,7 +218,7 @@ def test_this_cpu_is_measured() -> None:
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.5, "0.5 s"), (150, "2.5 min"), (9000, "2.5 h"), (216000, "2.5 days")])
 def test_times_are_said_in_their_unit(seconds: float, said: str) -> None:
-    assert span(seconds) == said
+    assert lasting(seconds) == said
 
 
 def test_the_fusion_trains_on_what_all_other_parts_say() -> None:
