@@ -1,4 +1,4 @@
-"""What the codes are worth: the photograph's, the predicted ones and the enlarged input's, decoded alike.
+"""Scores of images decoded from three kinds of codes: the photograph's, the predicted ones, the enlarged input's.
 
     python benchmarks/codes.py DIR [--model tiny] [--limit N] [--weights 1 0]
 

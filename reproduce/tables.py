@@ -361,7 +361,7 @@ def _within(setting: Setting, name: str) -> Setting:
 
 
 def digests(models: Mapping[str, str | Path]) -> dict[str, str]:
-    """What changes with any of the models."""
+    """The digest of each model's config and weights."""
     return {name: weights_digest(folder) for name, folder in models.items()}
 
 
@@ -398,7 +398,7 @@ def _published_line(row: PublishedRow, source: str, metrics: Sequence[str]) -> l
 
 
 def _lacking(evaluation: Evaluation) -> Iterator[str]:
-    """Why metrics have no number or need a word."""
+    """Notes on metrics that have no number or need an explanation."""
     for row in evaluation.rows:
         for name, summary in row.metrics.items():
             if summary.unavailable:

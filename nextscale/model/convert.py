@@ -64,7 +64,7 @@ def convert(source: Path, target: Path, origin: Origin, part: Part, *, steps: st
 
     Raises:
         ModelError: the file is damaged or of another kind.
-        OptionError: this part of this origin cannot be expressed.
+        OptionError: this part of this origin does not fit our models.
     """
     if (origin == "realesrgan") != (part == "restorer"):
         raise OptionError(

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Tally:
-    """Sums over the steps since the last row. It is part of the state: a resumed run's rows are the whole one's."""
+    """Sums over the steps since the last row. They are saved, so that a resumed run logs the same rows."""
 
     steps: int = 0
     seconds: float = 0.0
@@ -49,8 +49,8 @@ class Tally:
 def rates(tally: Tally, samples: int, task: object, *, processes: int, peak_tflops: float) -> dict[str, float]:
     """Samples a second and, of tasks that know their cost, tokens a second and model FLOPs utilisation.
 
-    The utilisation is that of the time that is left when what the task reports as `seconds_...` is taken away: the
-    preparation of the data (per process) is no part of the model's work.
+    The utilisation leaves out the time that the task reports as `seconds_...` (per process), in which it prepares
+    data.
 
     Args:
         tally: of all processes.

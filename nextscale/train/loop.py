@@ -83,7 +83,7 @@ def learning_rate(step: int, config: LoopConfig) -> float:
 
 
 class Losses(nn.Module):
-    """A task's losses as a module's forward: what DDP and FSDP watch, whatever of the model the task calls."""
+    """Wraps a task's losses as one module's forward, into which DDP and FSDP hook."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Run:
         self.adversary: Adversary | None = getattr(task, "adversary", None)
         self.config = config
         self.average = copy.deepcopy(task.model).eval().requires_grad_(False)
-        self.losses = distributed.spread(Losses(task), checkpoint_units(task.model), config.parallel)
+        self.losses = distributed.wrap(Losses(task), checkpoint_units(task.model), config.parallel)
         self.device = next(task.model.parameters()).device
         self.average.to(self.device)
         groups = task.groups(config)
@@ -136,7 +136,7 @@ class Run:
                 (loss / config.grad_accum_steps).backward()
             mean += float(loss.detach()) / config.grad_accum_steps
             self.tally.add(numbers)
-        norm = float(distributed.dense(nn.utils.clip_grad_norm_(self.trained, config.clip)))
+        norm = float(distributed.full(nn.utils.clip_grad_norm_(self.trained, config.clip)))
         lost, wild = distributed.any_process(not math.isfinite(mean), not math.isfinite(norm))
         if lost or wild:
             what = f"loss is {sum(distributed.gathered(mean))}" if lost else f"gradient's norm is {norm}"
@@ -162,15 +162,15 @@ class Run:
         with torch.no_grad():
             for parameter, mean in zip(self.average.parameters(), self.means, strict=True):
                 if parameter is not mean:
-                    parameter.copy_(distributed.dense(mean))
+                    parameter.copy_(distributed.full(mean))
         return self.average
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data and whole tensors; the same for any number of processes, which must ask together."""
         return {
-            "model": distributed.whole(self.task.model.state_dict()),
+            "model": distributed.gather(self.task.model.state_dict()),
             "average": self.averaged().state_dict(),
-            "optimiser": distributed.whole(self.optimiser.state_dict()),
+            "optimiser": distributed.gather(self.optimiser.state_dict()),
             "step": self.step,
             "tally": asdict(Tally.merged(distributed.gathered(self.tally))),
             "task": getattr(self.task, "state_dict", dict)(),
@@ -181,17 +181,17 @@ class Run:
         """Go on from a saved state."""
         model = self.task.model
         like = model.state_dict()
-        given = {name: distributed.shared_like(t, like.get(name, t)) for name, t in saved["model"].items()}
-        model.load_state_dict(given, assign=False)
+        shards = {name: distributed.shard(t, like.get(name, t)) for name, t in saved["model"].items()}
+        model.load_state_dict(shards, assign=False)
         self.average.load_state_dict(saved["average"])
         self.optimiser.load_state_dict(saved["optimiser"])
         for parameter, moments in self.optimiser.state.items():
             for name, value in moments.items():
-                moments[name] = distributed.shared_like(value, parameter)
+                moments[name] = distributed.shard(value, parameter)
         with torch.no_grad():
             for full, mean in zip(self.average.parameters(), self.means, strict=True):
                 if full is not mean:
-                    mean.copy_(distributed.shared_like(full.detach(), mean))
+                    mean.copy_(distributed.shard(full.detach(), mean))
         self.step = int(saved["step"])
         # The sums of all processes go on in the first one alone.
         if distributed.rank() == 0:
@@ -255,7 +255,7 @@ def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
                 _save(run, folder, must=last)
                 saved = time.monotonic()
     average = run.averaged()
-    distributed.leave()
+    distributed.barrier()
     return average
 
 
@@ -265,7 +265,7 @@ def _samples(run: Run) -> int:
 
 
 def _row(run: Run, rate: float) -> Row:
-    """What the steps since the last row amount to, over all processes; the tally starts again."""
+    """The log row of the steps since the last one, over all processes; resets the tally."""
     tally = Tally.merged(distributed.gathered(run.tally))
     speeds = rates(tally, _samples(run), run.task, processes=distributed.world(), peak_tflops=run.config.peak_tflops)
     run.tally = Tally()
@@ -294,7 +294,7 @@ def _validate(run: Run, folder: Path) -> Row:
 
 
 def _save(run: Run, folder: Path, *, must: bool) -> None:
-    """A checkpoint by the first process; one that fails before the last step costs only a line."""
+    """Save a checkpoint in the first process; a failure before the last step is only reported."""
     saved = run.state_dict()
     if distributed.rank() == 0:
         try:

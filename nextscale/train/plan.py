@@ -57,9 +57,9 @@ class Piece:
     name: str
     modules: list[nn.Module]
     passes: int
-    """1: forward only. 3: trained, or on the way to what is."""
+    """1: forward only. 3: forward and backward."""
     run: Callable[[], Any] | None = None
-    """The forward pass; none where the weights only lie there."""
+    """The forward pass; None where the weights are only held in memory."""
     exact: bool = False
     """In float32 whatever the training runs in."""
     parameters: int = 0
@@ -72,7 +72,7 @@ class Piece:
 
 
 def _empty(make: Callable[[], ModuleT]) -> ModuleT:
-    """A module whose weights hold no numbers: it is made without them, and gets fake ones."""
+    """A module with fake weights, built without allocating real ones."""
     with unset_fake_temporarily(), torch.device("meta"):
         module = make()
     module._apply(lambda weight: torch.empty(weight.shape, dtype=weight.dtype))  # type: ignore[no-untyped-call]
@@ -140,8 +140,8 @@ def _forwards(config: ModelConfig, training: Training, ladder: Ladder, stages: i
     decoders: list[nn.Module] = [tokenizer.decoders]
     codebook: list[nn.Module] = [tokenizer.quantizer]
     if training == "autoencoder":
-        held = Piece("codebook", codebook, 1)
-        return [Piece("encoder", encoder, 3, run.encode), held, Piece("decoders", decoders, 3, run.decode)]
+        frozen = Piece("codebook", codebook, 1)
+        return [Piece("encoder", encoder, 3, run.encode), frozen, Piece("decoders", decoders, 3, run.decode)]
     if training == "decoders":
         quantise = Piece("codebook", codebook, 1, run.quantise, exact=True)
         return [Piece("encoder", encoder, 1, run.encode), quantise, Piece("decoders", decoders, 3, run.decode)]
@@ -185,7 +185,7 @@ def _fusion_forwards(run: _Networks) -> list[Piece]:
 
 
 def _differences(pictures: list[Tensor]) -> list[Tensor]:
-    """The pixel term of pictures, which keeps as much as they hold."""
+    """A pixel loss per picture, which keeps as many values for the backward pass as the real one."""
     return [(picture.float() - torch.empty(picture.shape)).abs().mean() for picture in pictures]
 
 
@@ -206,12 +206,12 @@ def _count(piece: Piece, *, bf16: bool) -> Piece:
             (within[-1] if inside else outside)[storage] = tensor
         return tensor
 
-    def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
+    def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         nonlocal inside
         del module
         inside = True
         within.append({})
-        entered.extend(x for x in given if isinstance(x, Tensor))
+        entered.extend(x for x in arguments if isinstance(x, Tensor))
 
     def leave(*_: object) -> None:
         nonlocal inside
@@ -285,7 +285,7 @@ def training_flops(parts: Sequence[Piece]) -> float:
 
 
 def preparation_flops(parts: Sequence[Piece]) -> float:
-    """FLOPs of what only runs forward: tokenising, and whatever else is frozen and comes before."""
+    """FLOPs of the frozen parts, which only run forward: tokenising, say."""
     return sum(part.flops for part in parts if part.passes == 1)
 
 
@@ -294,7 +294,7 @@ def training_flops_per_sample(
 ) -> float:
     """FLOPs of forward and backward for one sample: what model FLOPs utilisation counts.
 
-    Work that is done again or masked is not in it, nor are tokenisation and degradation.
+    Recomputed and masked work does not count, nor do tokenisation and degradation.
     """
     return training_flops(pieces(config, training, side, stages=stages))
 

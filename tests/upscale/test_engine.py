@@ -207,7 +207,7 @@ def test_a_shared_engine_restores_a_folder(model: NextScale) -> None:
 
 @pytest.mark.parametrize("how", [{}, {"fast": True}], ids=["fused", "fast"])
 def test_a_restoring_model_gives_a_folder_what_it_gives_single_pictures(
-    restoring_folder: Path, tmp_path: Path, how: dict[str, bool]
+    restoring_folder: Path, tmp_path: Path, how: dict[str, Any]
 ) -> None:
     source = folder(tmp_path / "in", 2)
     flags = [f"--{name}" for name in how]

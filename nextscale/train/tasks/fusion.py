@@ -1,4 +1,4 @@
-"""Training the fusion: the frozen restorer's features and the codes, the photograph's own or predicted ones."""
+"""Trains the fusions on the frozen restorer's features and on codes: the photograph's own or predicted ones."""
 
 from __future__ import annotations
 
@@ -85,18 +85,18 @@ class FusionTask:
                 if done >= config.adversarial_from:
                     terms["adversarial"] = value
                 self.adversary.keep(stage, seen.made, seen.real)
-            unsure = laplace_loss(picture, target, error)
-            total = total + weight * self.terms.weighted(terms) + config.error * unsure
-            numbers |= logged(terms, stage) | {f"error_{stage + 1}": float(unsure.detach())}
+            error_loss = laplace_loss(picture, target, error)
+            total = total + weight * self.terms.weighted(terms) + config.error * error_loss
+            numbers |= logged(terms, stage) | {f"error_{stage + 1}": float(error_loss.detach())}
         numbers["loss"] = float(total.detach())
         return total, numbers
 
     def _codes(
         self, targets: Tensor, inputs: Tensor, clean: Tensor, places: range, use: np.ndarray
     ) -> tuple[Codes, list[Tensor]]:
-        """The photographs' codes, or where `use` says so the predicted ones; and the probability of each.
+        """The photographs' own codes, or the predicted ones where `use` is true; and the probability of each code.
 
-        Nobody has predicted the photographs' own; they have a probability of one half, which tells the fusion nothing.
+        The photographs' own codes were not predicted; their probability is set to one half everywhere.
         """
         whole, ladder = self.whole, self.ladder
         missing = [i for i, place in enumerate(places) if use[i] and place not in self.remembered]
@@ -108,22 +108,22 @@ class FusionTask:
                 whole.transformer, whole.tokenizer.quantizer, ladder, condition, SamplingOptions(), noise=noise
             )
             ids = torch.cat([step.flatten(1) for step in last.codes.steps], dim=1).half()
-            sure = torch.cat([step.flatten(1) for step in last.probabilities], dim=1).half()
+            probabilities = torch.cat([step.flatten(1) for step in last.probabilities], dim=1).half()
             for row, i in enumerate(missing):
-                self.remembered[places[i]] = torch.stack([ids[row], sure[row]])
-        own = whole.tokenizer.encode(targets, ladder=ladder) if not use.all() else None
+                self.remembered[places[i]] = torch.stack([ids[row], probabilities[row]])
+        encoded = whole.tokenizer.encode(targets, ladder=ladder) if not use.all() else None
         sizes = [side * side for side in ladder.sides]
         steps: list[list[Tensor]] = [[] for _ in sizes]
         maps: list[list[Tensor]] = [[] for _ in sizes]
         for i, place in enumerate(places):
-            kept = torch.split(self.remembered[place], sizes, dim=1) if use[i] else None
+            predicted = torch.split(self.remembered[place], sizes, dim=1) if use[i] else None
             for k, side in enumerate(ladder.sides):
-                if kept is not None:
-                    steps[k].append(kept[k][0].view(side, side).long())
-                    maps[k].append(kept[k][1].view(side, side).float())
+                if predicted is not None:
+                    steps[k].append(predicted[k][0].view(side, side).long())
+                    maps[k].append(predicted[k][1].view(side, side).float())
                 else:
-                    assert own is not None
-                    steps[k].append(own.steps[k][i])
+                    assert encoded is not None
+                    steps[k].append(encoded.steps[k][i])
                     maps[k].append(torch.full((side, side), 0.5, device=inputs.device))
         return Codes([torch.stack(rows) for rows in steps], ladder), [torch.stack(rows) for rows in maps]
 
@@ -153,7 +153,7 @@ class FusionTask:
                 whole.transformer, whole.tokenizer.quantizer, ladder, condition, SamplingOptions(), noise=noise
             ):
                 decoded, _ = whole.tokenizer.decoders[stage.stage].features(stage.f)  # type: ignore[operator]
-                sure = mean_probability([stage.probabilities[k] for k in ladder.steps_of(stage.stage)], inputs)
-                pictures.append(average[stage.stage](inputs, restored, decoded, sure)[0].clamp(-1, 1))  # type: ignore[index]
+                confidence = mean_probability([stage.probabilities[k] for k in ladder.steps_of(stage.stage)], inputs)
+                pictures.append(average[stage.stage](inputs, restored, decoded, confidence)[0].clamp(-1, 1))  # type: ignore[index]
             made.append(pictures)
         return [torch.cat(parts) for parts in zip(*made, strict=True)]

@@ -118,13 +118,13 @@ class ReconstructionTask:
             terms = {"pixel": difference.square().mean() if config.squared else difference.abs().mean()}
             if config.grid and tokenizer.config.autoencoder.patch > 1:
                 terms["grid"] = _grid(difference, tokenizer.config.autoencoder.patch)
-            near, true = (windows(images, chance[:, stage], 128) for images in (output, target))
+            window, target_window = (windows(images, chance[:, stage], 128) for images in (output, target))
             if self.lpips is not None:
-                terms["lpips"] = resampled_lpips(self.lpips, near, true, 0.75 + 0.75 * chance[:, stage, 2])
+                terms["lpips"] = resampled_lpips(self.lpips, window, target_window, 0.75 + 0.75 * chance[:, stage, 2])
             if self.vgg is not None:
                 with torch.no_grad():
-                    real = self.vgg(true / 2 + 0.5)
-                made = self.vgg(near / 2 + 0.5)
+                    real = self.vgg(target_window / 2 + 0.5)
+                made = self.vgg(window / 2 + 0.5)
                 terms["feature"] = torch.stack([(a - b).abs().mean() for a, b in zip(made, real, strict=True)]).mean()
                 if self.adversary is not None and stage + 1 >= config.disc_start_stage:
                     value, numbers[f"g_loss_{stage + 1}"] = self.adversary.generator_loss(stage, made)
