@@ -38,7 +38,7 @@ ARGUMENTS = {
 """What each script is called with."""
 
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-pytestmark = needs_bash
+pytestmark = [pytest.mark.integration, needs_bash]
 
 STAND_IN = """#!/bin/sh
 printf '%s\\0' "$0" "$@" end-of-command >> "$RECORD"

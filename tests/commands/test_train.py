@@ -18,6 +18,8 @@ from nextscale.upscale.nextscale import NextScale
 from reproduce.tables import FlatBaseline
 from tests.conftest import restoring_model, small_config
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 ABLATIONS = ROOT / "runs" / "ablations"
 DATA = ["--data", str(ROOT / "examples"), "--steps", "1", "--batch", "1", "--no-bf16"]

@@ -192,6 +192,7 @@ def test_positions_of_all_processes_are_those_of_one(monkeypatch: pytest.MonkeyP
     assert several == one == list(range(18))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_train_as_one(parallel: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"steps": 4, "grad_accum_steps": 2, "activation_checkpointing": True}
@@ -208,6 +209,7 @@ def test_two_processes_train_as_one(parallel: str, tmp_path: Path) -> None:
     assert torch.load(tmp_path / "two" / "final.pt", weights_only=True)["sharded"] is (parallel == "fsdp")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_train_the_transformer_as_one(parallel: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"steps": 3, "lr": 1e-3}
@@ -218,6 +220,7 @@ def test_two_processes_train_the_transformer_as_one(parallel: str, tmp_path: Pat
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.integration
 def test_a_sharded_run_resumes_in_one_process_and_the_other_way_round(tmp_path: Path) -> None:
     # A warm-up longer than the run does not depend on where the run ends.
     settings: dict[str, Any] = {"warmup": 100, "parallel": "fsdp"}
@@ -251,6 +254,7 @@ def test_one_process_needs_no_accelerate(tmp_path: Path, monkeypatch: pytest.Mon
 # -- resume ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_a_run_killed_at_random_moments_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path) -> None:
     settings = {"steps": 150, "save_minutes": 0.0, "log_every": 7}
     finish(program("toy", tmp_path / "whole", settings))

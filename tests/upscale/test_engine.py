@@ -270,6 +270,7 @@ def test_resume_leaves_out_what_is_done_and_redoes_what_changed(
     assert len(capsys.readouterr().out.splitlines()) == 5
 
 
+@pytest.mark.integration
 def test_a_killed_run_goes_on_without_redoing_or_losing_one(model_folder: Path, tmp_path: Path) -> None:
     source, out, state = folder(tmp_path / "in", 16, width=200, height=150), tmp_path / "out", tmp_path / "m.jsonl"
     arguments = command(model_folder, "-i", source, "-o", out, "--resume", "--manifest", state, "--json")
