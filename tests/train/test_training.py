@@ -244,6 +244,7 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
+@pytest.mark.integration
 def test_the_commands_chain_from_nothing_to_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
