@@ -123,9 +123,9 @@ def may_import(importer: str, name: str) -> bool:
 
 
 def module_of(name: str) -> str:
-    """The module that holds a name: model.decoder.Decoder -> model.decoder."""
+    """The module that holds a name: model.decoder.Decoder -> model.decoder, image.Picture -> image."""
     parts = name.split(".")
-    while parts and not source(".".join(parts)).is_file():
+    while parts and not (source(".".join(parts)).is_file() or PACKAGE.joinpath(*parts, "__init__.py").is_file()):
         parts.pop()
     return ".".join(parts)
 

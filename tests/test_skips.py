@@ -41,7 +41,12 @@ def outcome(folder: Path, listed: str, ci: str) -> tuple[int, str]:
     skipped = "import pytest\npytest.importorskip('no_such_package')\n"
     (folder / "tests" / "test_whole_file.py").write_text(skipped, encoding="utf-8")
     call = [sys.executable, "-m", "pytest", "-rs", "-p", "tests.skips", "-p", "no:cacheprovider", "--rootdir", "."]
-    environment = {"PYTHONPATH": str(ROOT), "NEXTSCALE_CI": ci, "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "NEXTSCALE_CI": ci,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
     call += [
         "--import-mode",
         "importlib",
