@@ -1,8 +1,7 @@
-"""Does the confidence map tell where a picture is wrong? Ranks of doubt against ranks of error, picture by picture.
+"""Rank correlation of a confidence map, or of the expected error, with the true error, picture by picture.
 
 Maps are H W: sureness in any unit (higher is surer), errors as the mean absolute difference of R, G and B in 8 bits.
-As a yardstick, the same numbers for a map that knows nothing of the model: the local contrast of the enlarged input,
-since whatever has detail is likelier to be wrong.
+The baseline is a map that needs no model: the local contrast of the enlarged input, since detail is where errors are.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ NUMBERS = {
 
 @dataclasses.dataclass(frozen=True)
 class ConfidenceStudy:
-    """What was found on a set."""
+    """The study's rows on a set."""
 
     bench: str
     rows: list[dict[str, Any]]
@@ -96,7 +95,7 @@ def study_confidence(
 
 
 def sureness_of(result: UpscaleResult, factor: float) -> Map:
-    """What the model says of a result: minus the error it expects, or, where it expects none, the confidence."""
+    """The model's own estimate: minus the expected error or, for models without one, the confidence."""
     expected = result.expected_error.get(factor)
     return result.confidence[factor].astype(np.float64) if expected is None else -expected.astype(np.float64)
 
@@ -116,7 +115,7 @@ def compare(sureness: Map, error: Map) -> dict[str, float]:
 def spearman(first: Map, second: Map) -> float:
     """Rank correlation of two arrays of one shape in [-1, 1]; equal values share their mean rank.
 
-    0 where either is constant: it tells nothing of the other.
+    0 where either is constant.
     """
     ranks = [_ranks(values) for values in (first, second)]
     ranks = [values - values.mean() for values in ranks]
@@ -157,7 +156,7 @@ def block_means(values: Map, side: int = BLOCK) -> Map:
 
 
 def smoothness(lr: Pixels, shape: tuple[int, ...]) -> Map:
-    """Less contrast is surer: minus the standard deviation of the enlarged input's luma around each pixel, H W."""
+    """The baseline: minus the standard deviation of the enlarged input's luma around each pixel, H W."""
     luma = images.resize(lr, (shape[1], shape[0])).astype(np.float64) @ np.array(BT601)
     variance = np.maximum(_box(luma**2) - _box(luma) ** 2, 0)
     out: Map = -np.sqrt(variance)

@@ -38,10 +38,10 @@ def _codes_alone() -> UpscaleFlags:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a report goes, and on what it runs."""
+    """Output, pictures and device of a report."""
 
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder (created) for report.md, table.json, images.csv and what is done so far, from which a stopped run goes on;
+    """Folder (created) for report.md, table.json, images.csv and the rows so far, from which a stopped run resumes;
     without it the report is only printed."""
     limit: int = 0
     """Only the first pictures by name (0: all)."""
@@ -63,7 +63,7 @@ class RunOptions:
         factors: tuple[float, ...] = (1.0, 2.0, 4.0),
         peers: tuple[str, ...] = (),
     ) -> Setting:
-        """What the tables share."""
+        """The settings that the tables share."""
         from reproduce.tables import Setting
 
         return Setting(score, self.bench(factors, peers), self.out, self.device, self.fp32, done)
@@ -243,14 +243,14 @@ class Table3(ScoredSet):
 
 @dataclass(frozen=True, kw_only=True)
 class Inference(ScoredSet):
-    """What inference alone changes: class on degraded and clean inputs, guidance, temperature, top-k, fidelity."""
+    """Compares settings of inference: class on degraded and clean inputs, guidance, temperature, top-k, fidelity."""
 
     model: Model = "tiny"
     """A shipped model's name, a model folder, or a hub id (owner/name)."""
     factors: Factors = (1.0, 2.0, 4.0)
     """Factors to score."""
     upscale: Upscaling = field(default_factory=UpscaleFlags)
-    """From what the variants differ."""
+    """Options from which the variants differ."""
 
     def run(self) -> int:
         from reproduce.tables import compare_variants, report_markdown
@@ -265,7 +265,7 @@ class Inference(ScoredSet):
 
 @dataclass(frozen=True, kw_only=True)
 class Confidence(OnSet):
-    """Does the confidence map tell where the picture is wrong? Rank correlation with the error, error by fifths."""
+    """Rank correlation of the confidence map (or expected error) with the true error, and the error by fifths."""
 
     model: Model = "tiny"
     """A shipped model's name, a model folder, or a hub id (owner/name)."""
@@ -422,7 +422,7 @@ def chosen(found: Sequence[Pair], wanted: Sequence[str], count: int) -> list[Pai
     """The pairs of these names, in this order, or the first ones.
 
     Raises:
-        OptionError: there is none of a name.
+        OptionError: the set has no picture of a name.
     """
     by_name = {pair.name: pair for pair in found}
     unknown = [name for name in wanted if name not in by_name]
@@ -439,7 +439,7 @@ def load(run: RunOptions, name: str) -> NextScale:
 
 
 def check_output(file: Path) -> None:
-    """Before the work is done: the figure can be written."""
+    """Check before the work that the figure can be written."""
     if file.suffix.lower() != ".png":
         raise OptionError(f"-o {file}: figures are PNG files; name one that ends with .png")
     try:

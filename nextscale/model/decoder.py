@@ -80,7 +80,7 @@ class Decoder(nn.Module):
     """VAR's decoder, one per stage.
 
     With a linear path, the network sees the codes' linear reconstruction pixel by pixel and corrects it. With a fusion
-    config, the image is a linear blend of the decoded image (w = 0) and the fused one (w = 1).
+    config, the image is a linear blend of the decoded image (fidelity 0) and the fused one (1).
     """
 
     def __init__(self, config: AutoencoderConfig, fusion: DecoderFusionConfig | None, factor: float) -> None:
