@@ -77,7 +77,7 @@ def counted(unit: str, line: Callable[[str], None], *, every: float = float("inf
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        columns = (BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}"))
+        columns = (BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}", markup=False))
         with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
             bar: Any = None
 
