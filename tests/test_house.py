@@ -244,14 +244,6 @@ def test_functions_fit_on_a_screen(path: Path) -> None:
     assert not long, f"{place}: more than 60 lines: {long}"
 
 
-@pytest.mark.parametrize("entry", LONG)
-def test_the_listed_long_functions_are_still_there(entry: str) -> None:
-    path, name = entry.split(":")
-    (node,) = (node for node in functions(ROOT / path) if node.name == name)
-    assert node.end_lineno
-    assert node.end_lineno - node.lineno >= 60
-
-
 @PACKAGE_FILES
 def test_imports_stand_at_the_top(path: Path) -> None:
     if path.parent.name == "commands" or path == PACKAGE / "__init__.py":  # they load torch, or everything, late
