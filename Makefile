@@ -1,8 +1,10 @@
 # Needs Python 3.10 or newer (3.11 for the exact versions in constraints.txt), pip and make; everything goes into .venv.
 #
 #   make demo        enlarge a photograph from examples/ into out/
-#   make test        set-up, lint, types, tests
-#   make test-slow   the tests that take long
+#   make test        set-up, lint, types, and the next two
+#   make test-unit          tests of the parts: about a minute
+#   make test-integration   tests of whole runs: browser, cluster, torchrun, recipes, commands on whole pictures
+#   make test-slow   tests that take many minutes, download or need weights; not in CI
 #   make check       lint and types only
 #   make clean       remove what was made, except .venv
 
@@ -14,13 +16,18 @@ CONSTRAINED := $(PIP) install --quiet -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-unit test-integration test-slow check clean
 
 demo: .venv/core.stamp
 	$(BIN)/python -m nextscale.demo
 
-test: check
-	scripts/test
+test: check test-unit test-integration
+
+test-unit: .venv/dev.stamp
+	scripts/test -m "not slow and not integration"
+
+test-integration: .venv/dev.stamp
+	scripts/test -m "integration and not slow"
 
 test-slow: .venv/dev.stamp
 	scripts/test -m slow

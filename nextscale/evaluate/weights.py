@@ -1,4 +1,4 @@
-"""Where the weights of the metrics come from, and what is said when they are nowhere.
+"""Finds or downloads the weights of the metrics.
 
 The folder named by the environment variable NEXTSCALE_WEIGHTS, then torch's hub cache, then a download of the official
 file into that cache. Without weights there is an error, never a number.
@@ -24,7 +24,7 @@ _TIMEOUT_SECONDS = 30
 
 
 class MissingWeights(NextScaleError):  # noqa: N818 - named for what the user lacks
-    """Weights of a metric that are nowhere to be found, cannot be downloaded, or are not what their name says."""
+    """Weights of a metric that are not found, cannot be downloaded, or have another checksum than their name says."""
 
 
 def user_folder() -> Path:
@@ -46,7 +46,7 @@ def official_file(url: str, *, also: Sequence[str] = ()) -> Path:
     """The file that `url` ends in, from the user's folder (there also under other names), the hub cache or the net.
 
     Raises:
-        MissingWeights: it is nowhere, and the download failed or is not what its name says.
+        MissingWeights: it is not found, and the download failed or has another checksum.
     """
     name = url.rsplit("/", 1)[1]
     user, cached = user_folder(), hub_folder() / name

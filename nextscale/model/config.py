@@ -177,15 +177,15 @@ class TaesdConfig:
 
 @dataclass(frozen=True)
 class DecoderFusionConfig:
-    """The branch that lends each decoder features of the degraded input (after CodeFormer, Zhou et al. 2022)."""
+    """The branch that gives each decoder features of the degraded input (after CodeFormer, Zhou et al. 2022)."""
 
     channels: int = 64
     blocks: int = 8
-    """Residual blocks on the input's features, for all stages."""
+    """Residual blocks on the input's features, shared by all stages."""
     stage_blocks: int = 4
-    """Further ones of each stage, after its codes have come in."""
+    """Residual blocks of each stage after the codes have joined the features."""
     refine: int = 0
-    """Further ones at the output's resolution, for factors above 1: without them, fine lines come out as dots."""
+    """Residual blocks at the output's resolution, for factors above 1: without them, fine lines turn into dots."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class RestorerConfig:
     convs: int = 32
     """Convolutions between the first and the head."""
     factors: tuple[int, ...] = (1, 2, 4)
-    """Output sides over the input's, each with a head of its own."""
+    """Enlargement factors, each with its own head."""
     grain_rank: int = 16
     """Rank of the change of each convolution that keeps the noise, mixed in by the denoise dial (0: no dial)."""
 
@@ -231,11 +231,11 @@ class FusionConfig:
     """The fusion of the codes with the restorer's features, per stage."""
 
     channels: int = 64
-    """Of what the codes say about the features."""
+    """Channels between the decoder's features and the scales and shifts made from them."""
     blocks: int = 3
-    """Residual blocks after it."""
+    """Residual blocks after the features have been scaled and shifted."""
     error_channels: int = 32
-    """Of the branch that expects the error."""
+    """Channels of the branch that predicts the error."""
 
 
 @dataclass(frozen=True)
@@ -249,14 +249,14 @@ class TransformerConfig:
     classes: int = 3
     """0 degraded, 1 clean, 2 class-free."""
     attention: Literal["causal", "step"] = field(default="causal", metadata=ADDED)
-    """What a token sees beside the prefix: its own step and all earlier ones (the paper), or its own alone (Switti):
-    the history then comes through the step's input map."""
+    """What a token attends to beside the prefix: its own step and all earlier ones (causal, the paper), or its own step
+    alone (step, Switti), where the earlier codes come in through the step's input map."""
     prefix: bool = field(default=True, metadata=ADDED)
     """Begin the sequence with the latent of the enlarged input (the paper)."""
     position_grid: int = 48
     shared_adaln: bool = False
     aligned_conditioning: bool = False
-    """Add to each step token a linear map of the input's latent of its stage, at its place (starts at zero)."""
+    """Add to each step token a linear map of the input's latent at the token's position (starts at zero)."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -265,7 +265,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole model: tokenizer and transformer, and beside them a restorer and the fusion of both."""
+    """A whole model: tokenizer, transformer and, in newer models, a restorer and fusions."""
 
     tokenizer: TokenizerConfig = TokenizerConfig()
     transformer: TransformerConfig = TransformerConfig()

@@ -17,15 +17,15 @@ ConfigT = TypeVar("ConfigT")
 
 
 ADDED: Mapping[str, Any] = types.MappingProxyType({"added": True})
-"""Metadata of a field that older files lack: it then has its default."""
+"""Metadata of a field that older files lack; it gets its default there."""
 
 
 ALIASES: Mapping[str, str] = types.MappingProxyType({"vocabulary": "codebook_size"})
-"""Older names of keys, which files of shipped models have, and today's."""
+"""Old key in the files of earlier models -> today's key."""
 
 
 def _renamed(data: Mapping[str, Any], known: AbstractSet[str]) -> dict[str, Any]:
-    """The data under today's names, where `known` has them."""
+    """The data with old keys replaced by today's, where `known` has those."""
     names = {
         old: new for old, new in ALIASES.items() if old in data and old not in known and new in known - data.keys()
     }

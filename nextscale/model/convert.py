@@ -68,7 +68,7 @@ def convert(
 
     Raises:
         ModelError: the file is damaged or of another kind.
-        OptionError: this part of this origin cannot be expressed.
+        OptionError: this part of this origin does not fit our models.
     """
     if (origin == "realesrgan") != (part == "restorer"):
         raise OptionError(
@@ -278,20 +278,7 @@ def _convert_transformer(state: State, target: Path, where: str) -> list[str]:
     ladder = model.tokenizer.ladder
     transformer = Transformer(model.transformer, ladder, head.shape[0], latent_channels)
     new = dict(transformer.state_dict())
-    taken = {
-        f"stack.blocks.{i}.{ours}": state.get(f"blocks.{i}.{theirs}")
-        for i in range(depth)
-        for theirs, ours in _BLOCK.items()
-    }
-    taken |= {
-        f"stack.{ours}.{kind}": state.get(f"{theirs}.{kind}")
-        for theirs, ours in _HEAD.items()
-        for kind in ("weight", "bias")
-    }
-    taken |= {f"word_embed.{kind}": state.get(f"word_embed.{kind}") for kind in ("weight", "bias")}
-    absent = [name for name, tensor in taken.items() if tensor is None]
-    if absent:
-        raise ModelError(f"{where}: not {what}: nothing for {absent[0]} ({len(absent)} tensors missing)")
+    taken = _unchanged(state, depth, where, what)
     rows = int(order.max()) + 1
     last = int((order == rows - 1).sum() ** 0.5 + 0.5)
     grid = positions[:, -last * last :].transpose(1, 2).reshape(1, width, last, last)
@@ -305,7 +292,7 @@ def _convert_transformer(state: State, target: Path, where: str) -> list[str]:
         "prefix_embed.weight": state["word_embed.weight"],
         "prefix_embed.bias": state["word_embed.bias"],
     }
-    load_state(transformer, new | {n: t for n, t in taken.items() if t is not None} | resized, where)
+    load_state(transformer, new | taken | resized, where)
     save_folder(target, "transformer", model, transformer.state_dict())
     fresh = sorted(set(new) - set(taken) - set(resized))
     return [
@@ -316,3 +303,17 @@ def _convert_transformer(state: State, target: Path, where: str) -> list[str]:
         f"newly initialised: level row of the prefix{''.join(', ' + name for name in fresh)}",
         f"written: {target}",
     ]
+
+
+def _unchanged(state: State, depth: int, where: str, what: str) -> State:
+    """The tensors of VAR's transformer that are taken as they are, under our names."""
+    names = {
+        f"stack.blocks.{i}.{ours}": f"blocks.{i}.{theirs}" for i in range(depth) for theirs, ours in _BLOCK.items()
+    }
+    for kind in ("weight", "bias"):
+        names |= {f"stack.{ours}.{kind}": f"{theirs}.{kind}" for theirs, ours in _HEAD.items()}
+        names[f"word_embed.{kind}"] = f"word_embed.{kind}"
+    absent = [ours for ours, theirs in names.items() if theirs not in state]
+    if absent:
+        raise ModelError(f"{where}: not {what}: nothing for {absent[0]} ({len(absent)} tensors missing)")
+    return {ours: state[theirs] for ours, theirs in names.items()}

@@ -55,12 +55,12 @@ class PlanConfig:
 
     @property
     def name(self) -> str:
-        """What to call the device."""
+        """The device's name in a plan."""
         return "given device" if self.tflops else self.device
 
     @property
     def hardware(self) -> Hardware:
-        """What these settings name; measures the CPU where that is asked for."""
+        """The device that these settings name; a CPU is measured."""
         found = HARDWARE[self.device] if self.device in HARDWARE else this_cpu()
         if self.tflops:
             found = replace(found, bf16=self.tflops, fp32=self.tflops / 2)

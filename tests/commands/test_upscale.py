@@ -725,6 +725,8 @@ def help_of(*words: str) -> subprocess.CompletedProcess[str]:
     code = f"""
 import sys, time
 from nextscale.commands.main import main
+
+pytestmark = pytest.mark.integration
 try:
     main({[*words, "--help"]!r})
 finally:

@@ -21,8 +21,7 @@ from nextscale.train.tasks.fusion import FusionTask
 from nextscale.train.tasks.reconstruction import ReconstructionTask
 from nextscale.train.tasks.restorer import RestorerTask
 from nextscale.train.terms import resampled_lpips, windows
-from tests.conftest import random_model
-from tests.model.test_fusion import restoring_model
+from tests.conftest import random_model, restoring_model
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from nextscale.console import lasting
 from nextscale.data.crops import Crops
 from nextscale.errors import OptionError
 from nextscale.model.config import FusionConfig, ModelConfig, RestorerConfig, paper
@@ -31,7 +32,6 @@ from nextscale.train.plan import (
     rates_of_sides,
     remedy,
     render,
-    span,
     tokens_per_sample,
     training_flops,
     training_flops_per_sample,
@@ -108,6 +108,7 @@ def kept_bytes(task: Planned, held: dict[int, Tensor]) -> torch.autograd.graph.s
     return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("training", TASKS)
 def test_a_real_step_has_the_flops_and_activations_that_are_planned(crops: Crops, training: Training) -> None:
     task = TASKS[training](crops)
@@ -131,6 +132,7 @@ def test_a_sample_of_paper_has_4476_tokens() -> None:
     assert tokens_per_sample(paper(), stages=1) == (1024, 116)
 
 
+@pytest.mark.integration
 def test_checkpointing_keeps_less_and_costs_time_and_not_model_flops() -> None:
     plain, again = (
         plan(plain_config(), "transformer", LoopConfig(activation_checkpointing=value), PlanConfig("h100"), sides=(64,))
@@ -154,6 +156,7 @@ def test_a_step_sees_batch_times_accumulation_times_processes() -> None:
     assert "100 epochs" in text(made)
 
 
+@pytest.mark.integration
 def test_larger_sides_take_fewer_samples() -> None:
     made = plan(plain_config(), "transformer", LoopConfig(batch=8), PlanConfig("a100-80"), sides=(64, 64, 64, 128))
     assert made.batches == {64: 8, 128: 2}
@@ -218,7 +221,7 @@ def test_this_cpu_is_measured() -> None:
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.5, "0.5 s"), (150, "2.5 min"), (9000, "2.5 h"), (216000, "2.5 days")])
 def test_times_are_said_in_their_unit(seconds: float, said: str) -> None:
-    assert span(seconds) == said
+    assert lasting(seconds) == said
 
 
 def test_the_fusion_trains_on_what_all_other_parts_say() -> None:

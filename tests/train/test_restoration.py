@@ -20,7 +20,7 @@ from nextscale.train.stream import Samples, Stream
 from nextscale.train.tasks.fusion import FusionTask
 from nextscale.train.tasks.restorer import RestorerTask, load_critic, save_critic, target_at
 from nextscale.train.terms import Terms
-from tests.model.test_fusion import restoring_model
+from tests.conftest import restoring_model
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
 CPU = torch.device("cpu")

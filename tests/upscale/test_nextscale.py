@@ -802,6 +802,7 @@ def laplacian(pixels: Array) -> float:
 
 
 @needs_tiny
+@pytest.mark.integration
 @pytest.mark.parametrize("factor", [1, 2, 4])
 def test_no_seam_shows_on_a_smooth_photograph(bands: Callable[[float, int], tuple[Array, Array]], factor: int) -> None:
     band, middle = bands(6.0, factor)
@@ -813,6 +814,7 @@ def test_no_seam_shows_on_a_smooth_photograph(bands: Callable[[float, int], tupl
 
 
 @needs_tiny
+@pytest.mark.integration
 @pytest.mark.parametrize("factor", [1, 2, 4])
 def test_overlaps_are_as_sharp_as_tiles_on_a_textured_photograph(
     bands: Callable[[float, int], tuple[Array, Array]], factor: int

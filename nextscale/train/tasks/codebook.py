@@ -41,7 +41,7 @@ class CodebookTask:
 
     def _latents(self, position: int, batch: int) -> list[Tensor]:
         targets = torch.from_numpy(self.crops.batch(position, batch)).to(self.used.device).float() / 127.5 - 1
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
             return self.model.stage_latents(targets, ladder=self.ladder)
 
     @torch.no_grad()

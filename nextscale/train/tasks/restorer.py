@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -90,34 +89,12 @@ class RestorerTask:
         numbers["loss"] = float(total.detach())
         return total, numbers
 
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-        """The critic's step, on the pictures of this one."""
-        del step, optimiser
-        return {} if self.adversary is None else self.adversary.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the weights: the critic."""
-        return {} if self.adversary is None else self.adversary.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.adversary is not None:
-            self.adversary.load_state_dict(state)
-
     @torch.no_grad()
-    def _validation_pictures(self, average: nn.Module) -> list[Tensor]:
+    def validation_pictures(self, average: nn.Module) -> list[Tensor]:
         assert self.validation is not None
         inputs = self.validation.inputs.contiguous(memory_format=torch.channels_last)
         parts = [average(part) for part in torch.split(inputs, 4)]
         return [torch.cat(pictures).clamp(-1, 1) for pictures in zip(*parts, strict=True)]
-
-    def validate(self, average: nn.Module) -> dict[str, float]:
-        """PSNR and LPIPS-alex of each factor's picture on the validation photographs, all noise removed."""
-        return {} if self.validation is None else self.validation.scores(self._validation_pictures(average))
-
-    def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
-        """Input, each factor and truth of the validation photographs."""
-        del step
-        return None if self.validation is None else self.validation.sheet(self._validation_pictures(average))
 
 
 def target_at(samples: Batch, side: int) -> Tensor:
