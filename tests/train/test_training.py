@@ -83,6 +83,7 @@ def test_soft_photographs_are_parts_of_the_crops_without_their_finest_detail(cro
     assert 0 < sum(kept) < 8
 
 
+@pytest.mark.integration
 def test_reconstruction_learns_and_keeps_the_quantiser(crops: Crops, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(small_config().tokenizer)

@@ -134,6 +134,7 @@ def sharing(watched: Watched) -> Engine:
     return Engine(model, share=True)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_pictures_share_batches_and_get_what_they_would_alone(model: NextScale, temperature: float) -> None:
     how = UpscaleOptions(scale=2, all_factors=True, confidence=True, temperature=temperature)
@@ -249,6 +250,7 @@ def test_folders_inside_folders_keep_their_places(
     assert found == ["00_x1.png", "deep/er/00_x1.png", "deep/er/01_x1.png"]
 
 
+@pytest.mark.integration
 def test_resume_leaves_out_what_is_done_and_redoes_what_changed(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -244,6 +244,7 @@ def check_codes(model: NextScale, how: UpscaleOptions) -> None:
             assert torch.equal(got, want)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("how", [options(), options(scale=2, temperature=1, top_k=20, seed=5)], ids=["greedy", "drawn"])
 def test_codes_do_not_depend_on_batch_or_order(model: NextScale, how: UpscaleOptions) -> None:
     check_codes(model, how)
@@ -276,6 +277,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_others(model: NextScale)
     assert not np.array_equal(first.rgb, model.upscale(photo, how(temperature=0.0)).picture.rgb)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_result_does_not_depend_on_the_tile_batch(model: NextScale, temperature: float) -> None:
     """The codes are equal; a convolution over another batch may round a pixel the other way."""
@@ -324,6 +326,7 @@ def test_one_tile_streams_x1_x2_x4(model: NextScale) -> None:
     assert check_stream(model, smooth(90, 120), 4) == [(1, True), (2, True), (4, True)]
 
 
+@pytest.mark.integration
 def test_several_tiles_stream_canvases_that_fill(model: NextScale) -> None:
     photo = smooth(128, 230)
     batches = options(tile_batch=1)
@@ -624,6 +627,7 @@ def hungry(model: NextScale, monkeypatch: pytest.MonkeyPatch, room: int, *, late
     return tried
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("late", [False, True])
 def test_out_of_memory_means_smaller_batches_and_the_same_bytes(
     model: NextScale, monkeypatch: pytest.MonkeyPatch, late: bool
