@@ -192,6 +192,7 @@ def test_another_pictures_error_is_its_own(model: NextScale) -> None:
     assert out["good"].picture.size == (40, 30)
 
 
+@pytest.mark.integration
 def test_a_shared_engine_restores_a_folder(model: NextScale) -> None:
     engine = Engine(model, share=True)
 
@@ -206,6 +207,7 @@ def test_a_shared_engine_restores_a_folder(model: NextScale) -> None:
 # -- models with a restorer and fusions --------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("how", [{}, {"fast": True}], ids=["fused", "fast"])
 def test_a_restoring_model_gives_a_folder_what_it_gives_single_pictures(
     restoring_folder: Path, tmp_path: Path, how: dict[str, Any]
@@ -238,6 +240,7 @@ def test_a_restoring_model_shares_batches_and_keeps_its_expected_error(restoring
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_folders_inside_folders_keep_their_places(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -124,6 +124,7 @@ def test_the_output_is_exactly_scale_times_the_input(enlarger: NextScale, size: 
     assert result.confidence[scale].shape == (height, width)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("size", "scale"), [((1, 1), 4), ((1, 140), 2), ((129, 127), 1), ((129, 60), 3), ((9, 7), 8)])
 def test_so_it_is_with_the_real_network(model: NextScale, size: tuple[int, int], scale: float) -> None:
     assert model.upscale(noise(*size, 3), options(scale=scale)).picture.size == (size[1] * scale, size[0] * scale)
@@ -459,6 +460,7 @@ def test_the_confidence_map_comes_only_when_asked_for(model: NextScale) -> None:
     assert model.upscale(smooth(30, 30), options(all_factors=True)).confidence == {}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("scale", [2, 3, 5])
 def test_every_picture_has_a_confidence_map_of_its_size(model: NextScale, scale: int) -> None:
     result = model.upscale(smooth(30, 50), options(scale=scale, all_factors=True, confidence=True))
@@ -487,6 +489,7 @@ def test_a_cascade_is_as_sure_as_its_least_sure_pass(enlarger: NextScale) -> Non
 # ---- what goes in ----
 
 
+@pytest.mark.integration
 def test_arrays_tensors_pillow_images_and_paths_mean_the_same(model: NextScale, tmp_path: Path) -> None:
     rgb = smooth(30, 40)
     Image.fromarray(rgb).save(tmp_path / "a.png")
