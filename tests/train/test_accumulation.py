@@ -44,6 +44,7 @@ def fusion() -> FusionTask:
     return FusionTask(restoring_model(untrained=False), samples, config)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("make", [reconstruction, restorer, fusion])
 def test_two_accumulated_batches_are_one_of_twice_the_size(make: Callable[[], Any]) -> None:
     def step(batch: int, count: int) -> tuple[float, list[Tensor]]:

@@ -46,6 +46,7 @@ def rippled(pictures: Tensor) -> Tensor:
     return pictures + 0.3 * ((place[:, None] + place) % 2 * 2 - 1)
 
 
+@pytest.mark.integration
 def test_the_critic_learns_to_tell_rippled_pictures_and_leads_away_from_them(photographs: Tensor) -> None:
     features = RandomFeatures(("conv1_2", "conv2_2", "conv3_1"))
     adversary = Adversary(2, (64, 128, 256), 2e-3, photographs.device)

@@ -185,6 +185,7 @@ def test_fsdp_divides_weights_and_optimiser() -> None:
     ("batch", "memory_gib", "advice"),
     [(1, 80, ""), (64, 1.1, "--activation-checkpointing"), (1, 0.5, "--parallel fsdp")],
 )
+@pytest.mark.integration
 def test_whether_it_fits_is_told_with_the_remedy(batch: int, memory_gib: float, advice: str) -> None:
     made = plan(
         plain_config(),
@@ -224,6 +225,7 @@ def test_times_are_said_in_their_unit(seconds: float, said: str) -> None:
     assert lasting(seconds) == said
 
 
+@pytest.mark.integration
 def test_the_fusion_trains_on_what_all_other_parts_say() -> None:
     parts = pieces(whole_config(), "fusion", 64)
     assert {part.name: part.passes for part in parts} == {"tokenizer": 1, "transformer": 1, "restorer": 1, "fusions": 3}

@@ -92,6 +92,7 @@ def test_the_target_at_a_factor_is_the_area_mean_plus_the_kept_noise() -> None:
     assert target_at(batch, 64).shape == (2, 3, 64, 64)
 
 
+@pytest.mark.integration
 def test_the_restorer_learns_and_resumes_exactly(tmp_path: Path) -> None:
     loop = LoopConfig(steps=12, batch=2, lr=3e-3, warmup=1, bf16=False, ema=0.5, save_minutes=0)
 
@@ -114,6 +115,7 @@ def test_the_restorer_learns_and_resumes_exactly(tmp_path: Path) -> None:
     assert np.mean(values[-20:]) < 0.9 * np.mean(values[:20])
 
 
+@pytest.mark.integration
 def test_a_critic_that_guesses_has_no_say_and_one_that_knows_has_all(tmp_path: Path) -> None:
     adversary = Adversary(1, (3,), 1e-3, CPU, by_accuracy=True)
     real, made = [torch.ones(4, 3, 32, 32)], [torch.zeros(4, 3, 32, 32, requires_grad=True)]
@@ -137,6 +139,7 @@ def test_a_critic_that_guesses_has_no_say_and_one_that_knows_has_all(tmp_path: P
     )
 
 
+@pytest.mark.integration
 def test_the_fusion_trains_alone_and_remembers_its_predictions() -> None:
     plain = {f.name: getattr(PLAIN, f.name) for f in dataclasses.fields(PLAIN)} | {"side": 64, "presets": ("stablesr",)}
     config = FusionTrainingConfig(**plain, predicted=1.0, predicted_after=0, cycle=4)

@@ -83,6 +83,7 @@ def test_soft_photographs_are_parts_of_the_crops_without_their_finest_detail(cro
     assert 0 < sum(kept) < 8
 
 
+@pytest.mark.integration
 def test_reconstruction_learns_and_keeps_the_quantiser(crops: Crops, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(small_config().tokenizer)
@@ -113,6 +114,7 @@ def test_decoder_training_freezes_the_encoder(crops: Crops, tmp_path: Path) -> N
     assert all(torch.equal(tensor, before[name]) for name, tensor in tokenizer.encoder.state_dict().items())
 
 
+@pytest.mark.integration
 def test_the_codebook_lowers_its_error_from_k_means(crops: Crops, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(small_config().tokenizer)
@@ -127,6 +129,7 @@ def test_the_codebook_lowers_its_error_from_k_means(crops: Crops, tmp_path: Path
     assert {"perplexity_1", "perplexity_10", "usage", "l2_3"} <= set(rows(tmp_path)[0])
 
 
+@pytest.mark.integration
 def test_the_transformer_learns_codes_and_logs_each_step(crops: Crops, tmp_path: Path) -> None:
     model = random_model()
     transformer = model.transformer.requires_grad_(True)
@@ -196,6 +199,7 @@ def test_the_vocabulary_trains_with_the_decoders_where_asked(crops: Crops, tmp_p
     assert not torch.equal(tokenizer.quantizer.codebook.weight, before)
 
 
+@pytest.mark.integration
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(crops: Crops, tmp_path: Path) -> None:
     def run(folder: Path, steps: int) -> dict[str, Tensor]:
         model = random_model()

@@ -134,6 +134,7 @@ def sharing(watched: Watched) -> Engine:
     return Engine(model, share=True)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_pictures_share_batches_and_get_what_they_would_alone(model: NextScale, temperature: float) -> None:
     how = UpscaleOptions(scale=2, all_factors=True, confidence=True, temperature=temperature)
@@ -191,6 +192,7 @@ def test_another_pictures_error_is_its_own(model: NextScale) -> None:
     assert out["good"].picture.size == (40, 30)
 
 
+@pytest.mark.integration
 def test_a_shared_engine_restores_a_folder(model: NextScale) -> None:
     engine = Engine(model, share=True)
 
@@ -205,6 +207,7 @@ def test_a_shared_engine_restores_a_folder(model: NextScale) -> None:
 # -- models with a restorer and fusions --------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("how", [{}, {"fast": True}], ids=["fused", "fast"])
 def test_a_restoring_model_gives_a_folder_what_it_gives_single_pictures(
     restoring_folder: Path, tmp_path: Path, how: dict[str, Any]
@@ -237,6 +240,7 @@ def test_a_restoring_model_shares_batches_and_keeps_its_expected_error(restoring
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_folders_inside_folders_keep_their_places(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,6 +253,7 @@ def test_folders_inside_folders_keep_their_places(
     assert found == ["00_x1.png", "deep/er/00_x1.png", "deep/er/01_x1.png"]
 
 
+@pytest.mark.integration
 def test_resume_leaves_out_what_is_done_and_redoes_what_changed(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

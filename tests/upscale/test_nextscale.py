@@ -124,6 +124,7 @@ def test_the_output_is_exactly_scale_times_the_input(enlarger: NextScale, size: 
     assert result.confidence[scale].shape == (height, width)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("size", "scale"), [((1, 1), 4), ((1, 140), 2), ((129, 127), 1), ((129, 60), 3), ((9, 7), 8)])
 def test_so_it_is_with_the_real_network(model: NextScale, size: tuple[int, int], scale: float) -> None:
     assert model.upscale(noise(*size, 3), options(scale=scale)).picture.size == (size[1] * scale, size[0] * scale)
@@ -244,6 +245,7 @@ def check_codes(model: NextScale, how: UpscaleOptions) -> None:
             assert torch.equal(got, want)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("how", [options(), options(scale=2, temperature=1, top_k=20, seed=5)], ids=["greedy", "drawn"])
 def test_codes_do_not_depend_on_batch_or_order(model: NextScale, how: UpscaleOptions) -> None:
     check_codes(model, how)
@@ -276,6 +278,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_others(model: NextScale)
     assert not np.array_equal(first.rgb, model.upscale(photo, how(temperature=0.0)).picture.rgb)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_result_does_not_depend_on_the_tile_batch(model: NextScale, temperature: float) -> None:
     """The codes are equal; a convolution over another batch may round a pixel the other way."""
@@ -324,6 +327,7 @@ def test_one_tile_streams_x1_x2_x4(model: NextScale) -> None:
     assert check_stream(model, smooth(90, 120), 4) == [(1, True), (2, True), (4, True)]
 
 
+@pytest.mark.integration
 def test_several_tiles_stream_canvases_that_fill(model: NextScale) -> None:
     photo = smooth(128, 230)
     batches = options(tile_batch=1)
@@ -456,6 +460,7 @@ def test_the_confidence_map_comes_only_when_asked_for(model: NextScale) -> None:
     assert model.upscale(smooth(30, 30), options(all_factors=True)).confidence == {}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("scale", [2, 3, 5])
 def test_every_picture_has_a_confidence_map_of_its_size(model: NextScale, scale: int) -> None:
     result = model.upscale(smooth(30, 50), options(scale=scale, all_factors=True, confidence=True))
@@ -484,6 +489,7 @@ def test_a_cascade_is_as_sure_as_its_least_sure_pass(enlarger: NextScale) -> Non
 # ---- what goes in ----
 
 
+@pytest.mark.integration
 def test_arrays_tensors_pillow_images_and_paths_mean_the_same(model: NextScale, tmp_path: Path) -> None:
     rgb = smooth(30, 40)
     Image.fromarray(rgb).save(tmp_path / "a.png")
@@ -624,6 +630,7 @@ def hungry(model: NextScale, monkeypatch: pytest.MonkeyPatch, room: int, *, late
     return tried
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("late", [False, True])
 def test_out_of_memory_means_smaller_batches_and_the_same_bytes(
     model: NextScale, monkeypatch: pytest.MonkeyPatch, late: bool

@@ -73,6 +73,7 @@ def bicubic_row(dataset: str, factor: int, num_pairs: int | None) -> list[float]
     return [metric.mean().item() for metric in (psnr(pred, target), ssim(pred, target), distance)]
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize(("dataset", "factor", "row", "_"), BICUBIC)
 def test_bicubic_on_four_pairs(dataset: str, factor: int, row: tuple[float, ...], _: object) -> None:
