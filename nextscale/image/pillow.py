@@ -1,0 +1,93 @@
+"""Pictures by Pillow: every format of 8 bits."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Final
+
+import numpy as np
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+    features,
+)
+
+from nextscale.errors import ImageError
+from nextscale.image.guard import check_size
+from nextscale.image.picture import Array, split_channels
+
+_PLUGINS: Final[dict[str, type[ImageFile.ImageFile]]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,  # also a phone's JPEG with gain maps behind it (MPO): the first picture
+    "PNG": PngImagePlugin.PngImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+}
+
+
+def open_by_pillow(form: str, data: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    """Parse the header by the format's own class: `Image.open` would check the size against a global."""
+    if form in ("WebP", "AVIF") and not features.check(form.lower()):
+        raise ImageError(f"this Pillow was built without {form}; pip install --upgrade pillow")
+    try:
+        im = _PLUGINS[form](io.BytesIO(data))
+    except Exception:
+        if form != "AVIF" or b"Exif" not in data:
+            raise
+        im = _PLUGINS[form](io.BytesIO(data.replace(b"Exif", b"none")))  # libavif fails on a malformed EXIF item
+    check_size(im.size, max_pixels)
+    if form != "TIFF" and getattr(im, "is_animated", False):
+        raise ImageError(f"this {form} is animated; save one frame of it as a picture")
+    return im
+
+
+def samples_of(im: Image.Image, icc: bytes | None, depth: int = 8) -> tuple[Array, Array | None, bytes | None]:
+    """Pillow image -> (rgb H W C, alpha H W | None, profile that fits). `depth` is a PNG's own bit depth."""
+    key = im.info.get("transparency") if im.mode in ("1", "L", "RGB") else None
+    if im.mode in ("P", "PA"):
+        im = im.convert("RGBA" if im.has_transparency_data else "RGB")
+    elif im.mode == "1":
+        im = im.convert("L")
+    elif im.mode in ("CMYK", "LAB"):
+        im, icc = _to_srgb(im, icc), None
+    elif im.mode not in ("L", "LA", "RGB", "RGBA", "I;16", "I;16B"):
+        im = im.convert({"La": "LA", "RGBa": "RGBA"}.get(im.mode, "RGB"))
+    samples = np.array(im, np.uint16 if im.mode.startswith("I;16") else np.uint8)
+    samples = samples.reshape(*samples.shape[:2], -1)
+    if key is not None and im.mode == "L" and depth < 8:
+        key = min(key * 255 // (2**depth - 1), 255)  # Pillow spreads the samples over eight bits, but not the key
+    return split_channels(samples, icc, key)
+
+
+def _to_srgb(im: Image.Image, icc: bytes | None) -> Image.Image:
+    """CMYK through its own profile where that is sound, else plainly; Lab by definition. The result is sRGB."""
+    srgb = ImageCms.createProfile("sRGB")
+    if im.mode == "LAB":
+        converted = ImageCms.profileToProfile(im, ImageCms.createProfile("LAB"), srgb, outputMode="RGB")
+        assert converted is not None
+        return converted
+    if icc and icc[16:20] == b"CMYK":
+        with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError):
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+            converted = ImageCms.profileToProfile(
+                im,
+                profile,
+                srgb,
+                renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+                outputMode="RGB",
+                flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            )
+            if converted is not None:
+                return converted
+    return im.convert("RGB")
