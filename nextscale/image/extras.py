@@ -11,7 +11,8 @@ import numpy as np
 from nextscale.errors import ImageError
 from nextscale.image.picture import Array
 
-_EXTRA: Final = "16-bit pictures need an extra; pip install 'nextscale[depth16]'"
+_EXTRA: Final = "pictures of more than 8 bits per channel need an extra; pip install 'nextscale[depth16]'"
+_OPENCV_SIDE: Final = 1 << 20
 
 
 def extra(name: str) -> ModuleType:
@@ -23,6 +24,8 @@ def extra(name: str) -> ModuleType:
 
 def by_opencv(cv2: ModuleType, data: bytes, size: tuple[int, int], channels: int) -> Array:
     """uint16 H W C in RGB(A) order, or `ImageError` where OpenCV gives anything else."""
+    if max(size) > _OPENCV_SIDE:
+        raise ImageError(f"16-bit pictures are read up to {_OPENCV_SIDE} pixels a side; crop it first")
     log = cv2.utils.logging
     level = log.setLogLevel(log.LOG_LEVEL_SILENT)
     try:

@@ -1,20 +1,37 @@
-"""What keeps decoders in bounds: limits, silence, and every failure in one line "reason; remedy"."""
+"""What keeps decoders in bounds: budgets, silence, and every failure in one line "reason; remedy"."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import threading
 import warnings
 from collections.abc import Iterator
 from typing import Final
 
+from PIL import Image
+
 from nextscale.errors import ImageError
 
 NO_MEMORY: Final = "there is not enough memory for it; close other programs or use a smaller picture"
 TRUNCATED: Final = "the file is truncated; copy or download it again"
+DAMAGED: Final = "the file is damaged; copy or download it again"
 MAX_RATIO: Final = {1: 1, 5: 2000, 8: 1100, 32946: 1100}  # none, LZW, Deflate: no stream expands further
+MAX_PROFILE: Final = 1 << 24
+"""Bytes of an ICC profile or an XMP packet; what is larger is no description of a picture."""
+
+
+def _silence_libtiff() -> None:
+    """Pillow mutes libtiff's warnings but not its errors, which it raises as well. Where the library has no such name
+    to find (it is a part of Pillow's own on Windows), they still reach stderr."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+
+
+_silence_libtiff()
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it finds odd is no news to the user
+
 _quiet_lock = threading.Lock()
 _quiet_depth = 0
 _quiet_filters = contextlib.ExitStack()

@@ -27,16 +27,32 @@ SUFFIXES: Final = (*WRITE_FORMATS, ".gif")
 MAX_PIXELS: Final = 512_000_000
 
 
+@dataclass(frozen=True)
+class Description:
+    """What describes a picture beside its pixels; the fields are those of `Picture`."""
+
+    icc: bytes | None = None
+    exif: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    xmp: bytes | None = None
+    cicp: tuple[int, int] | None = None
+    texts: tuple[tuple[bytes, bytes], ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """One picture in memory, upright, colours not premultiplied by alpha.
 
     rgb: H W 3, or H W 1 for grey; uint8 or uint16.
     alpha: H W of the same dtype (0 = transparent), or None.
-    icc: a profile that fits the pixels (grey or RGB), or None for sRGB.
+    icc: a profile that fits the pixels (grey or RGB), or None for sRGB (or what `cicp` says).
     exif: "Exif\\0\\0" + TIFF block with orientation 1 and without thumbnail, or None.
     lossless: whether the source file kept its pixels exactly.
     format: name of the source format ("PNG", "JPEG", "WebP", "TIFF", "BMP", "AVIF", "GIF").
+    dpi: pixels per inch (across, down) at which it is to be printed, or None.
+    xmp: an XMP packet that describes the upright picture, or None.
+    cicp: of a picture in HDR, its colour primaries and transfer function by the numbers of ITU-T H.273; else None.
+    texts: text chunks of a PNG as they are stored, (kind, content).
     """
 
     rgb: Array
@@ -45,6 +61,10 @@ class Picture:
     exif: bytes | None = field(default=None, repr=False)
     lossless: bool = True
     format: str = "PNG"
+    dpi: tuple[float, float] | None = None
+    xmp: bytes | None = field(default=None, repr=False)
+    cicp: tuple[int, int] | None = None
+    texts: tuple[tuple[bytes, bytes], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.rgb.ndim != 3 or self.rgb.shape[2] not in (1, 3) or not self.rgb.size:
@@ -94,19 +114,16 @@ def icc_fits(icc: bytes | None, colours: int) -> bool:
 
 
 def upright(
-    rgb: Array,
-    alpha: Array | None,
-    orientation: int,
-    icc: bytes | None,
-    exif: bytes | None,
-    lossless: bool,
-    form: str,
+    rgb: Array, alpha: Array | None, orientation: int, about: Description, *, lossless: bool, form: str
 ) -> Picture:
+    """A picture of stored pixels and the EXIF orientation (1 to 8) that they are stored in."""
     turn = TURNS.get(orientation)
+    dpi = about.dpi
     if turn is not None:
         rgb = np.ascontiguousarray(turn(rgb))
         alpha = None if alpha is None else np.ascontiguousarray(turn(alpha))
-    return Picture(rgb, alpha, icc, exif, lossless, form)
+        dpi = dpi[::-1] if dpi is not None and orientation >= 5 else dpi
+    return Picture(rgb, alpha, lossless=lossless, format=form, **(vars(about) | {"dpi": dpi}))
 
 
 TURNS: Final[dict[int, Callable[[Array], Array]]] = {

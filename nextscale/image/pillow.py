@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -15,19 +16,20 @@ from PIL import (
     ImageCms,
     ImageFile,
     JpegImagePlugin,
-    PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
     features,
 )
 
 from nextscale.errors import ImageError
-from nextscale.image.guard import check_size
+from nextscale.image.avif import check_avif, without_bad_exif
+from nextscale.image.gif import lean_gif
+from nextscale.image.guard import TRUNCATED, check_size
+from nextscale.image.jpeg import lean_jpeg
 from nextscale.image.picture import Array, split_channels
 
 _PLUGINS: Final[dict[str, type[ImageFile.ImageFile]]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,  # also a phone's JPEG with gain maps behind it (MPO): the first picture
-    "PNG": PngImagePlugin.PngImageFile,
     "WebP": WebPImagePlugin.WebPImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
@@ -37,19 +39,42 @@ _PLUGINS: Final[dict[str, type[ImageFile.ImageFile]]] = {
 
 
 def open_by_pillow(form: str, data: bytes, max_pixels: int) -> ImageFile.ImageFile:
-    """Parse the header by the format's own class: `Image.open` would check the size against a global."""
+    """Parse the header by the format's own class: `Image.open` would check the size against a global.
+
+    Every format first loses what would take more time or memory than its bytes and pixels.
+    """
     if form in ("WebP", "AVIF") and not features.check(form.lower()):
         raise ImageError(f"this Pillow was built without {form}; pip install --upgrade pillow")
-    try:
-        im = _PLUGINS[form](io.BytesIO(data))
-    except Exception:
-        if form != "AVIF" or b"Exif" not in data:
-            raise
-        im = _PLUGINS[form](io.BytesIO(data.replace(b"Exif", b"none")))  # libavif fails on a malformed EXIF item
+    im = _PLUGINS[form](io.BytesIO(_LEAN[form](data))) if form in _LEAN else _PLUGINS[form](io.BytesIO(data))
     check_size(im.size, max_pixels)
+    if form == "BMP":
+        _check_runs(data, im.size)
     if form != "TIFF" and getattr(im, "is_animated", False):
         raise ImageError(f"this {form} is animated; save one frame of it as a picture")
     return im
+
+
+def _lean_avif(data: bytes) -> bytes:
+    """The file with no EXIF that takes long to read or that libavif fails on."""
+    check_avif(data)
+    data = without_bad_exif(data)
+    try:
+        _PLUGINS["AVIF"](io.BytesIO(data))
+    except Exception:
+        return data.replace(b"Exif", b"none")
+    return data
+
+
+_LEAN: Final[dict[str, Callable[[bytes], bytes]]] = {"JPEG": lean_jpeg, "GIF": lean_gif, "AVIF": _lean_avif}
+_RUN_LENGTHS: Final = (1, 2)
+_MAX_RUN: Final = 128
+"""Pixels a byte of run lengths: two bytes stand for at most 255."""
+
+
+def _check_runs(data: bytes, size: tuple[int, int]) -> None:
+    """Run lengths can skip any number of pixels, which Pillow fills one by one."""
+    if int.from_bytes(data[30:34], "little") in _RUN_LENGTHS and size[0] * size[1] > len(data) * _MAX_RUN:
+        raise ImageError(TRUNCATED)
 
 
 def samples_of(im: Image.Image, icc: bytes | None, depth: int = 8) -> tuple[Array, Array | None, bytes | None]:

@@ -10,18 +10,26 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from nextscale.errors import ImageError
+from nextscale.image.avif import code_points, depth_of
+from nextscale.image.color import from_cicp
+from nextscale.image.extras import by_opencv, extra
 from nextscale.image.guard import NO_MEMORY, TRUNCATED, one_line, quiet
-from nextscale.image.metadata import read_exif
-from nextscale.image.picture import MAX_PIXELS, SUFFIXES, Picture, upright
+from nextscale.image.metadata import describe, exif_of
+from nextscale.image.picture import MAX_PIXELS, SUFFIXES, Array, Picture, split_channels, upright
 from nextscale.image.pillow import open_by_pillow, samples_of
-from nextscale.image.png16 import decode_png16
-from nextscale.image.tiff import decode_tiff
+from nextscale.image.png import decode_png, png_header
+from nextscale.image.tiff import decode_tiff, tiff_header
+
+T = TypeVar("T")
+_NO_LIMIT: Final = 1 << 62
 
 
 def read(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -52,6 +60,20 @@ def decode_bytes(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
     return _guarded(lambda: _decode(data, max_pixels))
 
 
+def read_header(data: bytes) -> tuple[tuple[int, int], int]:
+    """(width, height) and bits per channel by the header of a file's bytes; `ImageError` as `decode_bytes`."""
+
+    def look() -> tuple[tuple[int, int], int]:
+        form = _sniff(data)
+        if form == "TIFF":
+            return tiff_header(data)
+        if form == "PNG":
+            return png_header(data)
+        return open_by_pillow(form, data, _NO_LIMIT).size, depth_of(data) if form == "AVIF" else 8
+
+    return _guarded(look)
+
+
 def from_pil(im: Image.Image) -> Picture:
     """A Pillow image, as if read from a file: upright, with its alpha, ICC profile and EXIF."""
 
@@ -60,13 +82,13 @@ def from_pil(im: Image.Image) -> Picture:
         if im.mode in ("I", "F"):
             raise ImageError(f"a Pillow image of mode {im.mode} has no fixed range; convert it to I;16, L or RGB first")
         rgb, alpha, icc = samples_of(im, im.info.get("icc_profile"))
-        orientation, exif = read_exif(im.getexif)
-        return upright(rgb, alpha, orientation, icc, exif, True, im.format or "Pillow")
+        orientation, exif = exif_of(im)
+        return upright(rgb, alpha, orientation, describe(im, icc, exif), lossless=True, form=im.format or "Pillow")
 
     return _guarded(convert)
 
 
-def _guarded(decode: Callable[[], Picture]) -> Picture:
+def _guarded(decode: Callable[[], T]) -> T:
     try:
         with quiet():
             return decode()
@@ -128,15 +150,30 @@ def _decode(data: bytes, max_pixels: int) -> Picture:
     form = _sniff(data)
     if form == "TIFF":
         return decode_tiff(data, max_pixels)
-    if form == "PNG" and data[24:25] == b"\x10":
-        return decode_png16(data, max_pixels)
+    if form == "PNG":
+        return decode_png(data, max_pixels)
     im = open_by_pillow(form, data, max_pixels)
-    im.load()
-    depth = data[24] if form == "PNG" else 8
-    rgb, alpha, icc = samples_of(im, im.info.get("icc_profile"), depth)
-    orientation, exif = read_exif(im.getexif)
-    lossless = form in ("PNG", "BMP", "GIF") or (form == "WebP" and _is_lossless_webp(data))
-    return upright(rgb, alpha, orientation, icc, exif, lossless, form)
+    numbers = code_points(data) if form == "AVIF" else None
+    orientation, exif = exif_of(im)
+    if form == "AVIF" and depth_of(data) > 8:
+        rgb, alpha, icc = _deep_avif(data, im)
+    else:
+        im.load()
+        rgb, alpha, icc = samples_of(im, im.info.get("icc_profile"))
+    about = describe(im, icc, exif)
+    if numbers and icc is None:
+        profile, cicp = from_cicp(*numbers, grey=rgb.shape[2] == 1)
+        about = replace(about, icc=profile, cicp=cicp)
+    lossless = form in ("BMP", "GIF") or (form == "WebP" and _is_lossless_webp(data))
+    return upright(rgb, alpha, orientation, about, lossless=lossless, form=form)
+
+
+def _deep_avif(data: bytes, im: Image.Image) -> tuple[Array, Array | None, bytes | None]:
+    """10 or 12 bits, which Pillow would reduce to 8, spread over 16."""
+    full = (1 << depth_of(data)) - 1
+    samples = by_opencv(extra("cv2"), data, im.size, len(im.getbands()))
+    samples = ((samples.astype(np.uint32) * 65535 + full // 2) // full).astype(np.uint16)
+    return split_channels(samples, im.info.get("icc_profile"))
 
 
 def _is_lossless_webp(data: bytes) -> bool:

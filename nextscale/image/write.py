@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,13 +18,18 @@ from PIL import Image, features
 
 from nextscale.errors import ImageError, OptionError
 from nextscale.files import check_writable, write_atomic
+from nextscale.image.color import to_srgb
 from nextscale.image.guard import one_line, quiet
 from nextscale.image.metadata import exif_to_write
-from nextscale.image.picture import WRITE_FORMATS, Picture, icc_fits, stacked
-from nextscale.image.png16 import encode_png16
+from nextscale.image.picture import WRITE_FORMATS, Array, Picture, icc_fits, stacked
+from nextscale.image.png import encode_png16, with_description
+from nextscale.image.read import read_header
 from nextscale.image.tiff import encode_tiff
 
-_SIDE_LIMIT: Final = {"JPEG": 65500, "WebP": 16383, "AVIF": 65536}
+# What decoders read: libjpeg, libwebp and libavif as Pillow and browsers have them. Encoders go further.
+_SIDE_LIMIT: Final = {"JPEG": 65500, "WebP": 16383, "AVIF": 32768}
+_PIXEL_LIMIT: Final = {"AVIF": 1 << 28}
+_SEGMENT, _JPEG_XMP = 65533, 65500
 _DEEP: Final = ("PNG", "TIFF")
 _ALPHA: Final = ("PNG", "TIFF", "WebP", "AVIF")
 
@@ -46,26 +52,32 @@ def encode_bytes(picture: Picture, suffix: str, *, quality: int = 95, lossless: 
     """The bytes of a file with that suffix (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif").
 
     PNG, TIFF and BMP are always exact; `quality` (1 to 100) is for JPEG (4:4:4), WebP and AVIF; `lossless` makes WebP
-    exact and changes no other format. WebP and AVIF store grey as RGB; BMP holds neither ICC nor EXIF.
-    Raises `ImageError` for 16 bits anywhere but in PNG and TIFF, for alpha in JPEG and BMP, and for sides that are
-    too long; `OptionError` for a bad `quality`.
+    exact and changes no other format. WebP and AVIF store grey as RGB; BMP holds neither EXIF nor XMP, and takes
+    sRGB for a profile. The header is read back before the bytes are returned.
+    Raises `ImageError` for 16 bits anywhere but in PNG and TIFF, for alpha in JPEG and BMP, for HDR anywhere but in
+    PNG, and for sizes that decoders refuse; `OptionError` for a bad `quality`.
     """
-    form = check_format(suffix, bits=picture.bits, has_alpha=picture.alpha is not None, size=picture.size)
+    form = check_format(
+        suffix,
+        bits=picture.bits,
+        has_alpha=picture.alpha is not None,
+        size=picture.size,
+        hdr=picture.cicp is not None,
+    )
     if not 1 <= quality <= 100:
         raise OptionError(f"quality {quality} is out of range; use 1 to 100")
     try:
-        if form == "TIFF":
-            return encode_tiff(picture)
-        if form == "PNG" and picture.bits == 16:
-            return encode_png16(picture)
-        return _encode_by_pillow(picture, form, quality, lossless)
+        data = _encode(picture, form, quality, lossless)
     except MemoryError:
         raise ImageError("there is not enough memory to write it; close other programs") from None
     except (OSError, ValueError, RuntimeError, struct.error) as error:
         raise ImageError(f"{form} cannot be written ({one_line(error)}); write .png") from error
+    if read_header(data) != (picture.size, picture.bits):
+        raise ImageError(f"the {form} that was made does not hold the picture; write .png")
+    return data
 
 
-def check_format(suffix: str, *, bits: int, has_alpha: bool, size: tuple[int, int]) -> str:
+def check_format(suffix: str, *, bits: int, has_alpha: bool, size: tuple[int, int], hdr: bool = False) -> str:
     """The name of a suffix's format, or `ImageError` where it cannot hold such a picture."""
     form = WRITE_FORMATS.get(suffix.lower())
     if form is None:
@@ -74,28 +86,49 @@ def check_format(suffix: str, *, bits: int, has_alpha: bool, size: tuple[int, in
         raise ImageError(f"{form} cannot hold 16 bits per channel; write .png or .tif, or reduce it to 8 bits")
     if has_alpha and form not in _ALPHA:
         raise ImageError(f"{form} cannot hold transparency; write .png, .webp, .tif or .avif, or drop it")
+    if hdr and form != "PNG":
+        raise ImageError(f"{form} cannot hold HDR colours as they are; write .png")
     if max(size) > _SIDE_LIMIT.get(form, 2**31 - 1):
         raise ImageError(f"{form} holds at most {_SIDE_LIMIT[form]} pixels a side; write .png or .tif")
+    if size[0] * size[1] > _PIXEL_LIMIT.get(form, size[0] * size[1]):
+        raise ImageError(f"{form} holds at most {_PIXEL_LIMIT[form] // 10**6} megapixels; write .png or .tif")
     return form
 
 
-def _encode_by_pillow(picture: Picture, form: str, quality: int, lossless: bool) -> bytes:
-    if form in ("WebP", "AVIF") and not features.check(form.lower()):
-        raise ImageError(f"this Pillow was built without {form}; pip install --upgrade pillow")
-    samples, colours = stacked(picture), picture.rgb.shape[2]
-    if picture.is_grey and form in ("WebP", "AVIF"):
-        samples, colours = samples[..., [0, 0, 0, 1][: 2 + samples.shape[2]]], 3
+def _encode(picture: Picture, form: str, quality: int, lossless: bool) -> bytes:
+    if form == "TIFF":
+        return encode_tiff(picture)
+    if form == "PNG":
+        pixels = encode_png16(picture) if picture.bits == 16 else _by_pillow(stacked(picture), "PNG", {})
+        return with_description(pixels, picture)
+    samples, icc = stacked(picture), picture.icc
+    if picture.icc is not None and (form == "BMP" or (picture.is_grey and form in ("WebP", "AVIF"))):
+        samples, icc = stacked(replace(picture, rgb=to_srgb(picture))), None  # no place for such a profile
     options: dict[str, Any] = {}
-    if form != "BMP":
-        exif = exif_to_write(picture, 65533 if form == "JPEG" else None)
+    if form == "BMP":
+        options |= {"dpi": picture.dpi} if picture.dpi is not None else {}
+    else:
+        exif = exif_to_write(picture, _SEGMENT if form == "JPEG" else None, with_dpi=form != "JPEG")
         options |= {"exif": exif.tobytes()} if exif is not None else {}
-        options |= {"icc_profile": picture.icc} if icc_fits(picture.icc, colours) else {}
+        options |= {"icc_profile": icc} if icc_fits(icc, picture.rgb.shape[2]) else {}
+        if picture.xmp is not None and (form != "JPEG" or len(picture.xmp) <= _JPEG_XMP):
+            options["xmp"] = picture.xmp
     if form == "JPEG":
         options |= {"quality": quality, "subsampling": 0}
+        options |= {"dpi": picture.dpi} if picture.dpi is not None else {}
     elif form == "WebP":
         options |= {"lossless": True, "exact": True} if lossless else {"quality": quality}
     elif form == "AVIF":
         options |= {"quality": quality, "subsampling": "4:4:4"}
+    return _by_pillow(samples, form, options)
+
+
+def _by_pillow(samples: Array, form: str, options: dict[str, Any]) -> bytes:
+    if form in ("WebP", "AVIF"):
+        if not features.check(form.lower()):
+            raise ImageError(f"this Pillow was built without {form}; pip install --upgrade pillow")
+        if samples.shape[2] < 3:  # neither has grey
+            samples = samples[..., [0, 0, 0, 1][: 2 + samples.shape[2]]]
     out = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(samples[..., 0] if samples.shape[2] == 1 else samples))
     with quiet():
