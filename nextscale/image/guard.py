@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Final
 
-from PIL import Image
+from PIL import _imaging
 
 from nextscale.errors import ImageError
 
@@ -26,7 +26,7 @@ def _silence_libtiff() -> None:
     """Pillow mutes libtiff's warnings but not its errors, which it raises as well. Where the library has no such name
     to find (it is a part of Pillow's own on Windows), they still reach stderr."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 _silence_libtiff()
