@@ -65,6 +65,30 @@ def _lean_avif(data: bytes) -> bytes:
     return data
 
 
+def check_jpeg_end(im: Image.Image, data: bytes) -> None:
+    """Refuse a JPEG whose pixels end before its end marker: libjpeg makes up the rest, flat, without a word.
+
+    Only where the last block is flat can that be. Then bytes behind the pixels change the picture if it was not whole.
+
+    Args:
+        im: the decoded picture.
+    """
+    width, height = im.size
+    corner = np.asarray(im.crop((max(0, width - 8), max(0, height - 8), width, height)))
+    if np.ptp(corner.reshape(-1, len(im.getbands())), axis=0).max() > _FLAT:
+        return
+    lean = lean_jpeg(data)
+    at = lean.rfind(b"\xff\xd9")
+    again = _PLUGINS["JPEG"](io.BytesIO(lean[:at] + _FILLING + lean[at:]))
+    again.load()
+    if not np.array_equal(np.asarray(again), np.asarray(im)):
+        raise ImageError(TRUNCATED)
+
+
+_FLAT: Final = 4
+_FILLING: Final = bytes(range(1, 255)) * 16
+
+
 _LEAN: Final[dict[str, Callable[[bytes], bytes]]] = {"JPEG": lean_jpeg, "GIF": lean_gif, "AVIF": _lean_avif}
 _RUN_LENGTHS: Final = (1, 2)
 _MAX_RUN: Final = 128

@@ -24,7 +24,7 @@ from nextscale.image.extras import by_opencv, extra
 from nextscale.image.guard import NO_MEMORY, TRUNCATED, one_line, quiet
 from nextscale.image.metadata import describe, exif_of
 from nextscale.image.picture import MAX_PIXELS, SUFFIXES, Array, Picture, split_channels, upright
-from nextscale.image.pillow import open_by_pillow, samples_of
+from nextscale.image.pillow import check_jpeg_end, open_by_pillow, samples_of
 from nextscale.image.png import decode_png, png_header
 from nextscale.image.tiff import decode_tiff, tiff_header
 
@@ -159,6 +159,8 @@ def _decode(data: bytes, max_pixels: int) -> Picture:
         rgb, alpha, icc = _deep_avif(data, im)
     else:
         im.load()
+        if form == "JPEG":
+            check_jpeg_end(im, data)
         rgb, alpha, icc = samples_of(im, im.info.get("icc_profile"))
     about = describe(im, icc, exif)
     if numbers and icc is None:
