@@ -128,7 +128,7 @@ def decode_tiff(data: bytes, max_pixels: int) -> Picture:
     if tags.get(_BITS, (1,))[0] == 16 and (tags.get(_SPP, (1,))[0], tags.get(_PHOTOMETRIC, (1,))[0]) != (1, 1):
         rgb, alpha, icc = _tiff16(data, tags, icc)
     else:
-        rgb, alpha, icc, orientation = _tiff8(data, tags, icc, max_pixels)
+        rgb, alpha, icc, orientation = _tiff8(data, icc, max_pixels)
     about = Description(icc=icc, exif=exif, dpi=exif_dpi(exif), xmp=clean_xmp(xmp))
     return upright(rgb, alpha, orientation, about, lossless=lossless, form="TIFF")
 
@@ -147,13 +147,10 @@ def _bytes(data: bytes, entry: Entry | None) -> bytes | None:
     return data[entry.at : entry.at + entry.size]
 
 
-def _tiff8(
-    data: bytes, tags: Tags, icc: bytes | None, max_pixels: int
-) -> tuple[Array, Array | None, bytes | None, int]:
+def _tiff8(data: bytes, icc: bytes | None, max_pixels: int) -> tuple[Array, Array | None, bytes | None, int]:
     """Pixels by Pillow, and the orientation that is left to apply."""
     im = open_by_pillow("TIFF", data, max_pixels)
-    # Of grey with alpha, Pillow takes no notice that it is premultiplied.
-    premultiplied = _spread_premultiplied(im) or (im.mode == "LA" and tags.get(_EXTRA_SAMPLES, (2,))[0] == 1)
+    premultiplied = _spread_premultiplied(im)
     im.load()
     rgb, alpha, icc = samples_of(im, icc)
     if premultiplied and alpha is not None:

@@ -106,7 +106,7 @@ def _encode(picture: Picture, form: str, quality: int, lossless: bool) -> bytes:
         samples, icc = stacked(replace(picture, rgb=to_srgb(picture))), None  # no place for such a profile
     options: dict[str, Any] = {}
     if form == "BMP":
-        options |= {"dpi": picture.dpi} if picture.dpi is not None else {}
+        options["dpi"] = picture.dpi or (0, 0)  # Pillow would make up 96
     else:
         exif = exif_to_write(picture, _SEGMENT if form == "JPEG" else None, with_dpi=form != "JPEG")
         options |= {"exif": exif.tobytes()} if exif is not None else {}
