@@ -85,14 +85,18 @@ def work(write: bool) -> None:
         sys.stdout.flush()
 
 
+def command(*, write: bool) -> list[str]:
+    """What starts a worker."""
+    return [sys.executable, "-m", "benchmarks.hostile", WORKER, *(["--write"] if write else [])]
+
+
 class Worker:
     """A process that reads files one after another, and what it says on stderr."""
 
     def __init__(self, *, write: bool) -> None:
         self.noise = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`
-        command = [sys.executable, "-m", "benchmarks.hostile", WORKER, *(["--write"] if write else [])]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.noise}
-        self.process = subprocess.Popen(command, text=True, cwd=Path(__file__).parents[1], **pipes)
+        self.process = subprocess.Popen(command(write=write), text=True, cwd=Path(__file__).parents[1], **pipes)
 
     def run(self, path: Path, seconds: float) -> Outcome:
         """The outcome of one file; a worker that crashed or is late is of no further use."""

@@ -24,7 +24,9 @@ from nextscale.image import Array, Picture
 from nextscale.image.avif import MAX_ITEMS_BYTES
 from nextscale.image.directory import MAX_ENTRIES
 from nextscale.image.gif import lean_gif
+from nextscale.image.guard import MAX_PROFILE
 from nextscale.image.jpeg import MAX_SCANS, lean_jpeg
+from nextscale.image.tiff import MAX_STRIPS
 from tests.image.pictures import chunk, exif_block, noise, png, refusal, saved, smooth, tiff, tifffile
 
 MIB = 1 << 20
@@ -292,3 +294,10 @@ def test_libraries_write_nothing_to_stderr(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.count("refused") > 10
     assert done.stderr == ""
+
+
+def test_the_limits_that_are_documented_are_those_of_the_code() -> None:
+    text = (Path(__file__).parents[2] / "SECURITY.md").read_text(encoding="utf-8")
+    limits = (image.MAX_PIXELS, MAX_SCANS, MAX_ENTRIES, MAX_STRIPS, MAX_ITEMS_BYTES, MAX_PROFILE)
+    rows = [line.split("|")[2] for line in text.splitlines() if line.startswith("| ")][2:]
+    assert [int("".join(filter(str.isdigit, row))) for row in rows] == list(limits)

@@ -51,7 +51,9 @@ def through(picture: Picture, suffix: str) -> Picture:
 def red_of(icc: bytes | None) -> tuple[float, ...]:
     """X Y Z of a profile's red."""
     assert icc is not None
-    return ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile.red_colorant[0]
+    red = ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile.red_colorant
+    assert red is not None
+    return red[0]
 
 
 def as_srgb(icc: bytes | None, pixels: Array) -> Array:

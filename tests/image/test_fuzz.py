@@ -1,6 +1,6 @@
 """Damaged files of every kind give a picture or one line, in bounded memory. `NEXTSCALE_FUZZ=5000` makes it long.
 
-The draws are seeded by the kind's name, so a failure comes again; its bytes are the file `last` under the test's temporary folder.
+The draws are seeded by the kind's name, so a failure comes again; its bytes are the file `last` in the test's folder.
 """
 
 from __future__ import annotations
