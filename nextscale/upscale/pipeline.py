@@ -23,7 +23,7 @@ from nextscale.model.sampler import sample, tile_noise
 from nextscale.model.taesd import TaesdDecoder
 from nextscale.model.tokenizer import Codes, Tokenizer
 from nextscale.model.transformer import Condition, Transformer
-from nextscale.upscale.color import adain_color, wavelet_color
+from nextscale.upscale.color import adain_color, keep_flat, wavelet_color
 from nextscale.upscale.options import ColorFix, UpscaleOptions
 from nextscale.upscale.tiles import plan_tiles
 
@@ -178,6 +178,7 @@ class Pipeline:
                     decoded, error = self.fuse(stage.f, stage.stage, inputs, restored, probabilities, options.fidelity)
             clock.tick(f"decode_{stage.stage + 1}")
             matched = match_color(decoded.float(), inputs, self._color_fix(options)).clamp(-1, 1)
+            matched = keep_flat(matched, inputs)
             enlarged = [F.interpolate(p[:, None], size=(side, side), mode="bilinear") for p in probabilities]
             steps = [ids.cpu() for ids in stage.codes.steps]
             codes = [Codes([ids[i : i + 1] for ids in steps], ladder) for i in range(len(inputs))]
@@ -223,7 +224,7 @@ class Pipeline:
         for factor in sorted(wanted):
             with self._autocast():
                 drafted = self.restorer.draft(restored, inputs, int(factor))
-            matched = match_color(drafted, inputs, self._color_fix(options)).clamp(-1, 1)
+            matched = keep_flat(match_color(drafted, inputs, self._color_fix(options)).clamp(-1, 1), inputs)
             clock.tick("draft")
             yield TileStage(factor, matched, matched.new_zeros(len(matched), 1, *matched.shape[-2:]), [])
             clock.restart()

@@ -27,6 +27,7 @@ from nextscale.model.checkpoint import CONFIG, SHIPPED
 from nextscale.model.config import Ladder, flat_ladder
 from nextscale.model.tokenizer import Codes
 from nextscale.model.transformer import Transformer
+from nextscale.upscale.color import keep_flat
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.options import ColorFix, UpscaleOptions, cascade, output_size
 from nextscale.upscale.pipeline import Pipeline, TileStage, match_color
@@ -421,11 +422,60 @@ def test_alpha_is_restored_apart_from_colour(model: NextScale) -> None:
     assert first is not None
     assert second is not None
     np.testing.assert_array_equal(first, second)  # the colours have no say in it
-    plain = images.resize(grey, (192, 192))
-    sure = (plain == 0) | (plain == 255)
-    np.testing.assert_array_equal(first[sure], plain[sure])
+    soft = images.resize(grey, (192, 192), filter="bilinear")
+    sure = (soft == 0) | (soft == 255)
+    np.testing.assert_array_equal(first[sure], soft[sure])
     restored = model.upscale(grey, options(scale=2, input_class="clean")).picture.rgb[..., 0]
-    np.testing.assert_array_equal(first[~sure], restored[~sure])
+    low, high = (pick.reduce(around(grey)).repeat(2, axis=0).repeat(2, axis=1) for pick in (np.minimum, np.maximum))
+    np.testing.assert_array_equal(first[~sure], np.clip(restored, low, high)[~sure])
+
+
+def around(plane: Array) -> list[Array]:
+    """Nine planes H W: each value and its eight neighbours."""
+    padded, (height, width) = np.pad(plane, 1, mode="edge"), plane.shape
+    return [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+
+
+@pytest.mark.parametrize("scale", [0.4, 1, 2, 2.7, 6])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_what_is_opaque_or_clear_stays_so(enlarger: NextScale, scale: float, dtype: type) -> None:
+    full, rng = np.iinfo(dtype).max, np.random.default_rng(0)
+    alpha: Array = np.zeros((60, 40), dtype)
+    alpha[20:40, 10:30] = full
+    alpha[48:] = rng.integers(0, full + 1, (12, 40))
+    flat = Picture(np.full((60, 40, 3), 90, dtype), alpha)
+    got = enlarger.upscale(flat, options(scale=scale)).picture.alpha
+    assert got is not None
+    at = [round(scale * place) for place in (12, 22, 28, 38, 17)]
+    assert (got[at[1] : at[3], at[0] : at[2]] == full).all()
+    assert (got[: at[4]] == 0).all()
+    if scale == 1:
+        np.testing.assert_array_equal(got, alpha)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_flat_places_stay_flat_to_the_border(tiny: NextScale, factor: int) -> None:
+    photo = np.zeros((100, 110, 3), np.uint8)
+    photo[60:80, 60:80] = np.random.default_rng(0).integers(0, 256, (20, 20, 3))
+    got = tiny.upscale(photo, options(scale=factor, fast=True)).picture.rgb
+    inside = slice(57 * factor, 83 * factor)
+    assert got[inside, inside].max() > 100
+    got[inside, inside] = 0
+    assert got.max() == 0
+
+
+def test_only_what_is_exactly_flat_is_kept() -> None:
+    inputs = torch.full((1, 3, 16, 16), -1.0)
+    inputs[:, 1, 8, 8] = -0.9
+    images = torch.rand(1, 3, 32, 32)
+    kept = keep_flat(images, inputs)
+    rows = (torch.arange(32) // 2 - 8).abs()
+    distance = torch.maximum(rows[:, None], rows[None])
+    assert (kept[..., distance > 3] == -1).all()
+    torch.testing.assert_close(kept[..., distance <= 1], images[..., distance <= 1], rtol=0, atol=0)
+    assert ((kept < images) & (kept > -1))[..., (distance == 2) | (distance == 3)].all()
+    ramp = torch.linspace(-1, 1, 16).expand(1, 3, 16, 16)
+    assert keep_flat(images, ramp) is images
 
 
 def test_colours_are_kept(model: NextScale) -> None:
