@@ -374,7 +374,7 @@ class TrainRestorer:
     def run(self) -> int:
         import torch
 
-        from nextscale.model.checkpoint import find_folder, load_weights, read_config, save_folder
+        from nextscale.model.checkpoint import check_sizes, find_folder, load_weights, read_config, save_folder
         from nextscale.model.restorer import Restorer
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
@@ -386,6 +386,8 @@ class TrainRestorer:
             _show(self, sizes, "restorer", (self.restoration.side,))
             return 0
         torch.manual_seed(self.loop.seed)
+        if folder is not None:
+            check_sizes(folder / "model.safetensors", lambda: Restorer(sizes))
         restorer = Restorer(sizes)
         if folder is not None:
             load_weights(folder / "model.safetensors", restorer)

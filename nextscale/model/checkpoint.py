@@ -6,45 +6,74 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from nextscale.errors import ModelError
+from nextscale.errors import ModelError, NextScaleError
 from nextscale.files import write_atomic
-from nextscale.model.config_io import from_dict, to_dict
+from nextscale.model.config_io import check_numbers, from_dict, parse_json, to_dict
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SHIPPED = Path(__file__).parents[1] / "weights"
 """Models that come with the package, one folder each."""
+MOST_CONFIG = 1_000_000
+"""Bytes of a config.json; the longest so far has 2,000."""
 
 ConfigT = TypeVar("ConfigT")
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shape of each tensor of a checkpoint, by name."""
 
 
 def find_folder(name: str | Path) -> Path:
-    """The folder of a model: a path, the name of a shipped model, or a hub id `owner/name` (downloaded once).
+    """The folder of a model: the name of a shipped model, a path, or a hub id `owner/name` (downloaded once).
+
+    See `local_folder` for which of them a name is.
 
     Raises:
         ModelError: there is no such model, or the download failed.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
+    folder = local_folder(name)
+    if folder is not None:
+        return folder
+    text = os.fspath(name)
+    if os.path.isdir(text):
+        raise ModelError(f"{text}: no such model; for the folder of that name write .{os.sep}{text}")
+    if os.path.exists(os.path.expanduser(text)):
         raise ModelError(
-            f"{name}: a model is a folder with {CONFIG} and {WEIGHTS}; convert other files with `nextscale convert`"
+            f"{text}: a model is a folder with {CONFIG} and {WEIGHTS}; convert other files with `nextscale convert`"
         )
-    text = str(name)
-    if (SHIPPED / text / CONFIG).is_file():
-        return SHIPPED / text
-    if text.count("/") == 1 and not text.startswith((".", "/", "~")):
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text):
         return _download(text)
     shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob(f"*/{CONFIG}"))) or "none"
-    raise ModelError(f"{name}: no such model; give a folder, a hub id (owner/name) or a shipped name ({shipped})")
+    raise ModelError(f"{text}: no such model; give a folder, a hub id (owner/name) or a shipped name ({shipped})")
+
+
+def local_folder(name: str | Path) -> Path | None:
+    """The folder that a name leads to on this machine; None where there is none.
+
+    A word without a separator is the name of a shipped model, whatever folders lie in the current one; a folder there
+    is written `./word`, or given as a `Path`.
+    """
+    text = os.fspath(name)
+    if re.fullmatch(r"\w[\w.-]*", text):
+        if os.path.isfile(SHIPPED / text / CONFIG):
+            return SHIPPED / text
+        if isinstance(name, str):
+            return None
+    path = os.path.expanduser(text)
+    return Path(path) if os.path.isdir(path) else None
 
 
 def _download(hub_id: str) -> Path:
@@ -97,6 +126,7 @@ def read_config(folder: Path, kind: str, config_type: type[ConfigT]) -> ConfigT:
     if unknown:
         raise ModelError(f"{path}: unknown key {unknown[0]}")
     try:
+        check_numbers(data.get("config"))
         return from_dict(config_type, data.get("config"))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
@@ -109,7 +139,11 @@ def read_kind(folder: Path) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MOST_CONFIG + 1)
+        if len(content) > MOST_CONFIG:
+            raise ModelError(f"{path}: longer than any configuration ({MOST_CONFIG} bytes); copy the model again")
+        data = parse_json(content.decode())
     except FileNotFoundError:
         raise ModelError(f"{path}: missing; a model folder holds {CONFIG} and {WEIGHTS}") from None
     except (OSError, ValueError) as error:
@@ -119,41 +153,129 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def check_sizes(path: Path, make: Callable[[], nn.Module], *, prefix: str = "") -> None:
+    """Hold the module that a configuration asks for against the header of its weights, before any memory is taken.
+
+    The module is built on the meta device, where a tensor is its shape alone, and the building stops as soon as it has
+    more parameters than the file can hold. So a configuration costs no more than its weights, whatever it says.
+
+    Args:
+        path: the safetensors file.
+        make: builds the module.
+        prefix: of the names in the file that belong to it.
+
+    Raises:
+        ModelError: the file is missing or damaged, or the two do not fit; the message names what differs.
+    """
+    given = {name.removeprefix(prefix): s for name, s in read_shapes(path).items() if name.startswith(prefix)}
+    compare_shapes(built_shapes(make, given, str(path)), given, str(path))
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes that a safetensors file's header tells; no tensor is read.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+    """
+    with _readable(path), safe_open(path, "pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+
+
+def built_shapes(make: Callable[[], nn.Module], given: Shapes, where: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a module's tensors, from building it without memory, and not on and on beyond what there is given.
+
+    Raises:
+        ModelError: it is larger than that, or its numbers make no module.
+    """
+    tensors, elements = 0, 0
+    most, thread = sum(map(prod, given.values())), threading.get_ident()
+    slack = 2  # for parts that are built and then replaced
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal tensors, elements
+        if threading.get_ident() != thread:  # the hook is everybody's
+            return
+        tensors += 1
+        elements += parameter.numel()
+        if not parameter.numel():
+            raise ModelError(f"{where}: its config makes no model (an empty {type(module).__name__}.{name})")
+        if tensors > slack * len(given) or elements > slack * most:
+            kind = f"{type(module).__name__}.{name}"
+            raise ModelError(
+                f"{where}: does not fit its config: the config asks for more than the file's {len(given)} tensors "
+                f"with {most} numbers (at {kind} {tuple(parameter.shape)})"
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            module = make()
+    except NextScaleError:
+        raise
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError, AssertionError) as error:
+        # Torch and Python refuse senseless sizes in many ways.
+        raise ModelError(f"{where}: its config makes no model ({_reason(error)}); copy the model again") from None
+    finally:
+        hook.remove()
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def compare_shapes(own: Shapes, given: Shapes, where: str) -> None:
+    """Refuse, in one line, a checkpoint whose tensors are not a module's own."""
+    missing = sorted(set(own) - set(given))
+    foreign = sorted(set(given) - set(own))
+    if missing or foreign:
+        what = f"lacks {missing[0]}" if missing else f"has the foreign tensor {foreign[0]}"
+        raise ModelError(f"{where}: does not fit its config: {what} ({len(missing)} missing, {len(foreign)} foreign)")
+    for name, shape in given.items():
+        if tuple(shape) != tuple(own[name]):
+            raise ModelError(f"{where}: {name} has shape {tuple(shape)}, the config asks for {tuple(own[name])}")
+
+
 def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
     """Load a safetensors file, or its tensors under a prefix, into a module in float32; all must be used, none missing.
 
     Raises:
         ModelError: missing, truncated, damaged, or of another model.
     """
+    with _readable(path):
+        state = load_file(path)
+    state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+    load_state(module, state, str(path))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say in one line why a safetensors file cannot be read."""
     if not path.is_file():
         raise ModelError(f"{path}: missing; a model folder holds {CONFIG} and {WEIGHTS}")
     try:
-        state = load_file(path)
+        yield
     except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{path}: damaged or not a safetensors file ({reason}); copy the model again") from None
-    state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-    load_state(module, state, str(path))
+        raise ModelError(
+            f"{path}: damaged or not a safetensors file ({_reason(error)}); copy the model again"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Load a state dict strictly, with one clear line where it does not fit."""
     expected = module.state_dict()
-    missing = sorted(set(expected) - set(state))
-    foreign = sorted(set(state) - set(expected))
-    if missing or foreign:
-        what = f"lacks {missing[0]}" if missing else f"has the foreign tensor {foreign[0]}"
-        raise ModelError(f"{where}: does not fit its config: {what} ({len(missing)} missing, {len(foreign)} foreign)")
+    compare_shapes(_shapes(expected), _shapes(state), where)
     for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            raise ModelError(
-                f"{where}: {name} has shape {tuple(tensor.shape)}, the config asks for {tuple(expected[name].shape)}"
-            )
-        if not tensor.dtype.is_floating_point or not bool(torch.isfinite(tensor).all()):
+        plain = tensor.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+        if not plain or not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{where}: {name} holds values that are not finite numbers; the file is damaged")
     with torch.no_grad():  # one by one: a second copy of all weights in float32 would double the memory
         for name, tensor in state.items():
             expected[name].copy_(tensor)
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def half_precision(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,11 +7,15 @@ latents (side = the stage's last step) on which a stage's codes are summed.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from nextscale.errors import ModelError, OptionError
 from nextscale.model.config_io import ADDED
+
+MOST_SIDE = 512
+"""Tokens along one side of a ladder's largest map: a tile of 2048 px at x4."""
 
 
 def phi_schedule(num_steps: int, num_phi: int = 4) -> tuple[int, ...]:
@@ -53,6 +57,13 @@ class Ladder:
             raise ModelError(f"a ladder's stage_ends must rise and end at {len(self.sides)}, got {self.stage_ends}")
         if self.stage_ends[0] < 1 or len(self.phi) != len(self.sides):
             raise ModelError("a ladder needs one phi index per step and at least one step per stage")
+        if min(self.patch, self.input_canvas) < 1 or min(self.phi) < 0:
+            raise ModelError("a ladder's patch and input_canvas must be 1 or more, its phi 0 or more")
+        if self.sides[-1] > MOST_SIDE or self.sides[-1] * self.patch > MOST_SIDE * 16:
+            raise ModelError(
+                f"a ladder's largest image has at most {MOST_SIDE} tokens and {MOST_SIDE * 16} px a side, "
+                f"got {self.sides[-1]} and {self.sides[-1] * self.patch}"
+            )
 
     @property
     def num_steps(self) -> int:
@@ -98,19 +109,26 @@ class Ladder:
     def for_input(self, side: int) -> Ladder:
         """The same ladder for tiles of another input side in pixels.
 
+        Canvases stay in proportion; a step between them takes the next smaller whole side.
+
         Raises:
-            OptionError: the side does not keep every step's side a whole number.
+            OptionError: the side does not keep every canvas a whole number, or the steps apart.
         """
         if side == self.input_side:
             return self
-        if side < 1 or any(s * side % self.input_side for s in (*self.sides, self.input_canvas)):
-            unit = next(
-                u
-                for u in range(1, self.input_side + 1)
-                if all(s * u % self.input_side == 0 for s in (*self.sides, self.input_canvas))
-            )
-            raise OptionError(f"a tile of {side} px does not fit this model: use a multiple of {unit}, 0 for its own")
+        unit = math.lcm(*(self.input_side // math.gcd(self.input_side, c) for c in (*self.canvases, self.input_canvas)))
         grown = tuple(s * side // self.input_side for s in self.sides)
+        if grown[-1] > MOST_SIDE:
+            raise OptionError(f"a tile of {side} px is larger than any that is worked on; use one of 2048 px or less")
+        if side % unit or side < unit or grown[0] < 1 or list(grown) != sorted(set(grown)):
+            least = next(
+                n * unit
+                for n in range(1, self.input_side + 1)
+                if len({0, *(s * n * unit // self.input_side for s in self.sides)}) == 1 + len(self.sides)
+            )
+            raise OptionError(
+                f"a tile of {side} px does not fit this model: use a multiple of {unit} from {least}, 0 for its own"
+            )
         return dataclasses.replace(self, sides=grown, input_canvas=self.input_canvas * side // self.input_side)
 
 
@@ -259,7 +277,7 @@ class TransformerConfig:
     """Add to each step token a linear map of the input's latent at the token's position (starts at zero)."""
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
+        if self.heads < 1 or self.width < 1 or self.width % self.heads:
             raise ModelError(f"a transformer's width ({self.width}) must be a multiple of its heads ({self.heads})")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -22,6 +23,41 @@ ADDED: Mapping[str, Any] = types.MappingProxyType({"added": True})
 
 ALIASES: Mapping[str, str] = types.MappingProxyType({"vocabulary": "codebook_size"})
 """Old key in the files of earlier models -> today's key."""
+
+
+LARGEST = 1_000_000
+"""The largest number that a model's configuration may hold; the paper's largest is 4096."""
+
+
+def parse_json(text: str) -> Any:
+    """The data of a JSON text.
+
+    Raises:
+        ValueError: it is none, or nested deeper than anything that is meant to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def check_numbers(data: Any) -> None:
+    """Refuse what no configuration of a model holds: negative whole numbers, and any beyond `LARGEST` or not finite.
+
+    Raises:
+        ModelError: naming the number.
+    """
+    waiting = [data]
+    while waiting:  # no recursion, which the data could exhaust
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, int | float) and not (
+            abs(value) <= LARGEST and (value >= 0 or isinstance(value, float))
+        ):
+            raise ModelError(f"a configuration holds whole numbers from 0 to {LARGEST}, got {reprlib.repr(value)}")
 
 
 def _renamed(data: Mapping[str, Any], known: AbstractSet[str]) -> dict[str, Any]:
@@ -59,7 +95,10 @@ def from_dict(kind: type[ConfigT], data: Any, *, where: str = "config") -> Confi
     if missing:
         raise ModelError(f"missing key {where}.{missing[0]}")
     values = {name: _read(hints[name], data[name], f"{where}.{name}") for name in sorted(fields & set(data))}
-    return typing.cast(ConfigT, kind(**values))
+    try:
+        return typing.cast(ConfigT, kind(**values))
+    except (ArithmeticError, LookupError, ValueError) as error:
+        raise ModelError(f"{where}: its values do not fit each other ({error})") from None
 
 
 def changed(config: ConfigT, difference: Any, *, where: str = "config") -> ConfigT:
@@ -88,7 +127,7 @@ def read_difference(config: ConfigT, file: Path | None) -> ConfigT:
     if file is None:
         return config
     try:
-        return changed(config, json.loads(file.read_text(encoding="utf-8")))
+        return changed(config, parse_json(file.read_text(encoding="utf-8")))
     except OSError as error:
         raise ModelError(f"{file}: it cannot be read ({error.strerror}); check --config") from None
     except ValueError as error:
@@ -111,14 +150,14 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return from_dict(typing.cast(type[Any], kind), value, where=where)
     if origin is typing.Literal:
         if value not in args:
-            raise ModelError(f"{where} must be one of {', '.join(map(repr, args))}, got {value!r}")
+            raise ModelError(f"{where} must be one of {', '.join(map(repr, args))}, got {reprlib.repr(value)}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ModelError(f"{where} must be a list, got {value!r}")
+            raise ModelError(f"{where} must be a list, got {reprlib.repr(value)}")
         return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
-        raise ModelError(f"{where} must be {kind.__name__}, got {value!r}")
+        raise ModelError(f"{where} must be {kind.__name__}, got {reprlib.repr(value)}")
     return value

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nextscale.errors import ModelError, OptionError
-from nextscale.model.checkpoint import load_state, save_folder
+from nextscale.model.checkpoint import built_shapes, compare_shapes, load_state, save_folder
 from nextscale.model.config import (
     AutoencoderConfig,
     Ladder,
@@ -87,18 +87,25 @@ def convert(
     if origin == "taesd" and part != "tokenizer":
         raise OptionError(f"{source}: TAESD is an autoencoder; --part tokenizer is all that it can be")
     sides = _parse_steps(steps)
-    if origin == "taesd":
-        return _convert_taesd(source, target, sides)
-    state = read_state(source, part)
-    if part == "restorer":
-        if sides:
-            raise OptionError("--steps is for the tokenizer; a restorer has none")
-        return _convert_restorer(state, None if noisy is None else read_state(noisy, part), target, str(source))
-    if part == "tokenizer":
-        return _convert_tokenizer(state, target, sides, str(source))
-    if sides:
-        raise OptionError("--steps is for the tokenizer; a transformer takes the preset's ladder")
-    return _convert_transformer(state, target, str(source))
+    if sides and part != "tokenizer":
+        has = "a restorer has none" if part == "restorer" else "a transformer takes the preset's ladder"
+        raise OptionError(f"--steps is for the tokenizer; {has}")
+    state = {} if origin == "taesd" else read_state(source, part)
+    try:
+        if origin == "taesd":
+            return _convert_taesd(source, target, sides)
+        if part == "restorer":
+            return _convert_restorer(state, None if noisy is None else read_state(noisy, part), target, str(source))
+        if part == "tokenizer":
+            return _convert_tokenizer(state, target, sides, str(source))
+        return _convert_transformer(state, target, str(source))
+    except ModelError as error:  # a configuration does not know of which file it was read off
+        raise ModelError(str(error) if str(source) in str(error) else f"{source}: {error}") from None
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+        # Names that are right with shapes that are not fail wherever they are first used.
+        raise ModelError(
+            f"{source}: not the {part} that {origin} has: its tensors have other shapes ({error})"
+        ) from None
 
 
 def _parse_steps(steps: str | None) -> tuple[int, ...]:
@@ -134,7 +141,23 @@ def read_state(path: Path, part: Part) -> State:
         data = data[wrapped]
     if not isinstance(data, dict) or not data or not all(isinstance(value, Tensor) for value in data.values()):
         raise ModelError(f"{path}: not a state dict of tensors")
-    return {str(name): value for name, value in data.items() if not str(name).endswith(_BUFFERS)}
+    state = {str(name): value for name, value in data.items() if not str(name).endswith(_BUFFERS)}
+    for name, tensor in state.items():
+        _check_tensor(name, tensor, path)
+    return state
+
+
+def _check_tensor(name: str, tensor: Tensor, path: Path) -> None:
+    """Refuse what is no weight of any network: no numbers, one without a dimension, or fewer than its shape says.
+
+    A pickled tensor may repeat one number to any shape, and the sizes of a model are read off the shapes.
+    """
+    plain = tensor.layout is torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
+    if not plain or not tensor.ndim or not tensor.numel():
+        what = "a scalar" if plain and not tensor.ndim else "an empty tensor" if plain else "no plain tensor"
+        raise ModelError(f"{path}: {name} is {what}; this is not a network's checkpoint, or it is damaged")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ModelError(f"{path}: {name} holds fewer numbers than its shape {tuple(tensor.shape)}; it is damaged")
 
 
 def _load_pickle(path: Path) -> Any:
@@ -170,6 +193,8 @@ def _convert_tokenizer(state: State, target: Path, sides: tuple[int, ...], where
             renamed["quantizer.phi." + rest.removeprefix("quant_resi.qresi_ls.")] = tensor
         else:
             raise ModelError(f"{where}: not {what}: it has the foreign tensor {name}")
+    given = {name: tuple(tensor.shape) for name, tensor in renamed.items()}
+    compare_shapes(built_shapes(lambda: Tokenizer(config), given, where), given, where)
     tokenizer = Tokenizer(config)
     load_state(tokenizer, renamed, where)
     tokenizer.save_pretrained(target)
@@ -234,10 +259,12 @@ def _convert_taesd(source: Path, target: Path, sides: tuple[int, ...]) -> list[s
 def _convert_restorer(state: State, noisy: State | None, target: Path, where: str) -> list[str]:
     what = "a compact network of Real-ESRGAN (SRVGGNetCompact, as realesr-general-x4v3)"
     first = _need(state, "body.0.weight", where, what)
-    last = max((int(name.split(".")[1]) for name in state if re.fullmatch(r"body\.\d+\.weight", name)), default=0)
-    if first.shape[1:] != (3, 3, 3) or last < 4 or last % 2 or "body.1.weight" not in state:
+    last = sum(bool(re.fullmatch(r"body\.\d+\.weight", name)) for name in state) - 1
+    whole = all(f"body.{i}.weight" in state for i in range(last + 1))
+    if first.shape[1:] != (3, 3, 3) or last < 4 or last % 2 or not whole:
         raise ModelError(f"{where}: not {what}: its layers are others")
     config = RestorerConfig(channels=first.shape[0], convs=last // 2 - 1)
+    built_shapes(lambda: Restorer(config), {name: tuple(t.shape) for name, t in state.items()}, where)
     restorer = Restorer(config)
     try:
         load_compact(restorer, state, noisy)
@@ -276,9 +303,13 @@ def _convert_transformer(state: State, target: Path, where: str) -> list[str]:
         TransformerConfig(depth=depth, width=width, heads=heads),
     )
     ladder = model.tokenizer.ladder
+    taken = _unchanged(state, depth, where, what)
+    given = {name: tuple(tensor.shape) for name, tensor in taken.items()}
+    with torch.device("meta"):  # first without memory: the file's other tensors may be of another width
+        own = Transformer(model.transformer, ladder, head.shape[0], latent_channels).state_dict()
+    compare_shapes({name: tuple(own[name].shape) for name in given}, given, where)
     transformer = Transformer(model.transformer, ladder, head.shape[0], latent_channels)
     new = dict(transformer.state_dict())
-    taken = _unchanged(state, depth, where, what)
     rows = int(order.max()) + 1
     last = int((order == rows - 1).sum() ** 0.5 + 0.5)
     grid = positions[:, -last * last :].transpose(1, 2).reshape(1, width, last, last)

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.errors import OptionError
-from nextscale.model.checkpoint import WEIGHTS, find_folder, load_weights, read_config, read_kind, save_folder
+from nextscale.model.checkpoint import (
+    WEIGHTS,
+    check_sizes,
+    find_folder,
+    load_weights,
+    read_config,
+    read_kind,
+    save_folder,
+)
 from nextscale.model.config import Ladder, ModelConfig, TaesdConfig, TokenizerConfig
 from nextscale.model.decoder import Decoder, InputFeatures
 from nextscale.model.encoder import Encoder
@@ -84,8 +92,11 @@ class Tokenizer(nn.Module):
             ModelError: in one line, what is wrong with the folder.
         """
         folder = find_folder(name)
-        tokenizer = cls(tokenizer_config(folder))
-        load_weights(folder / WEIGHTS, tokenizer, prefix="tokenizer." if read_kind(folder) == "model" else "")
+        config = tokenizer_config(folder)
+        prefix = "tokenizer." if read_kind(folder) == "model" else ""
+        check_sizes(folder / WEIGHTS, lambda: cls(config), prefix=prefix)
+        tokenizer = cls(config)
+        load_weights(folder / WEIGHTS, tokenizer, prefix=prefix)
         return tokenizer.eval()
 
     def save_pretrained(self, folder: str | Path) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nextscale.errors import ModelError
+from nextscale.model.config_io import parse_json
 
 FACTS = "card.json"
 """The facts beside the card in a model folder, from which the card is written."""
@@ -37,7 +38,7 @@ class CardFacts:
             ModelError: it is damaged, or holds something else.
         """
         try:
-            data = json.loads(text)
+            data = parse_json(text)
             facts = cls(**data)
             for factors in facts.metrics.values():
                 for scores in factors.values():

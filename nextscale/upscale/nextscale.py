@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nextscale.errors import ModelError
 from nextscale.model.checkpoint import (
     WEIGHTS,
+    check_sizes,
     find_folder,
     half_precision,
     load_weights,
@@ -94,7 +95,9 @@ class NextScale:
             OptionError: the device is not there.
         """
         folder = find_folder(name)
-        model = cls.create(read_config(folder, "model", ModelConfig))
+        config = read_config(folder, "model", ModelConfig)
+        check_sizes(folder / WEIGHTS, lambda: cls.create(config).modules)
+        model = cls.create(config)
         load_weights(folder / WEIGHTS, model.modules)
         if (folder / FACTS).is_file():
             model.facts = CardFacts.parse((folder / FACTS).read_text(encoding="utf-8"), str(folder / FACTS))
@@ -119,7 +122,10 @@ class NextScale:
                 part,
                 cls.from_pretrained(second, device="cpu", fp32=True).transformer,
             )
-        model = cls.create(ModelConfig(part.config, config.transformer))
+        whole = ModelConfig(part.config, config.transformer)
+        sizes = (part.ladder, part.config.codebook_size, part.config.autoencoder.latent_channels)
+        check_sizes(second / WEIGHTS, lambda: Transformer(whole.transformer, *sizes))
+        model = cls.create(whole)
         load_weights(second / WEIGHTS, model.transformer)
         return cls(model.config, part, model.transformer)
 
@@ -295,13 +301,15 @@ def with_restorer(model: NextScale, folder: Path) -> NextScale:
     Raises:
         ModelError: the folder holds no restorer, or one of other factors.
     """
-    restorer = Restorer(read_config(folder, "restorer", RestorerConfig))
+    config = read_config(folder, "restorer", RestorerConfig)
+    check_sizes(folder / WEIGHTS, lambda: Restorer(config))
+    restorer = Restorer(config)
     load_weights(folder / WEIGHTS, restorer)
     part = dataclasses.replace(model.config.tokenizer, fusion=None)
     tokenizer = Tokenizer(part)
     state = model.tokenizer.state_dict()
     tokenizer.load_state_dict({name: state[name] for name in tokenizer.state_dict()})
     fusion = model.config.fusion or FusionConfig()
-    config = ModelConfig(part, model.config.transformer, restorer.config, fusion)
+    whole = ModelConfig(part, model.config.transformer, restorer.config, fusion)
     fusions = make_fusions(fusion, restorer, tokenizer)
-    return NextScale(config, tokenizer, model.transformer, restorer, fusions)
+    return NextScale(whole, tokenizer, model.transformer, restorer, fusions)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from nextscale.errors import ModelError
-from nextscale.model.checkpoint import find_folder
+from nextscale.model import checkpoint
+from nextscale.model.checkpoint import CONFIG, SHIPPED, check_sizes, find_folder, local_folder
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.upscale.nextscale import NextScale
 
@@ -74,6 +78,145 @@ def test_an_unknown_key_is_named(folder: Path) -> None:
 def test_a_damaged_or_foreign_config_is_refused(folder: Path, content: str, reason: str) -> None:
     (folder / "config.json").write_text(content)
     assert reason in refused(folder)
+
+
+def change(folder: Path, *keys: str, to: Any) -> None:
+    """Set a value deep in a config.json."""
+    data = json.loads((folder / CONFIG).read_text())
+    place = data["config"]
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = to
+    (folder / CONFIG).write_text(json.dumps(data))
+
+
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong is found before a tensor is made: a model of the folder is never built outside of the check."""
+
+    def create(config: Any) -> NextScale:
+        assert torch.empty(1).device.type == "meta", "a model was built before its sizes were checked"
+        return real(config)
+
+    real = NextScale.create
+    monkeypatch.setattr(NextScale, "create", create)
+
+
+@pytest.mark.usefixtures("no_memory")
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        (("transformer", "heads"), 0, "must be a multiple of its heads (0)"),
+        (("transformer", "width"), 0, "a transformer's width (0)"),
+        (("transformer", "width"), 10**9, "whole numbers from 0 to 1000000, got 1000000000"),
+        (("transformer", "width"), 1_000_000, "does not fit its config: the config asks for more than the file's"),
+        (("transformer", "depth"), 1_000_000, "does not fit its config: the config asks for more than the file's"),
+        (("transformer", "depth"), -1, "whole numbers from 0 to 1000000, got -1"),
+        (("transformer", "depth"), 3, "lacks transformer.stack.blocks.2."),
+        (("transformer", "mlp_ratio"), float("inf"), "got inf"),
+        (("transformer", "mlp_ratio"), -4.0, "its config makes no model"),
+        (("transformer", "position_grid"), 0, "its config makes no model (an empty Transformer.position)"),
+        (("tokenizer", "codebook_size"), 999_999, "does not fit its config"),
+        (("tokenizer", "num_phi"), 1_000_000, "does not fit its config"),
+        (("tokenizer", "autoencoder", "channels"), 0, "its config makes no model (an empty "),
+        (("tokenizer", "autoencoder", "multipliers"), [1] * 100_000, "config.json: "),
+        (("tokenizer", "ladder", "sides"), [4, 6, 8, 10, 14, 16, 20, 24, 28, 1_000_000], "at most 512 tokens"),
+        (("tokenizer", "ladder", "input_canvas"), 0, "patch and input_canvas must be 1 or more"),
+        (("tokenizer", "ladder", "phi"), [0] * 9, "one phi index per step"),
+        (("tokenizer", "fusion", "blocks"), 500_000, "does not fit its config"),
+        (("restorer",), {"channels": 1_000_000, "convs": 9, "factors": [1, 2, 4], "denoise": True}, "config.json: "),
+    ],
+)
+def test_sizes_that_no_weights_have_are_one_line_before_memory_is_taken(
+    folder: Path, keys: tuple[str, ...], value: Any, said: str
+) -> None:
+    change(folder, *keys, to=value)
+    line = refused(folder)
+    assert line.startswith(str(folder))
+    assert said in line
+    assert len(line) < 600
+
+
+@pytest.mark.parametrize("text", ["[" * 10_000, '{"a":' * 10_000, '{"format": "nextscale", "config": ' + "[" * 5000])
+def test_json_of_any_depth_is_one_line(folder: Path, text: str) -> None:
+    closing = "".join({"[": "]", "{": "}"}[c] for c in reversed(text) if c in "[{")
+    for whole in (text, text + "1" + closing):
+        (folder / CONFIG).write_text(whole)
+        assert "config.json: " in refused(folder)
+
+
+def test_a_deep_value_in_a_fine_config_is_one_line(folder: Path) -> None:
+    change(folder, "transformer", "width", to=json.loads("[" * 400 + "]" * 400))
+    assert "config.transformer.width must be int, got [[[[[[[...]]]]]]]" in refused(folder)
+
+
+def test_a_config_without_end_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "MOST_CONFIG", 1000)
+    (folder / CONFIG).write_text(" " * 1001)
+    assert "longer than any configuration (1000 bytes)" in refused(folder)
+
+
+@pytest.mark.parametrize("how", ["tokenizer", "restorer"])
+def test_so_it_is_with_every_part_that_has_a_folder(tmp_path: Path, how: str) -> None:
+    from nextscale.model.checkpoint import save_folder
+    from nextscale.model.config import RestorerConfig, tiny
+    from nextscale.model.restorer import Restorer
+    from nextscale.upscale.nextscale import with_restorer
+
+    if how == "tokenizer":
+        folder = save_folder(tmp_path, how, tiny().tokenizer, {"a": torch.zeros(3)})
+        call: Callable[[], object] = lambda: Tokenizer.from_pretrained(folder)  # noqa: E731
+    else:
+        config = RestorerConfig(channels=4, convs=1)
+        folder = save_folder(tmp_path, how, config, Restorer(config).state_dict())
+        change(folder, "convs", to=1_000_000)
+        call = lambda: with_restorer(NextScale.create(tiny()), folder)  # noqa: E731
+    with pytest.raises(ModelError, match="does not fit its config: the config asks for more than the file's"):
+        call()
+
+
+def test_a_check_takes_no_parameter_of_another_thread(model_folder: Path, model: NextScale) -> None:
+    """The count hangs on a hook that the whole process shares."""
+    import threading
+
+    def build() -> torch.nn.Module:
+        threads = [threading.Thread(target=torch.nn.Linear, args=(9999, 1)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return NextScale.create(model.config).modules
+
+    check_sizes(model_folder / "model.safetensors", build)
+
+
+# ---- names ----
+
+
+def test_a_shipped_name_goes_before_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny", "mine", "a b"):
+        Path(name).mkdir()
+    assert find_folder("tiny") == find_folder(Path("tiny")) == SHIPPED / "tiny"
+    assert find_folder("./tiny") == Path("tiny")
+    assert find_folder(f"{tmp_path}/tiny") == tmp_path / "tiny"
+    assert find_folder(Path("mine")) == find_folder("mine/") == Path("mine")
+    assert local_folder("mine") is None
+    with pytest.raises(ModelError, match=r"mine: no such model; for the folder of that name write ./mine"):
+        find_folder("mine")
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny/..", "tiny/../tiny", "../weights/tiny", "tiny/.", "x" * 5000, "a\0b", "", "tiny\\..\\tiny"]
+)
+def test_no_name_leads_out_of_the_shipped_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked a hub"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="no such model"):
+        find_folder(name)
+    os.makedirs(Path("tiny"))
+    if name == "tiny/..":
+        assert find_folder(name) == Path("tiny/..")  # a folder of the user's own
 
 
 def test_truncated_weights_are_refused(folder: Path) -> None:

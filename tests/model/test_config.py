@@ -76,8 +76,18 @@ def test_other_ladders_work_as_data() -> None:
     assert list(half.factors) == [1, 2, 4]
 
 
+def test_canvases_stay_in_proportion_and_steps_between_them_take_the_next_smaller_side() -> None:
+    for side in range(64, 1024, 16):
+        grown = Ladder().for_input(side)
+        assert grown.canvases == (side // 16, side // 8, side // 4)
+        assert grown.factors == (1, 2, 4)
+        assert all(0 <= own * side / 128 - new < 1 for own, new in zip(Ladder().sides, grown.sides, strict=True))
+
+
 def test_a_tile_that_breaks_the_ladder_names_what_fits() -> None:
-    with pytest.raises(OptionError, match="multiple of 64"):
+    with pytest.raises(OptionError, match="use one of 2048 px or less"):
+        Ladder().for_input(4096)
+    with pytest.raises(OptionError, match="multiple of 16 from 64"):
         Ladder().for_input(100)
 
 
@@ -88,6 +98,11 @@ def test_a_tile_that_breaks_the_ladder_names_what_fits() -> None:
         {"stage_ends": (3, 6)},
         {"phi": (0, 1)},
         {"stage_ends": (6, 3, 10)},
+        {"patch": 0},
+        {"input_canvas": 0},
+        {"phi": (-1,) * 10},
+        {"sides": (4, 1000), "stage_ends": (2,), "phi": (0, 1)},
+        {"patch": 1000},
     ],
 )
 def test_an_impossible_ladder_is_refused(broken: dict[str, tuple[int, ...]]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nextscale.errors import ModelError, NextScaleError, OptionError
 from nextscale.model.config import ModelConfig, paper
-from nextscale.model.convert import Origin, Part, convert
+from nextscale.model.convert import _BUFFERS, Origin, Part, convert
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.upscale.nextscale import NextScale
 
@@ -126,6 +126,93 @@ def test_damaged_foreign_and_unsafe_files_give_one_line(fixtures: Path, vae: dic
     with pytest.raises(OptionError, match="separated by commas"):
         convert(fixtures / "vae_tiny.pth", tmp_path / "out", "var", "tokenizer", steps="1,x")
     assert not (tmp_path / "out").exists()
+
+
+def compact(**changes: Tensor) -> dict[str, Tensor]:
+    """A small SRVGGNetCompact's state dict (two convolutions of four channels, x4), with other tensors."""
+    state: dict[str, Tensor] = {}
+    for i, (rows, columns) in enumerate([(4, 3), (4, 4), (4, 4), (48, 4)]):
+        state[f"body.{2 * i}.weight"] = torch.randn(rows, columns, 3, 3)
+        state[f"body.{2 * i}.bias"] = torch.randn(rows)
+        if i < 3:
+            state[f"body.{2 * i + 1}.weight"] = torch.rand(4)
+    return state | changes
+
+
+def test_a_small_restorer_converts(tmp_path: Path) -> None:
+    torch.save(compact(), tmp_path / "a.pth")
+    assert "2 convolutions of 4 channels" in convert(tmp_path / "a.pth", tmp_path / "out", "realesrgan", "restorer")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "said"),
+    [
+        ("body.0.bias", torch.tensor(3.0), "body.0.bias is a scalar"),
+        ("body.0.bias", torch.zeros(0), "body.0.bias is an empty tensor"),
+        ("body.0.bias", torch.zeros(4).to_sparse(), "body.0.bias is no plain tensor"),
+        ("body.0.weight", torch.zeros(1).expand(10**6, 3, 3, 3), "body.0.weight holds fewer numbers than its shape"),
+        ("body.0.weight", torch.zeros(100_000, 3, 3, 3), "does not fit its config: the config asks for more than"),
+        ("body.0.weight", torch.zeros(4), "not a compact network of Real-ESRGAN"),
+        ("body.99999999.weight", torch.zeros(4), "not a compact network of Real-ESRGAN"),
+        ("body.4.bias", torch.zeros(5), "does not fit a compact network"),
+    ],
+)
+def test_tensors_that_no_network_has_are_one_line(tmp_path: Path, name: str, tensor: Tensor, said: str) -> None:
+    path = tmp_path / "odd.pth"
+    torch.save(compact(**{name: tensor}), path)
+    line = refusal(path, "realesrgan", "restorer")
+    assert said in line
+
+
+def refusal(path: Path, origin: Origin, part: Part) -> str:
+    with pytest.raises(ModelError) as caught:
+        convert(path, path.parent / "out", origin, part)
+    assert not (path.parent / "out").exists()
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ")
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("value", [torch.tensor(1.0), torch.zeros(0), torch.zeros(2, 0)])
+def test_scalars_and_empty_tensors_are_refused_in_every_place(
+    vae: dict[str, Tensor], var: dict[str, Tensor], tmp_path: Path, value: Tensor
+) -> None:
+    path = tmp_path / "odd.pth"
+    parts: list[tuple[dict[str, Tensor], Part]] = [(vae, "tokenizer"), (var, "transformer"), (compact(), "restorer")]
+    for state, part in parts:
+        names = [name for name in state if not name.endswith(_BUFFERS)]
+        for name in names[:: len(names) // 3]:
+            torch.save(state | {name: value}, path)
+            line = refusal(path, "realesrgan" if part == "restorer" else "var", part)
+            assert "scalar" in line or "empty" in line or "its layers are others" in line, (name, line)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "shape"),
+    [
+        ("tokenizer", "encoder.conv_in.weight", (1_000_000, 1)),
+        ("tokenizer", "encoder.conv_in.weight", (7,)),
+        ("tokenizer", "quantize.embedding.weight", (1, 1_000_000)),
+        ("tokenizer", "quantize.embedding.weight", (7,)),
+        ("tokenizer", "encoder.down.0.block.0.conv1.weight", (1_000_000,)),
+        ("transformer", "word_embed.weight", (1_000_000, 1)),
+        ("transformer", "word_embed.weight", (7,)),
+        ("transformer", "head.weight", (1_000_000, 1)),
+        ("transformer", "blocks.0.attn.scale_mul_1H11", (7,)),
+        ("transformer", "blocks.0.attn.scale_mul_1H11", (1, 7, 1, 1)),
+        ("transformer", "pos_1LC", (2, 3, 5)),
+        ("transformer", "lvl_1L", (7, 7)),
+    ],
+)
+def test_other_shapes_are_one_line_before_memory_is_taken(
+    vae: dict[str, Tensor], var: dict[str, Tensor], tmp_path: Path, part: Part, name: str, shape: tuple[int, ...]
+) -> None:
+    path = tmp_path / "odd.pth"
+    state = vae if part == "tokenizer" else var
+    assert name in state
+    torch.save(state | {name: torch.ones(shape)}, path)
+    refusal(path, "var", part)
 
 
 def official_tokenizer_state(config: ModelConfig) -> dict[str, Tensor]:
