@@ -15,7 +15,7 @@ class UpscaleFlags(UpscaleOptions):
     """`UpscaleOptions`, with -s and -t for the two that are given most."""
 
     scale: Annotated[float, tyro.conf.arg(aliases=["-s"])] = UpscaleOptions.scale
-    """Enlargement, any number above 0: the next native factor (1, 2, 4), then an exact resize; above 4 the model runs
-    again on its own result."""
+    """Enlargement, any number above 0: the next native factor (1, 2, 4), then an exact resize; above 5 the model runs
+    again on its own result, up to x64."""
     tile: Annotated[int, tyro.conf.arg(aliases=["-t"])] = UpscaleOptions.tile
     """Side in input pixels of the tiles that the model sees (0: its own)."""

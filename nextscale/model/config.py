@@ -106,6 +106,11 @@ class Ladder:
         steps = range(self.num_steps) if stage is None else self.steps_of(stage)
         return sum(self.sides[k] * self.sides[k] for k in steps)
 
+    @property
+    def unit(self) -> int:
+        """What the input's side must be a multiple of, in pixels, for every canvas to have a whole side."""
+        return math.lcm(*(self.input_side // math.gcd(self.input_side, c) for c in (*self.canvases, self.input_canvas)))
+
     def for_input(self, side: int) -> Ladder:
         """The same ladder for tiles of another input side in pixels.
 
@@ -116,7 +121,7 @@ class Ladder:
         """
         if side == self.input_side:
             return self
-        unit = math.lcm(*(self.input_side // math.gcd(self.input_side, c) for c in (*self.canvases, self.input_canvas)))
+        unit = self.unit
         grown = tuple(s * side // self.input_side for s in self.sides)
         if grown[-1] > MOST_SIDE:
             raise OptionError(f"a tile of {side} px is larger than any that is worked on; use one of 2048 px or less")

@@ -19,7 +19,7 @@ from nextscale.model.config import Ladder
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.options import UpscaleOptions
 from nextscale.upscale.pipeline import Pipeline, TileStage
-from nextscale.upscale.run import Progress, Run, UpscaleResult
+from nextscale.upscale.run import Progress, Run, UpscaleResult, plan_of
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
@@ -27,7 +27,7 @@ Work = Callable[["Engine", "Place", Item], Row]
 SHARED_TILES = 16
 """Tiles of different pictures in one batch on a GPU."""
 ROOM = 300_000_000
-"""Result pixels in memory at once; a larger picture is restored when no other is there."""
+"""Pixels of results in memory at once; a larger picture is restored when no other is there."""
 
 
 class StoppedError(Exception):
@@ -60,7 +60,7 @@ class Engine:
         Raises:
             StoppedError: the run was ended meanwhile.
         """
-        pixels = int(picture.size[0] * picture.size[1] * max(1.0, options.scale) ** 2)
+        pixels = plan_of(self.model.pipeline, picture, options).pixels
 
         def step(progress: Progress) -> None:
             if self.stopped.is_set():

@@ -30,7 +30,8 @@ from nextscale.model.transformer import Transformer
 from nextscale.upscale.card import CARD, FACTS, CardFacts, model_card
 from nextscale.upscale.options import UpscaleOptions, cascade, output_size
 from nextscale.upscale.pipeline import Pipeline, TileStage, make_fusions, match_color, mean_probability
-from nextscale.upscale.run import Progress, Reveal, Run, UpscaleResult, as_picture, shown_map, to_pil
+from nextscale.upscale.plan import WorkPlan
+from nextscale.upscale.run import Progress, Reveal, Run, UpscaleResult, as_picture, plan_of, shown_map, to_pil
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -39,6 +40,7 @@ __all__ = [
     "Reveal",
     "TileStage",
     "UpscaleResult",
+    "WorkPlan",
     "as_picture",
     "cascade",
     "make_fusions",
@@ -230,6 +232,18 @@ class NextScale:
     def ladder_for(self, options: UpscaleOptions) -> Ladder:
         """See `Pipeline.ladder_for`."""
         return self.pipeline.ladder_for(options)
+
+    def plan(self, image: Any, options: UpscaleOptions | None = None) -> WorkPlan:
+        """What `upscale` would do: passes, tiles and pixels, known before any work, and checked against limits.
+
+        Args:
+            image: as `upscale` takes it.
+
+        Raises:
+            OptionError: the options do not fit the model.
+            ImageError: the input cannot be read as an image.
+        """
+        return plan_of(self.pipeline, as_picture(image), options or UpscaleOptions())
 
     def restore_tiles(
         self,

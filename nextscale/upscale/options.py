@@ -11,6 +11,10 @@ from nextscale.model.config import SamplingOptions
 
 InputClass = Literal["degraded", "clean"]
 ColorFix = Literal["auto", "wavelet", "adain", "none"]
+STRETCH = 1.25
+"""By how much the result of a model's largest factor is enlarged plainly rather than by another pass."""
+MOST_PASSES = 3
+"""Passes of the model at most: a tile of a fourth would show two pixels of the photograph, with nothing to restore."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,8 @@ class UpscaleOptions:
     """
 
     scale: float = 4.0
-    """Enlargement, any number above 0: the next native factor (1, 2, 4), then an exact resize; above 4 the model runs
-    again on its own result."""
+    """Enlargement, any number above 0: the next native factor (1, 2, 4), then an exact resize; above 5 the model runs
+    again on its own result, up to x64."""
     all_factors: bool = False
     """Give every smaller native factor (1, 2, 4), too."""
     confidence: bool = False
@@ -91,13 +95,20 @@ class UpscaleOptions:
 
 
 def cascade(scale: float, factors: tuple[float, ...]) -> list[float]:
-    """The native factor of each pass that together reach a scale (or exceed it, for an exact resize)."""
+    """The native factor of each pass on the way to a scale; an exact resize does the rest.
+
+    Up to the largest factor, and a little beyond it (`STRETCH`), one pass. Above, as few as reach the scale, at most
+    `MOST_PASSES`, the smallest factor first: a pass costs as much as its input is large. What the first one gives is
+    reduced so that the last one comes out at the scale (`plan.plan_work`).
+    """
     top = max(factors)
-    passes = []
-    while scale > top > 1:
-        passes.append(top)
-        scale /= top
-    return [*passes, min((f for f in factors if f >= scale), default=top)]
+    if scale <= top * STRETCH or top <= 1:
+        return [min((f for f in factors if f >= scale), default=top)]
+    passes = 2
+    while passes < MOST_PASSES and scale > top**passes * STRETCH:
+        passes += 1
+    least = min(scale, top**passes) / top ** (passes - 1)
+    return [min(f for f in factors if f >= least), *[top] * (passes - 1)]
 
 
 def output_size(size: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,9 +25,10 @@ from nextscale.errors import ImageError, NextScaleError
 from nextscale.image import Picture
 from nextscale.model.tokenizer import Codes
 from nextscale.model.transformer import CLEAN, DEGRADED
-from nextscale.upscale.options import UpscaleOptions, cascade, output_size
+from nextscale.upscale.options import UpscaleOptions, output_size
 from nextscale.upscale.pipeline import Pipeline, TileStage
-from nextscale.upscale.tiles import Band, FloatArray, Plan, Tile, plan_tiles
+from nextscale.upscale.plan import PassPlan, WorkPlan
+from nextscale.upscale.tiles import Band, FloatArray, Plan, Tile
 
 Array = NDArray[Any]
 OnProgress = Callable[["Progress"], None]
@@ -48,12 +48,15 @@ class Progress:
     passes_done: int = 0
     """Whole runs over the picture done before this one (alpha, cascades)."""
     passes: int = 1
+    shares: tuple[float, ...] = ()
+    """What part of the work each pass is (empty: all the same)."""
 
     @property
     def share(self) -> float:
         """How much of the picture is done, above 0 to 1."""
+        shares = self.shares or (1 / self.passes,) * self.passes
         tiles = self.tiles_done + self.step / self.steps
-        return (self.passes_done + tiles / self.tiles) / self.passes
+        return min(1.0, sum(shares[: self.passes_done]) + shares[self.passes_done] * tiles / self.tiles)
 
 
 @dataclass(frozen=True)
@@ -132,11 +135,8 @@ class Run:
         self.picture = picture
         self.options = options
         self.on_progress = on_progress
-        self.ladder = pipeline.ladder_for(options)
-        self.factors = cascade(options.scale, self.ladder.factors)
-        alpha = picture.alpha
-        self.alpha_pass = alpha is not None and self.factors[0] > 1 and int(np.ptp(alpha)) > 0
-        self.passes = len(self.factors) + self.alpha_pass
+        self.plan = plan_of(pipeline, picture, options)
+        self.native = pipeline.ladder_for(options).factors
         self.passes_done = 0
         self.batch = options.tile_batch
         self.alphas: dict[float, Array] = {}
@@ -161,32 +161,33 @@ class Run:
             NextScaleError: as `result`.
         """
         options, picture, out = self.options, self.picture, self.out
+        passes = self.plan.passes
         with self._memory_errors():
             self._check_memory()
-            asked = options.factors(self.ladder.factors)
-            wanted = [f for f in self.ladder.factors if f in asked or f == self.factors[0]]
+            asked = options.factors(self.native)
+            wanted = [f for f in self.native if f in asked or f == passes[0].factor]
             self.alphas = self._restore_alpha(wanted)
-            native, whole = 1.0, picture
-            for index, factor in enumerate(self.factors):
+            whole = picture
+            earlier: float | None = None
+            for step in passes:
                 # A later pass runs on the model's own result, which is no longer degraded.
-                label = CLEAN if index or options.input_class == "clean" else DEGRADED
-                parts = wanted if index == 0 else [factor]
-                planes = self._planes()
-                for tiles, stage, output in self._pass(whole.rgb, whole.alpha, parts, label, planes, stream):
-                    if index == 0 and stage.codes:
+                label = DEGRADED if earlier is None and options.input_class == "degraded" else CLEAN
+                parts = wanted if earlier is None else [step.factor]
+                whole = _resized(whole, step.size, self.alphas)
+                for tiles, stage, output in self._pass(step, whole.rgb, whole.alpha, parts, label, stream):
+                    if earlier is None and stage.codes:
                         out.codes.update({(t.row, t.column): c for t, c in zip(tiles, stage.codes, strict=True)})
-                    total = native * stage.factor
+                    reach = stage.factor if earlier is None else step.reach
                     if output.complete:
-                        self._keep(total, output, native if index else None)
+                        self._keep(reach, output, earlier)
                     if stream and not output.complete:
-                        yield Reveal(total, dataclasses.replace(picture, rgb=output.pixels.copy(), alpha=None), False)
-                    elif stream and total in asked:
-                        yield self._reveal_of(total)
-                native *= factor
-                whole = out.images[native]
-            if options.scale != native:
-                self._resize(native)
-                yield self._reveal_of(options.scale)
+                        yield Reveal(reach, dataclasses.replace(picture, rgb=output.pixels.copy(), alpha=None), False)
+                    elif stream and reach in asked and reach != options.scale:
+                        yield self._reveal_of(reach)
+                earlier = step.reach
+                whole = out.images[earlier]
+            self._finish(passes[-1].reach)
+            yield self._reveal_of(options.scale)
             out.images = {f: out.images[f] for f in asked}
             out.confidence = {f: out.confidence[f] for f in asked if f in out.confidence}
             out.expected_error = {f: out.expected_error[f] for f in asked if f in out.expected_error}
@@ -214,17 +215,17 @@ class Run:
 
     def _check_memory(self) -> None:
         """Fail now rather than after the first pass where the largest output can never be held."""
-        width, height = output_size(self.picture.size, math.prod(self.factors))
         try:
-            np.empty((height, width, self.picture.rgb.shape[2]), self.picture.rgb.dtype)
+            np.empty((self.plan.pixels, self.picture.rgb.shape[2]), self.picture.rgb.dtype)
         except ValueError as error:  # more bytes than an address can name
             raise MemoryError from error
 
     def _keep(self, factor: float, output: _Output, earlier: float | None) -> None:
         """Take over a complete output; `earlier` is the factor of the result that its pass started from."""
-        size = output_size(self.picture.size, factor)
+        height, width = output.pixels.shape[:2]
+        size = width, height
         alpha = self.alphas.get(factor)
-        if self.alphas and alpha is None:
+        if self.alphas and (alpha is None or alpha.shape != (height, width)):
             alpha = _resize_alpha(self.alphas[max(self.alphas)], size, "bicubic")
         self.out.images[factor] = dataclasses.replace(self.picture, rgb=output.pixels, alpha=alpha)
         if output.confidence is not None:
@@ -237,64 +238,71 @@ class Run:
                 output.expected_error += _resize_plane(self.out.expected_error[earlier], size)
             self.out.expected_error[factor] = output.expected_error
 
-    def _resize(self, native: float) -> None:
-        """From the native factor to exactly the scale asked for."""
-        out, scale = self.out, self.options.scale
-        size = output_size(self.picture.size, scale)
-        whole = out.images[native]
-        alpha = None if whole.alpha is None else _resize_alpha(whole.alpha, size, "lanczos")
-        out.images[scale] = dataclasses.replace(
-            whole, rgb=images.resize(whole.rgb, size, filter="lanczos"), alpha=alpha
-        )
-        if native in out.confidence:
-            out.confidence[scale] = images.resize(out.confidence[native], size, filter="bilinear")
-        if native in out.expected_error:
-            out.expected_error[scale] = _resize_plane(out.expected_error[native], size)
+    def _finish(self, reach: float) -> None:
+        """From the result of the last pass to exactly the scale asked for."""
+        out, scale, size = self.out, self.options.scale, self.plan.result
+        whole = out.images[reach]
+        if whole.size != size:
+            whole = _resized(whole, size)
+        out.images[scale] = whole
+        if reach in out.confidence:
+            out.confidence[scale] = _fitted(out.confidence[reach], size)
+        if reach in out.expected_error:
+            out.expected_error[scale] = _fitted(out.expected_error[reach], size)
 
     def _restore_alpha(self, wanted: list[float]) -> dict[float, Array]:
         """Alpha per factor, restored apart as a grey picture; what is fully clear or opaque stays so, and at x1 all."""
         alpha = self.picture.alpha
         if alpha is None:
             return {}
+        step = self.plan.alpha
+        wanted = sorted({*wanted, self.plan.passes[0].factor if step is None else step.factor})
         alphas = {f: images.resize(alpha, output_size(self.picture.size, f), filter="bilinear") for f in wanted}
-        if self.alpha_pass:
+        if step is not None:
             larger = [f for f in wanted if f > 1]
-            for _, stage, output in self._pass(alpha[..., None], None, larger, CLEAN, [], False):
+            for _, stage, output in self._pass(step, alpha[..., None], None, larger, CLEAN, False, planes=[]):
                 if output.complete:
                     alphas[stage.factor] = _pin_alpha(output.pixels[..., 0], alphas[stage.factor], alpha)
         return alphas
 
     def _pass(
         self,
+        step: PassPlan,
         pixels: Array,
         alpha: Array | None,
         wanted: list[float],
         label: int,
-        planes: list[str],
         preview: bool,
+        *,
+        planes: list[str] | None = None,
     ) -> Iterator[tuple[list[Tile], TileStage, _Output]]:
         """One run over all tiles of H W C pixels: yields an output whenever tiles were added to it.
 
         Where alpha (H W) is 0, each tile takes the colours of what is visible nearby. When memory runs out, the batch
         is run again in smaller ones; its early stages come twice, and the outputs leave out what they have.
+
+        Args:
+            planes: maps beside the colours (None: those that the options ask for).
         """
-        side = self.ladder.input_side
+        plan, side = step.tiles, step.tiles.tile
+        ladder = self.pipeline.ladder_for(self.options).for_input(side)
         padded = _pad(pixels, side)
         padded_alpha = None if alpha is None else _pad(alpha, side)
-        plan = plan_tiles(*padded.shape[:2], tile=side, overlap=self.options.tile_overlap)
+        planes = self._planes() if planes is None else planes
         outputs = {f: _Output(plan, f, pixels, planes, preview=preview) for f in wanted}
         total, done = len(plan.tops) * len(plan.lefts), 0
-        steps = self.ladder.stage_ends[self.ladder.factors.index(max(wanted))]
+        steps = ladder.stage_ends[ladder.factors.index(max(wanted))]
 
         def on_step(step: int) -> None:
             if self.on_progress is not None:
-                self.on_progress(Progress(done, total, step + 1, steps, self.passes_done, self.passes))
+                shares = self.plan.shares
+                self.on_progress(Progress(done, total, step + 1, steps, self.passes_done, len(shares), shares))
 
         for row in plan.rows:
             while row:
                 tiles = row[: self.batch]
                 inputs, keys = _cut(padded, padded_alpha, tiles, side), [(t.row, t.column) for t in tiles]
-                how: dict[str, Any] = {"ladder": self.ladder, "on_step": on_step, "timings": self.out.timings}
+                how: dict[str, Any] = {"ladder": ladder, "on_step": on_step, "timings": self.out.timings}
                 exhausted = False
                 try:
                     for stage in self.restore_tiles(inputs, keys, label, self.options, wanted, **how):
@@ -308,6 +316,8 @@ class Run:
                 if exhausted:  # outside `except`: the error holds on to all tensors of the failed attempt
                     self._shrink(len(tiles))
                 else:
+                    if self.options.fast:  # it has no steps to tell of
+                        on_step(steps - 1)
                     row = row[len(tiles) :]
                     done += len(tiles)
         self.passes_done += 1
@@ -417,6 +427,26 @@ def _resize_alpha(alpha: Array, size: tuple[int, int], filter: images.Filter) ->
     return out
 
 
+def _resized(picture: Picture, size: tuple[int, int], alphas: dict[float, Array] | None = None) -> Picture:
+    """A picture at another (width, height); the same where it has it.
+
+    Args:
+        alphas: the photograph's transparency at several sizes, the largest of which is taken.
+    """
+    if picture.size == size:
+        return picture
+    alpha = alphas[max(alphas)] if alphas else picture.alpha
+    alpha = None if alpha is None else _resize_alpha(alpha, size, "lanczos")
+    return dataclasses.replace(picture, rgb=images.resize(picture.rgb, size, filter="lanczos"), alpha=alpha)
+
+
+def _fitted(plane: Array, size: tuple[int, int]) -> Array:
+    """A map H W at another (width, height); itself where it has it."""
+    if plane.shape[::-1] == size:
+        return plane
+    return images.resize(plane, size, filter="bilinear") if plane.dtype == np.uint8 else _resize_plane(plane, size)
+
+
 def _resize_plane(plane: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     """A plane H W at another (width, height)."""
     return np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR))
@@ -426,6 +456,12 @@ def _pad(pixels: Array, side: int) -> Array:
     """Mirror a picture (H W or H W C) smaller than a tile to the right and below."""
     short = [(0, max(0, side - length)) for length in pixels.shape[:2]] + [(0, 0)] * (pixels.ndim - 2)
     return np.pad(pixels, short, mode="symmetric") if np.any(short) else pixels
+
+
+def plan_of(pipeline: Pipeline, picture: Picture, options: UpscaleOptions) -> WorkPlan:
+    """What a picture takes; see `Pipeline.plan`."""
+    alpha = picture.alpha is not None and int(np.ptp(picture.alpha)) > 0
+    return pipeline.plan(picture.size, options, alpha=alpha)
 
 
 def as_picture(image: Any) -> Picture:

@@ -18,6 +18,10 @@ FloatArray = NDArray[np.float32]
 
 RAMP = 8
 """Input pixels over which one tile fades into the next."""
+GROWTH = 1.5
+"""How many times its own side a tile may have where fewer tiles are needed then."""
+GAIN = 0.75
+"""The share of the work that larger tiles must come down to: a model is at its best with tiles of its own side."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,23 @@ def plan_tiles(height: int, width: int, *, tile: int, overlap: int) -> Plan:
     if not RAMP <= overlap <= tile // 2:
         raise OptionError(f"tile-overlap must be from {RAMP} to half a tile ({tile // 2}), got {overlap}")
     return Plan(_starts(height, tile, overlap), _starts(width, tile, overlap), tile)
+
+
+def best_side(height: int, width: int, *, tile: int, unit: int, overlap: int) -> int:
+    """The side of the tiles for a picture: the model's own, or a larger one that takes much less work.
+
+    Two pixels more than a tile would else take a whole further row and column of tiles, which show next to nothing.
+
+    Args:
+        unit: what a side grows by (0: not at all).
+    """
+
+    def work(side: int) -> int:
+        return len(_starts(height, side, overlap)) * len(_starts(width, side, overlap)) * side * side
+
+    larger = range(tile + unit, int(tile * GROWTH) + 1, unit) if unit else ()
+    best = min((tile, *larger), key=work)
+    return best if work(best) <= GAIN * work(tile) else tile
 
 
 def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:

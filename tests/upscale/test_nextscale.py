@@ -140,7 +140,11 @@ def test_sizes_round_to_the_nearest_pixel(side: int, scale: float) -> None:
 
 @pytest.mark.parametrize(
     ("scale", "passes"),
-    [(0.3, [1]), (1, [1]), (1.01, [2]), (2, [2]), (3, [4]), (4, [4]), (5, [4, 2]), (8, [4, 2]), (17, [4, 4, 2])],
+    [
+        *((0.3, [1]), (1, [1]), (1.01, [2]), (2, [2]), (3, [4]), (4, [4]), (4.1, [4]), (5, [4])),
+        *((5.1, [2, 4]), (6, [2, 4]), (8, [2, 4]), (9, [4, 4]), (16, [4, 4]), (20, [4, 4]), (21, [2, 4, 4])),
+        *((64, [4, 4, 4]), (65, [4, 4, 4]), (100_000, [4, 4, 4])),
+    ],
 )
 def test_scales_above_four_cascade(scale: float, passes: list[float]) -> None:
     assert cascade(scale, (1.0, 2.0, 4.0)) == passes
@@ -196,7 +200,7 @@ def test_one_tile_is_the_decoders_image_itself(model: NextScale) -> None:
     np.testing.assert_array_equal(model.upscale(photo).picture.rgb, want)
 
 
-@pytest.mark.parametrize(("tile", "rows", "columns"), [(64, 2, 4), (192, 1, 1)])
+@pytest.mark.parametrize(("tile", "rows", "columns"), [(64, 2, 4), (80, 2, 3), (144, 1, 2), (192, 1, 1)])
 def test_tiles_of_another_side_work(model: NextScale, tile: int, rows: int, columns: int) -> None:
     result = model.upscale(smooth(100, 150), options(scale=2, tile=tile))
     assert result.picture.size == (300, 200)
@@ -216,6 +220,45 @@ def test_tiles_that_do_not_fit_the_model_are_refused_by_name(
 ) -> None:
     with pytest.raises(OptionError, match=named):
         model.upscale(noise(10, 10, 3), options(**changes))
+
+
+@pytest.mark.parametrize("size", [(130, 130), (128, 128), (240, 250)])
+def test_tiles_that_grew_are_what_the_option_gives(model: NextScale, size: tuple[int, int]) -> None:
+    """A picture of two pixels more than a tile is one larger tile; one that fits the model's own stays as it was."""
+    how = options(scale=2, confidence=True)
+    grown = model.upscale(smooth(*size), how)
+    assert len(grown.codes) == (1 if size[0] < 200 else 4)
+    side = grown.codes[0, 0].ladder.input_side
+    assert side == (128 if size == (128, 128) else 144)
+    same = model.upscale(smooth(*size), dataclasses.replace(how, tile=side))
+    assert_same(grown.picture, same.picture)
+    np.testing.assert_array_equal(grown.confidence[2], same.confidence[2])
+
+
+def test_a_plan_says_what_then_happens(model: NextScale) -> None:
+    rgba = np.dstack([smooth(60, 150), smooth(60, 150, 1)])
+    for scale in (2.0, 6.0):
+        plan = model.plan(rgba, options(scale=scale))
+        seen: list[Progress] = []
+        result = model.upscale(rgba, options(scale=scale, tile_batch=1), on_progress=seen.append)
+        assert result.picture.size == plan.result
+        ran = {(p.passes_done, p.tiles) for p in seen}
+        assert ran == {(i, len(run.tiles.tops) * len(run.tiles.lefts)) for i, run in enumerate(plan.runs)}
+        assert sum(tiles for _, tiles in ran) == plan.tiles
+        shares = [p.share for p in seen]
+        assert shares == sorted(shares)
+        assert 0 < shares[0] < 0.2
+        assert shares[-1] == pytest.approx(1)
+
+
+def test_alpha_beyond_four_comes_from_its_largest_factor(model: NextScale) -> None:
+    """The first of two passes is x2; alpha needs one pass alone, at x4."""
+    rgba = disc()
+    first, second = (model.upscale(rgba, options(scale=s)).picture.alpha for s in (4, 8))
+    assert first is not None
+    assert second is not None
+    partial = (second > 0) & (second < 255)
+    np.testing.assert_array_equal(second[partial], images.resize(first, (768, 768))[partial])
 
 
 def example_tiles() -> Tensor:

@@ -1,0 +1,139 @@
+"""What it takes to enlarge a picture, known before the work begins: passes, tiles, pixels in between. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, prod
+
+from nextscale.errors import NextScaleError
+from nextscale.upscale.options import cascade, output_size
+from nextscale.upscale.tiles import Plan, best_side, plan_tiles
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """One run of the model over a picture."""
+
+    size: Size
+    """Of the picture that goes in; the result of the pass before is reduced to it where it is larger."""
+    factor: float
+    """The native factor of the pass."""
+    reach: float
+    """The factor of its result, seen from the photograph."""
+    tiles: Plan
+
+    @property
+    def result(self) -> Size:
+        """What comes out."""
+        return output_size(self.size, self.factor)
+
+    @property
+    def work(self) -> float:
+        """Input pixels of all its tiles, which its time is in proportion to."""
+        return len(self.tiles.tops) * len(self.tiles.lefts) * self.tiles.tile**2
+
+
+@dataclass(frozen=True)
+class WorkPlan:
+    """All that is to be done for a picture."""
+
+    size: Size
+    """Of the photograph."""
+    result: Size
+    """Of the largest result: exactly the photograph's times the scale."""
+    passes: tuple[PassPlan, ...]
+    """Over the colours, in order; each goes on from the one before."""
+    alpha: PassPlan | None = None
+    """Over the transparency, before the others, where it is not the same everywhere and grows."""
+
+    @property
+    def runs(self) -> tuple[PassPlan, ...]:
+        """All passes in order, that over the transparency first."""
+        return self.passes if self.alpha is None else (self.alpha, *self.passes)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of all passes, which time is in proportion to."""
+        return sum(len(run.tiles.tops) * len(run.tiles.lefts) for run in self.runs)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the largest picture that is held: the result, or one in between."""
+        return max(prod(self.result), *(prod(run.result) for run in self.runs))
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """What part of the work each of `runs` is; one in all."""
+        work = [run.work for run in self.runs]
+        return tuple(part / sum(work) for part in work)
+
+    def words(self) -> str:
+        """The sizes and the number of tiles, for people."""
+        (width, height), (new_width, new_height) = self.size, self.result
+        tiles = "1 tile" if self.tiles == 1 else f"{self.tiles} tiles"
+        return f"{width} x {height} -> {new_width} x {new_height} pixels in {tiles}"
+
+    def check(self, *, tiles: int | None = None, pixels: int | None = None) -> None:
+        """Refuse work that is more than somebody allows.
+
+        Args:
+            tiles: the most tiles.
+            pixels: the most pixels of a picture, results and those in between.
+
+        Raises:
+            NextScaleError: naming what is too much.
+        """
+        if tiles is not None and self.tiles > tiles:
+            raise NextScaleError(
+                f"{self.words()} is more than the {tiles} that are allowed; use a smaller scale or a smaller picture"
+            )
+        if pixels is not None and self.pixels > pixels:
+            raise NextScaleError(
+                f"{self.words()} is more than the {pixels / 1e6:g} million pixels that are allowed; use a smaller "
+                "scale or a smaller picture"
+            )
+
+
+def plan_work(
+    size: Size,
+    scale: float,
+    factors: tuple[float, ...],
+    *,
+    tile: int,
+    unit: int = 0,
+    overlap: int,
+    alpha: bool = False,
+) -> WorkPlan:
+    """The cheapest way to a scale.
+
+    Args:
+        size: of the photograph.
+        factors: the model's native ones.
+        tile: side of a tile in input pixels.
+        unit: by which tiles may grow where that takes fewer of them (0: they may not).
+        overlap: input pixels that tiles share at least.
+        alpha: also plan a pass over the transparency.
+
+    Raises:
+        OptionError: tile and overlap do not fit each other.
+    """
+
+    def one(size: Size, factor: float, reach: float) -> PassPlan:
+        width, height = size
+        side = best_side(height, width, tile=tile, unit=unit, overlap=overlap)
+        return PassPlan(size, factor, reach, plan_tiles(height, width, tile=side, overlap=overlap))
+
+    chain = cascade(scale, factors)
+    passes = [one(size, chain[0], chain[0])]
+    reached = min(scale, max(factors) ** len(chain))
+    for place, factor in enumerate(chain[1:], start=1):
+        # What the passes from here on multiply must come out at the scale, or a few pixels above.
+        rest = prod(chain[place:])
+        width, height = (ceil(side / rest) for side in output_size(size, reached))
+        before = passes[-1].result
+        passes.append(one((min(width, before[0]), min(height, before[1])), factor, reached / prod(chain[place + 1 :])))
+    top = min((f for f in factors if f >= scale), default=max(factors))
+    return WorkPlan(size, output_size(size, scale), tuple(passes), one(size, top, top) if alpha and top > 1 else None)
