@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nextscale import NextScale
 from nextscale import image as images
+from nextscale.console import complain, say
 from nextscale.errors import NextScaleError
 from nextscale.evaluate.methods import RealEsrgan
 from nextscale.upscale.options import UpscaleOptions
@@ -111,10 +112,9 @@ def main() -> int:
         if path.name.startswith("flat"):
             left = {name: noise_left(made) for name, made in panels.items()}
             words = [f"{name} {value:.2f} ({value / left['bicubic']:.2f})" for name, value in left.items()]
-            sys.stdout.write(f"{path.name}: {', '.join(words)}\n")
+            say(f"{path.name}: {', '.join(words)}")
         else:
             sheet(panels, settings.panel).save(settings.out / f"{path.stem}.png")
-        sys.stdout.flush()
     return 0
 
 
@@ -122,4 +122,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except NextScaleError as error:
-        sys.exit(f"{error}")
+        complain(f"{error}")
+        sys.exit(1)

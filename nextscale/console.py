@@ -1,7 +1,8 @@
-"""What the commands say: lines on stdout and stderr, and how far a long run is."""
+"""What the commands say: lines on stdout and stderr, whatever the names in them hold, and how far a long run is."""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
@@ -11,18 +12,39 @@ from typing import Any, NoReturn, Protocol
 
 from nextscale.errors import NextScaleError
 
+# Controls of terminals, line and paragraph separators, marks that turn the direction of writing, halves of characters.
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """A text for one line of a terminal or a log: what could steer either is escaped, as in `two\\nlines.png`.
+
+    Names of files are whatever somebody made them; the only place that makes them harmless is here.
+    """
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
 
 def say(text: str) -> None:
     """One line on stdout, at once; what its encoding cannot hold is escaped."""
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    sys.stdout.write(printable(text).encode(encoding, "backslashreplace").decode(encoding) + "\n")
     sys.stdout.flush()
+
+
+def say_row(row: dict[str, Any]) -> None:
+    """One JSON object on stdout."""
+    say(json.dumps(row).replace("\x7f", "\\u007f"))  # the one control that JSON leaves as it is
+
+
+def note(text: str) -> None:
+    """One line on stderr that is no complaint: how far something is."""
+    sys.stderr.write(printable(text) + "\n")
+    sys.stderr.flush()
 
 
 def complain(text: str) -> None:
     """One line on stderr."""
-    sys.stderr.write("nextscale: " + re.sub(r"[\x00-\x1f\x7f]+", " ", text).strip() + "\n")
-    sys.stderr.flush()
+    note("nextscale: " + text.strip())
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:
@@ -86,7 +108,7 @@ def counted(unit: str, line: Callable[[str], None], *, every: float = float("inf
                 del due
                 bar = bars.add_task("", total=total) if bar is None else bar
                 left = lasting(remaining.seconds(done, total, resumed=resumed))
-                bars.update(bar, completed=done, description=f"{unit}  {detail}  about {left} left")
+                bars.update(bar, completed=done, description=f"{unit}  {printable(detail)}  about {left} left")
 
             yield advance
         return
@@ -106,5 +128,5 @@ def lasting(seconds: float) -> str:
     """A time span in the unit that people would use."""
     for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
+            return f"{seconds / length:.{0 if seconds >= 10 * length else 1}f} {unit}"
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

@@ -11,7 +11,7 @@ import tyro
 from PIL import Image, ImageDraw, ImageFont
 
 from nextscale.commands.main import main as nextscale
-from nextscale.console import complain
+from nextscale.console import complain, say
 from nextscale.errors import NextScaleError
 
 WIDTH, GAP, CAPTION = 480, 12, 26
@@ -68,7 +68,7 @@ def main() -> int:
     except (OSError, NextScaleError) as error:
         complain(f"{path}: the sheet could not be drawn ({error})")
         return 1
-    sys.stdout.write(f"side by side: {path}\n")
+    say(f"side by side: {path}")
     return 0
 
 

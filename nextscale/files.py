@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+Mark = list[Any]
+"""What a file holds: its bytes, and their SHA-256 in hex."""
 
 
 def write_atomic(path: Path, content: bytes | str | Callable[[Path], object], *, previous: Path | None = None) -> None:
@@ -39,6 +42,46 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], object], *,
         _flush_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def make_folders(path: Path) -> None:
+    """Make a folder and those above it that are missing, to last through a power cut.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        _flush_folder(folder.parent)
+
+
+def mark_of(data: bytes) -> Mark:
+    """The mark of a file that holds these bytes."""
+    return [len(data), hashlib.sha256(data).hexdigest()]
+
+
+def has_mark(path: Path, mark: Mark) -> bool:
+    """Whether a file is there and holds what the mark says; one of another length is not read."""
+    try:
+        if path.stat().st_size != mark[0]:
+            return False
+        with path.open("rb") as file:
+            return [mark[0], hashlib.file_digest(file, "sha256").hexdigest()] == list(mark)
+    except OSError:
+        return False
+
+
+def canonical(path: str | os.PathLike[str]) -> str:
+    """One absolute name for a file, however its folder is typed or linked to; a link keeps a name of its own."""
+    text = os.fspath(path)
+    folder, name = os.path.split(text)
+    if name in ("", ".", ".."):
+        return os.path.realpath(text)
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def check_writable(path: Path) -> None:
@@ -80,6 +123,7 @@ class JsonLines:
             OSError: it cannot be opened.
         """
         self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
+        _flush_folder(path.parent)
         self.waiting = b""
         size = path.stat().st_size
         if size:

@@ -1,13 +1,16 @@
-"""Progress as a bar or lines, and scripts that end in one line."""
+"""One line is one line, whatever names are in it; progress as a bar or lines; scripts that end in one line."""
 
 from __future__ import annotations
 
 import io
+import json
 import sys
+from pathlib import Path
 
 import pytest
 
-from nextscale.console import counted, run_program
+from nextscale.commands.main import main
+from nextscale.console import complain, counted, lasting, note, printable, run_program, say, say_row
 from nextscale.errors import OptionError
 
 
@@ -47,3 +50,58 @@ def test_a_script_ends_with_its_status_or_in_one_line(capsys: pytest.CaptureFixt
         run_program(fails)
     assert stop.value.code == 1
     assert capsys.readouterr().err == "nextscale: --runs 0: must be at least 1\n"
+
+
+# ---- names ----
+
+HOSTILE = "a\x1b]0;owned\x07\x1b[2J\r\n\x7f\x9b1m\u202egnp.exe\u2028b"
+ESCAPED = r"a\x1b]0;owned\x07\x1b[2J\r\n\x7f\x9b1m\u202egnp.exe\u2028b"
+
+
+def test_what_steers_a_terminal_is_escaped_and_the_rest_stays() -> None:
+    assert printable(HOSTILE) == ESCAPED
+    assert printable("größe ☂ 日本 עברית [red] \\") == "größe ☂ 日本 עברית [red] \\"
+    assert printable("a\udcff") == r"a\udcff"
+
+
+def test_all_that_is_said_passes_through_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for tell in (say, complain, note):
+        tell(HOSTILE)
+    said = capsys.readouterr()
+    assert said.out == ESCAPED + "\n"
+    assert said.err == f"nextscale: {ESCAPED}\n{ESCAPED}\n"
+
+
+def test_rows_stay_json(capsys: pytest.CaptureFixture[str]) -> None:
+    say_row({"input": HOSTILE})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {"input": HOSTILE}
+    assert printable(line) == line
+
+
+def test_a_mistake_in_the_arguments_does_not_steer_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["upscale", "a.png", "-o", "b.png", "--\x1b[2Jcolour", "\x1b]0;owned\x07"])
+    assert stop.value.code == 2
+    said = capfd.readouterr()
+    assert "\x1b" not in said.out + said.err
+    assert "\x07" not in said.out + said.err
+    assert r"\x1b" in said.err
+
+
+def test_nothing_else_writes_to_the_terminal() -> None:
+    """There is one place where names are made harmless, so nothing may go past it."""
+    package = Path(sys.modules["nextscale"].__file__ or "").parent
+    writers = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if any(call in path.read_text(encoding="utf-8") for call in ("stdout.write(", "stderr.write(", " print("))
+    }
+    assert writers == {"console.py"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(40.4, "40 s"), (150, "2.5 min"), (1500, "25 min"), (11_000, "3.1 h"), (2e6, "23 days")]
+)
+def test_times_are_said_as_people_say_them(seconds: float, words: str) -> None:
+    assert lasting(seconds) == words

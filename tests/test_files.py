@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from nextscale.files import JsonLines, check_writable, keep_json_lines, read_json_lines, write_atomic
+from nextscale.files import (
+    JsonLines,
+    canonical,
+    check_writable,
+    has_mark,
+    keep_json_lines,
+    make_folders,
+    mark_of,
+    read_json_lines,
+    write_atomic,
+)
 
 
 def test_a_file_takes_its_place_and_the_one_before_takes_the_name_given(tmp_path: Path) -> None:
@@ -51,6 +62,43 @@ def test_a_torn_last_line_is_no_row_and_ends_before_the_next(tmp_path: Path) -> 
     assert read_json_lines(path) == [{"a": 1}, {"a": 3}]
     keep_json_lines(path, lambda row: row["a"] > 1)
     assert path.read_bytes() == b'{"a": 3}\n'
+
+
+def test_a_mark_is_of_the_bytes_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    mark = mark_of(b"one")
+    assert mark == [3, "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"]
+    assert has_mark(path, mark)
+    path.write_bytes(b"two")
+    assert not has_mark(path, mark)
+    path.write_bytes(b"longer")
+    assert not has_mark(path, mark)
+    assert not has_mark(tmp_path / "none", mark)
+    assert not has_mark(tmp_path, mark)
+
+
+def test_a_file_has_one_canonical_path_and_a_link_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(os.path.realpath(tmp_path))
+    (root / "deep").mkdir()
+    (root / "here").symlink_to(".")
+    (root / "a").write_bytes(b"")
+    (root / "link").symlink_to("a")
+    monkeypatch.chdir(root / "deep")
+    for typed in ("../a", "./../a", str(root / "a"), "../here/a", "../deep/../here/here/a"):
+        assert canonical(typed) == str(root / "a")
+    assert canonical("../link") == str(root / "link")
+    assert canonical("..") == canonical("../here/.") == str(root)
+    assert canonical("b") == str(root / "deep" / "b")
+
+
+def test_folders_are_made_with_those_above(tmp_path: Path) -> None:
+    make_folders(tmp_path / "a" / "b")
+    make_folders(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="Not a directory"):
+        make_folders(tmp_path / "file" / "c")
 
 
 def test_no_file_has_no_rows(tmp_path: Path) -> None:

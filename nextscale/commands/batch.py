@@ -9,19 +9,20 @@ import os
 import posixpath
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import tyro
 
 from nextscale import image as images
 from nextscale.commands.cli_types import UpscaleFlags
-from nextscale.console import complain, say
+from nextscale.console import complain, say, say_row
 from nextscale.errors import NextScaleError, OptionError
+from nextscale.files import Mark, has_mark, mark_of
 from nextscale.upscale.manifest import Manifest, default_path, settings_key, unfinished
-from nextscale.upscale.outputs import own_suffix
+from nextscale.upscale.outputs import earlier_results, own_suffix, result_stems
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,22 @@ class Batch:
         listed = list_pictures(self.input)
         if not listed:
             raise NextScaleError(f"{self.input}: no pictures below it; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF")
-        output = Store(self.output)
+        source, output = Store(self.input), Store(self.output)
         key = settings_key(self.options, self.model, self.fp32, __version__)
         manifest = Manifest(self.manifest or default_path(output.root), key, resume=self.resume)
         with contextlib.closing(manifest):
-            todo = unfinished({name: (stamp, (name, stamp)) for name, stamp in listed.items()}, manifest, output.exists)
+            listed = without_results(listed, source, output, manifest.results)
+            items = {source.path(name): (stamp, name) for name, stamp in listed.items()}
+            stems = dict(zip(listed, result_stems([PurePosixPath(name) for name in listed]), strict=True))
+            todo = [(name, stems[name]) for name in unfinished(items, manifest, output.holds)]
             failed = 0
             if todo:
                 if not ray.is_initialized():
                     ray.init(address=self.address, log_to_driver=False, configure_logging=False)
                 for row in self._rows(todo):
                     error = row["error"] or None
-                    manifest.record(row["name"], listed[row["name"]], json.loads(row["outputs"]), error)
+                    marks = {output.path(name): mark for name, mark in json.loads(row["outputs"]).items()}
+                    manifest.record(source.path(row["name"]), listed[row["name"]], marks, error)
                     failed += error is not None
                     self._report(row)
         seconds = time.perf_counter() - started
@@ -95,14 +100,17 @@ class Batch:
             say(f"{len(listed)} pictures: {counts}, in {seconds:.1f} s")
         return 1 if failed else 0
 
-    def _rows(self, todo: list[tuple[str, list[int]]]) -> Iterator[dict[str, Any]]:
-        """Every picture's row as its task ends. Ray Data replaces a worker that dies and runs its tasks again."""
+    def _rows(self, todo: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+        """The row of every picture (name, stem of its results) as its task ends.
+
+        Ray Data replaces a worker that dies and runs its tasks again.
+        """
         import ray
 
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         tasks = -(-len(todo) // self.pictures_per_task)
-        names = ray.data.from_items([{"name": name} for name, _ in todo], override_num_blocks=tasks)
+        names = ray.data.from_items([{"name": name, "stem": stem} for name, stem in todo], override_num_blocks=tasks)
         done = names.map_batches(
             Worker,
             fn_constructor_args=(self,),
@@ -115,10 +123,10 @@ class Batch:
         yield from done.iter_rows()
 
     def _report(self, row: dict[str, Any]) -> None:
-        outputs = json.loads(row["outputs"])
+        outputs = list(json.loads(row["outputs"]))
         if self.json:
             state = {"error": row["error"]} if row["error"] else {"outputs": outputs, "seconds": row["seconds"]}
-            say(json.dumps({"input": row["name"], **state}))
+            say_row({"input": row["name"], **state})
         if row["error"]:
             complain(f"{row['name']}: {row['error']}")
         elif not self.json:
@@ -141,6 +149,8 @@ class Store:
             raise NextScaleError(f"{uri}: this kind of address cannot be opened ({error})") from None
         self.root = self.root.rstrip("/") or "/"
         self.local = "file" in ((self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol)
+        if self.local:
+            self.root = os.path.realpath(self.root)
 
     def path(self, name: str) -> str:
         """A file's whole path."""
@@ -149,6 +159,12 @@ class Store:
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
         return bool(self.fs.exists(self.path(name)))
+
+    def holds(self, path: str, mark: Mark) -> bool:
+        """Whether the file of a whole path is there as it was written; in an object store, by its length alone."""
+        if self.local:
+            return has_mark(Path(path), mark)
+        return bool(self.fs.exists(path)) and self.fs.info(path).get("size") == mark[0]
 
     def read(self, name: str) -> bytes:
         """A file's bytes."""
@@ -180,6 +196,20 @@ def _changed(info: dict[str, Any]) -> int:
         if value is not None:
             return zlib.crc32(str(value).encode())
     return 0
+
+
+def without_results(
+    listed: dict[str, list[int]], source: Store, output: Store, known: Collection[str]
+) -> dict[str, list[int]]:
+    """The pictures that are no results of earlier runs, where results lie among them."""
+    if type(source.fs) is not type(output.fs):
+        return listed
+    inside = posixpath.join(output.root, "")
+    if inside != posixpath.join(source.root, ""):
+        return {name: stamp for name, stamp in listed.items() if not source.path(name).startswith(inside)}
+    paths = {PurePosixPath(source.path(name)): name for name in listed}
+    results = {paths[path] for path in earlier_results(list(paths), (), None, known)}
+    return {name: stamp for name, stamp in listed.items() if name not in results}
 
 
 def list_pictures(uri: str) -> dict[str, list[int]]:
@@ -216,26 +246,30 @@ class Worker:
         """Restore the pictures named in a batch; what fails is told in its row."""
         from nextscale.upscale.engine import run_all
 
-        rows = list(run_all(self.engine, [str(name) for name in batch["name"]], self._one))
+        names = [str(name) for name in batch["name"]]
+        stems = [str(stem) for stem in batch["stem"]] if "stem" in batch else [Path(name).stem for name in names]
+        rows = list(run_all(self.engine, zip(names, stems, strict=True), self._one))
         return {key: [row[key] for row in rows] for key in ("name", "outputs", "error", "seconds", "worker")}
 
-    def _one(self, engine: Any, place: Any, name: str) -> dict[str, Any]:
+    def _one(self, engine: Any, place: Any, item: tuple[str, str]) -> dict[str, Any]:
         del place
+        name, stem = item
         started = time.perf_counter()
-        outputs: list[str] = []
+        outputs: dict[str, Mark] = {}
         error = ""
         try:
             picture = images.decode_bytes(self.source.read(name))
             result = engine.upscale(picture, self.command.options)
-            stem = str(Path(name).with_suffix(""))
+            stem = str(Path(name).with_name(stem))
             suffix = own_suffix(Path(name), picture, self.command.options.scale)
             for factor, restored in result.images.items():
-                outputs.append(f"{stem}_x{factor:g}{suffix}")
                 data = images.encode_bytes(restored, suffix, lossless=picture.lossless)
-                self.target.write(outputs[-1], data)
+                self.target.write(f"{stem}_x{factor:g}{suffix}", data)
+                outputs[f"{stem}_x{factor:g}{suffix}"] = mark_of(data)
             for factor, values in result.maps.items():
-                outputs.append(f"{stem}_x{factor:g}_confidence.png")
-                self.target.write(outputs[-1], images.encode_bytes(images.Picture(values[..., None]), ".png"))
+                data = images.encode_bytes(images.Picture(values[..., None]), ".png")
+                self.target.write(f"{stem}_x{factor:g}_confidence.png", data)
+                outputs[f"{stem}_x{factor:g}_confidence.png"] = mark_of(data)
         except NextScaleError as failure:
             error = str(failure)
         except OSError as failure:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -19,7 +21,7 @@ from nextscale.commands.evaluate import Evaluate
 from nextscale.commands.serve import Serve
 from nextscale.commands.train import Train
 from nextscale.commands.upscale import Upscale
-from nextscale.console import complain, say
+from nextscale.console import complain, note, printable, say
 from nextscale.errors import NextScaleError, OptionError
 
 
@@ -61,13 +63,14 @@ def run_command(kind: Any, prog: str, description: str | None, arguments: list[s
         description: the first lines of its help (None: the docstring of `kind`).
     """
     try:
-        command: Any = tyro.cli(
-            kind,
-            prog=prog,
-            description=description,
-            args=arguments,
-            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
-        )
+        with _escaped(arguments):
+            command: Any = tyro.cli(
+                kind,
+                prog=prog,
+                description=description,
+                args=arguments,
+                config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
         return int(command.run())
     except OptionError as error:
         complain(str(error))
@@ -82,3 +85,18 @@ def run_command(kind: Any, prog: str, description: str | None, arguments: list[s
     except KeyboardInterrupt:
         complain("stopped")
         return 130
+
+
+@contextlib.contextmanager
+def _escaped(arguments: list[str]) -> Iterator[None]:
+    """Escape what tyro says of arguments that hold controls of the terminal, such as names that a shell put there."""
+    if all(word == printable(word) for word in arguments):
+        yield
+        return
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    finally:
+        for line in said.getvalue().splitlines():
+            note(line)

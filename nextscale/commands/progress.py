@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nextscale.console import say
+from nextscale.console import lasting, printable, say
 
 if TYPE_CHECKING:
     from nextscale.upscale.run import Progress
@@ -20,23 +20,56 @@ class ProgressLines:
 
     EVERY = 10.0
     """Seconds between two lines."""
+    LONG = 60.0
+    """Seconds from which a picture is announced."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, silent: bool = False) -> None:
+        """
+        Args:
+            quiet: no lines in between.
+            silent: no line that announces a long picture, either.
+        """
         self.quiet = quiet
+        self.silent = silent
+
+    def announcer(self, source: Path, work: str) -> Callable[[Progress], None]:
+        """What says a long picture's size, tiles and time as soon as its first tiles tell how fast the model is.
+
+        Args:
+            work: sizes and tiles in words.
+        """
+        first: tuple[float, float] | None = None
+        done = self.silent
+
+        def on_progress(progress: Progress) -> None:
+            nonlocal first, done
+            if done:
+                return
+            if first is None:
+                first = time.monotonic(), progress.share
+            elif progress.tiles_done or progress.passes_done:
+                done = True
+                seconds = (time.monotonic() - first[0]) / (progress.share - first[1])
+                if seconds >= self.LONG:
+                    say(f"{source}: {work}, about {lasting(seconds)}")
+
+        return on_progress
 
     @contextmanager
-    def picture(self, source: Path) -> Iterator[Callable[[Progress], None]]:
-        """What to call after every step of a picture."""
+    def picture(self, source: Path, work: str) -> Iterator[Callable[[Progress], None]]:
+        """What to call after every step of a picture; see `announcer`."""
         started = said = time.monotonic()
+        announce = self.announcer(source, work)
 
         def on_progress(progress: Progress) -> None:
             nonlocal said
+            announce(progress)
             now = time.monotonic()
             if not self.quiet and now - said >= self.EVERY:
                 said = now
                 share = progress.share
                 left = (now - started) * (1 - share) / share
-                say(f"{source}: {share:.0%}, {position(progress)}, about {left:.0f} s left")
+                say(f"{source}: {share:.0%}, {position(progress)}, about {lasting(left)} left")
 
         yield on_progress
 
@@ -50,10 +83,12 @@ class ProgressBars(ProgressLines):
         self.files = bars.add_task("pictures", total=files, visible=files > 1, detail="")
 
     @contextmanager
-    def picture(self, source: Path) -> Iterator[Callable[[Progress], None]]:
-        current = self.bars.add_task(source.name, total=1.0, detail="")
+    def picture(self, source: Path, work: str) -> Iterator[Callable[[Progress], None]]:
+        current = self.bars.add_task(printable(source.name), total=1.0, detail="")
+        announce = self.announcer(source, work)
 
         def on_progress(progress: Progress) -> None:
+            announce(progress)
             self.bars.update(current, completed=progress.share, detail=position(progress))
 
         try:
@@ -73,7 +108,7 @@ def position(progress: Progress) -> str:
 def progress(files: int, *, quiet: bool) -> Iterator[ProgressLines]:
     """Bars on stderr where that is a terminal, else lines on stdout, or nothing if quiet."""
     if quiet or not sys.stderr.isatty():
-        yield ProgressLines(quiet=quiet)
+        yield ProgressLines(quiet=quiet, silent=quiet)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,15 +16,17 @@ import tyro
 
 from nextscale.commands.cli_types import UpscaleFlags
 from nextscale.commands.progress import ProgressLines, progress
-from nextscale.console import complain, say
+from nextscale.console import complain, say, say_row
 from nextscale.errors import NextScaleError, OptionError
+from nextscale.files import Mark, canonical, has_mark
 from nextscale.upscale.manifest import Manifest, default_path, settings_key, stamp_of, unfinished
-from nextscale.upscale.outputs import Targets, write_results
+from nextscale.upscale.outputs import Targets, earlier_results, write_results
 
 if TYPE_CHECKING:
     from nextscale.upscale.engine import Engine, Place
 
 NO_PICTURES = "no pictures in this folder; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF"
+ONLY_RESULTS = "nothing but results of earlier runs in this folder; name those that are to be restored again"
 Extension = Literal["auto", "png", "jpg", "webp", "tif", "bmp", "avif"]
 
 
@@ -50,6 +51,8 @@ class Upscale:
     """Appended to each name written to a folder (default: _x and the factor)."""
     ext: Extension = "auto"
     """Format of the files in a folder; auto keeps the input's (lossless and transparent pictures stay so)."""
+    max_tiles: int = 0
+    """Refuse a picture that takes more tiles than this (0: any); a tile is about 128 px of the input a side."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     fp32: bool = False
@@ -67,19 +70,26 @@ class Upscale:
         named = [*self.pictures, *(path for group in self.input for path in group)]
         if not named:
             raise OptionError("name at least one picture or folder")
+        if self.max_tiles < 0:
+            raise OptionError(f"max-tiles must be 0 or more, got {self.max_tiles}")
         folder = output_folder(self, named)
-        sources, refused = list_inputs(named, recursive=self.recursive, without=folder)
-        for path, reason in refused:
-            self._report({"input": str(path), "error": reason})
-        if not sources:
-            return 1
         started = time.perf_counter()
         manifest = self._manifest(folder, named)
         with contextlib.closing(manifest) if manifest else contextlib.nullcontext():
+            known = manifest.results if manifest else ()
+            inputs = list_inputs(named, recursive=self.recursive, without=folder, suffix=self.suffix, known=known)
+            sources, refused = inputs.pictures, inputs.refused
+            for path, reason in refused:
+                self._report({"input": str(path), "error": reason})
+            if inputs.results:
+                self._left_out(inputs.results)
+            if not sources:
+                return 1
             stamps = {source: stamp_of(source) for source in sources}
             todo = list(sources)
             if manifest is not None and self.resume:
-                todo = unfinished({str(s): (stamps[s], s) for s in sources}, manifest, os.path.exists)
+                items = {canonical(s): (stamps[s], s) for s in sources}
+                todo = unfinished(items, manifest, lambda path, mark: has_mark(Path(path), mark))
             failed = self._restore(todo, self._targets(folder, sources, named), manifest, stamps) if todo else 0
         if manifest is not None:
             before = len(sources) - len(todo)
@@ -98,12 +108,13 @@ class Upscale:
                 raise OptionError("--resume and --manifest are for pictures that go to a folder; name one with -o")
             return None
         from nextscale import __version__
+        from nextscale.model.checkpoint import WEIGHTS, local_folder
 
-        # An absolute path, so that the same folder is found from elsewhere; a model folder by what is in it now.
-        weights = Path(self.model, "model.safetensors")
-        model = [os.path.abspath(self.model), stamp_of(weights)] if weights.exists() else [self.model]
+        # Canonical paths, so that the same folder is found from elsewhere; a model folder by what is in it now.
+        found = local_folder(self.model)
+        model = [canonical(found), stamp_of(found / WEIGHTS)] if found else [self.model]
         key = settings_key(self.options, model, self.suffix, self.ext, self.fp32, __version__)
-        path = self.manifest or default_path(os.path.abspath(folder))
+        path = self.manifest or default_path(os.path.realpath(folder))
         try:
             return Manifest(path, key, resume=self.resume)
         except NextScaleError as error:
@@ -125,10 +136,10 @@ class Upscale:
         with progress(len(todo), quiet=self.json) as bars:
 
             def work(engine: Engine, place: Place, source: Path) -> dict[str, Any]:
-                row = self._one(engine, place, source, targets, bars)
+                row, marks = self._one(engine, place, source, targets, bars)
                 if manifest is not None and not lost.is_set():
                     try:
-                        manifest.record(str(source), stamps[source], row.get("outputs", {}).values(), row.get("error"))
+                        manifest.record(canonical(source), stamps[source], marks, row.get("error"))
                     except NextScaleError as error:
                         lost.set()
                         complain(str(error))
@@ -141,22 +152,27 @@ class Upscale:
             engine.close()
         return failed
 
-    def _one(self, engine: Engine, place: Place, source: Path, targets: Targets, bars: ProgressLines) -> dict[str, Any]:
-        """Restore one picture; the row to report."""
+    def _one(
+        self, engine: Engine, place: Place, source: Path, targets: Targets, bars: ProgressLines
+    ) -> tuple[dict[str, Any], dict[str, Mark]]:
+        """Restore one picture; the row to report, and what its files hold."""
         from nextscale import image as images
 
         row: dict[str, Any] = {"input": str(source)}
+        marks: dict[str, Mark] = {}
         try:
             started = time.perf_counter()
             picture = images.read(source)
             seconds = time.perf_counter() - started
+            plan = engine.model.plan(picture, self.options)
+            plan.check(tiles=self.max_tiles or None)
             place.wait()
             files = targets.claim(source, picture)
             place.leave()
-            with bars.picture(source) as line:
+            with bars.picture(source, plan.words()) as line:
                 result = engine.upscale(picture, self.options, line)
                 started = time.perf_counter()
-                write_results(result, files, lossless=picture.lossless)
+                marks = write_results(result, files, lossless=picture.lossless)
                 seconds += result.timings["total"] + time.perf_counter() - started
             row["outputs"] = {label: str(path) for label, path in files.items()}
             row["size"] = list(picture.size)
@@ -169,7 +185,14 @@ class Upscale:
             if os.environ.get("NEXTSCALE_DEBUG"):
                 raise
             row["error"] = f"internal error ({type(error).__name__}: {error}); NEXTSCALE_DEBUG=1 shows where"
-        return row
+        return row, marks
+
+    def _left_out(self, results: list[Path]) -> None:
+        """Say which files of the folders were not taken; a picture that is named by itself always is."""
+        line = f"{results[0]}: left out as a result of an earlier run; name the file to restore it again"
+        if len(results) > 1:
+            line = f"{results[0]} and {len(results) - 1} more: left out as results of earlier runs; name the files"
+        (complain if self.json else say)(line)
 
     def _summary(self, done: int, before: int, failed: int, seconds: float) -> None:
         if not self.json and done + before + failed > 1:
@@ -178,7 +201,7 @@ class Upscale:
 
     def _report(self, row: dict[str, Any]) -> None:
         if self.json:
-            say(json.dumps(row))
+            say_row(row)
         if "error" in row:
             complain(f"{row['input']}: {row['error']}")
         elif not self.json:
@@ -187,26 +210,47 @@ class Upscale:
             say(f"{row['input']}: {sizes} in {row['seconds']:.1f} s -> {', '.join(row['outputs'].values())}")
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What the named files and folders hold."""
+
+    pictures: list[Path]
+    """Each once."""
+    refused: list[tuple[Path, str]]
+    """What is not to be had, with the reason."""
+    results: list[Path]
+    """Files of the folders that are results of earlier runs."""
+
+
 def list_inputs(
-    named: Sequence[Path], *, recursive: bool = False, without: Path | None = None
-) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Every picture of the given files and folders, each once, and what is not to be had, with the reason.
+    named: Sequence[Path],
+    *,
+    recursive: bool = False,
+    without: Path | None = None,
+    suffix: str | None = None,
+    known: Collection[str] = (),
+) -> Inputs:
+    """Every picture of the given files and folders.
 
     Args:
-        without: a folder inside the given ones whose pictures are none of them: that of the results.
+        without: the folder of the results, whose results are no pictures.
+        suffix: the ending of results' names (None: _x and the factor).
+        known: canonical paths of results of earlier runs.
     """
     from nextscale import image as images
 
     found: dict[str, Path] = {}
+    beside: set[str] = set()
+    explicit: set[str] = set()
     refused: list[tuple[Path, str]] = []
+    output = None if without is None else os.path.join(os.path.realpath(without), "")
     for path in named:
-        inside = [path]
-        if os.path.isdir(path):
+        inside, is_folder = [path], os.path.isdir(path)
+        if is_folder:
             try:
                 inside = images.find_pictures(path, recursive=recursive)
-                if recursive and without is not None and os.path.realpath(without) != os.path.realpath(path):
-                    hidden = os.path.join(os.path.realpath(without), "")
-                    inside = [file for file in inside if not os.path.realpath(file).startswith(hidden)]
+                if recursive and output is not None and output != os.path.join(os.path.realpath(path), ""):
+                    inside = [file for file in inside if not canonical(file).startswith(output)]
                 inside += [link for link in path.iterdir() if images.is_picture_path(link) and not os.path.exists(link)]
             except (NextScaleError, OSError) as error:
                 refused.append((path, str(error)))
@@ -214,8 +258,19 @@ def list_inputs(
             if not inside:
                 refused.append((path, NO_PICTURES))
         for picture in sorted(inside):
-            found.setdefault(os.path.abspath(picture), picture)
-    return list(found.values()), refused
+            place = canonical(picture)
+            found.setdefault(place, picture)
+            if not is_folder:
+                explicit.add(place)
+            elif output is not None and place.startswith(output):
+                beside.add(place)  # it lies where the results go, too
+    beside -= explicit
+    stems = {picture.stem for place, picture in found.items() if place not in beside}
+    results = earlier_results([found[place] for place in beside], stems, suffix, known)
+    pictures = [picture for picture in found.values() if picture not in results]
+    if results and not pictures:
+        refused += [(path, ONLY_RESULTS) for path in named]
+    return Inputs(pictures, refused, sorted(picture for picture in found.values() if picture in results))
 
 
 def output_folder(command: Upscale, named: Sequence[Path]) -> Path | None:

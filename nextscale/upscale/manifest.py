@@ -7,12 +7,12 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nextscale.errors import NextScaleError
-from nextscale.files import JsonLines, read_json_lines
+from nextscale.files import JsonLines, Mark, read_json_lines, write_atomic
 
 Stamp = list[int]
 """Bytes of a picture's file and when it was last written (nanoseconds, or what its store counts by)."""
@@ -20,14 +20,18 @@ Item = TypeVar("Item")
 
 
 class Manifest:
-    """Append-only lines of JSON: a picture's name, its stamp, its state (done or failed), its files or its error.
+    """Append-only lines of JSON: a picture's canonical path, its stamp, its state (done or failed), its files with what
+    they hold, or its error.
 
-    Every line also holds the key of the settings that made it; lines of another key count for nothing. A line that was
-    cut off by the end of a run is no line. Threads may record at once.
+    Every line also holds the key of the settings that made it; lines of another key tell only which files are results.
+    A line that was cut off by the end of a run is no line. Threads may record at once.
     """
 
     def __init__(self, path: Path, key: str, *, resume: bool) -> None:
         """
+        Args:
+            resume: go on from what the file says; else it begins anew, and keeps only the names of earlier results.
+
         Raises:
             NextScaleError: the file cannot be read or written.
         """
@@ -37,9 +41,13 @@ class Manifest:
         self.lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            rows = read_json_lines(path)
+            self.results = {name for row in rows for name in (row.get("results") or row.get("outputs") or ())}
             if not resume:
-                path.write_bytes(b"")
-            for row in read_json_lines(path):
+                kept = json.dumps({"results": sorted(self.results)}) + "\n" if self.results else ""
+                write_atomic(path, kept)
+                rows = []
+            for row in rows:
                 if row.get("key") == key and isinstance(row.get("input"), str):
                     self.rows[row["input"]] = row
             self.lines = JsonLines(path)
@@ -51,18 +59,20 @@ class Manifest:
         row = self.rows.get(name)
         return row is not None and row["state"] == "done" and row["stamp"] == stamp
 
-    def outputs(self, name: str) -> list[str]:
-        """The files that were written for a picture."""
-        return list(self.rows.get(name, {}).get("outputs", []))
+    def outputs(self, name: str) -> dict[str, Mark]:
+        """The files that were written for a picture, by canonical path, and what each holds."""
+        return dict(self.rows.get(name, {}).get("outputs", {}))
 
-    def record(self, name: str, stamp: Stamp, outputs: Iterable[str] = (), error: str | None = None) -> None:
-        """Note a picture's end, on the disk before this returns.
+    def record(
+        self, name: str, stamp: Stamp, outputs: Mapping[str, Mark] | None = None, error: str | None = None
+    ) -> None:
+        """Note a picture's end, on the disk before this returns. Its files must be there before.
 
         Raises:
             NextScaleError: the disk refuses.
         """
         row: dict[str, Any] = {"key": self.key, "input": name, "stamp": stamp, "state": "failed" if error else "done"}
-        row |= {"error": error} if error else {"outputs": list(outputs)}
+        row |= {"error": error} if error else {"outputs": dict(outputs or {})}
         with self.lock:
             self.rows[name] = row
             try:
@@ -75,18 +85,20 @@ class Manifest:
         self.lines.close()
 
 
-def unfinished(items: Mapping[str, tuple[Stamp, Item]], manifest: Manifest, exists: Any) -> list[Item]:
-    """The plan: what a manifest does not know as done, or whose files are gone, in the given order.
+def unfinished(
+    items: Mapping[str, tuple[Stamp, Item]], manifest: Manifest, holds: Callable[[str, Mark], bool]
+) -> list[Item]:
+    """The plan: what a manifest does not know as done, or whose files are gone or changed, in the given order.
 
     Args:
         items: name -> stamp and whatever stands for the picture.
-        exists: whether there is a file of that name.
+        holds: whether a file of that name is there and holds what was written.
     """
-    return [
-        item
-        for name, (stamp, item) in items.items()
-        if not (manifest.is_done(name, stamp) and all(exists(path) for path in manifest.outputs(name)))
-    ]
+
+    def is_finished(name: str, stamp: Stamp) -> bool:
+        return manifest.is_done(name, stamp) and all(holds(*output) for output in manifest.outputs(name).items())
+
+    return [item for name, (stamp, item) in items.items() if not is_finished(name, stamp)]
 
 
 def settings_key(*settings: Any) -> str:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nextscale import image as images
 from nextscale.errors import ImageError
+from nextscale.files import Mark, canonical, make_folders, mark_of
 from nextscale.image import Picture
 from nextscale.upscale.options import UpscaleOptions, output_size
 
 if TYPE_CHECKING:
     from nextscale.upscale.run import UpscaleResult
+
+NameT = TypeVar("NameT", bound=PurePath)
 
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".webp")
 """Suffixes of formats that can hold a lossless result."""
@@ -49,6 +54,8 @@ class Targets:
         self.factors: list[float] = []
         self.roots = list(roots)
         self.inputs = {identity(source): source for source in sources}
+        places = [self._inside(source) / source.name for source in sources]
+        self.stems = dict(zip(sources, result_stems(places), strict=True))
         self.taken: dict[Any, Path] = {}
 
     def claim(self, source: Path, picture: Picture) -> dict[str, Path]:
@@ -80,6 +87,8 @@ class Targets:
         owner = self.taken.get(os.path.realpath(path)) or self.taken.get(identity(path))
         if owner is not None:
             raise ImageError(f"its result {path} would overwrite that of {owner}; write it to another folder")
+        with contextlib.suppress(OSError):  # `check_folder` says why
+            make_folders(Path(os.path.realpath(path)).parent)
         images.check_folder(path)
 
     def _largest(self, source: Path, picture: Picture) -> Path:
@@ -88,7 +97,7 @@ class Targets:
         scale = self.options.scale
         ending = f"_x{scale:g}" if self.suffix is None else self.suffix
         suffix = f".{self.ext}" if self.ext != "auto" else own_suffix(source, picture, scale)
-        return self.output / self._inside(source) / f"{source.stem}{ending}{suffix}"
+        return self.output / self._inside(source) / f"{self.stems[source]}{ending}{suffix}"
 
     def _inside(self, source: Path) -> Path:
         """Where in its folder a picture lies, for folders inside folders."""
@@ -96,6 +105,49 @@ class Targets:
             if source.is_relative_to(root):
                 return source.relative_to(root).parent
         return Path()
+
+
+def result_stems(names: Sequence[PurePath]) -> list[str]:
+    """The stem of each picture's results: its own, and with it its suffix where several differ in that alone.
+
+    Of a.jpg, a.png and b.png: a_jpg, a_png and b. It depends on the names alone, not on what is in the pictures or was
+    done before, so that a run that goes on finds the same names.
+    """
+    suffixes: dict[tuple[PurePath, str], set[str]] = {}
+    for name in names:
+        suffixes.setdefault((name.parent, name.stem.casefold()), set()).add(name.suffix.casefold())
+    return [
+        f"{name.stem}_{name.suffix[1:]}"
+        if name.suffix and len(suffixes[name.parent, name.stem.casefold()]) > 1
+        else name.stem
+        for name in names
+    ]
+
+
+def earlier_results(
+    names: Collection[NameT], stems: Collection[str], suffix: str | None, known: Collection[str] = ()
+) -> set[NameT]:
+    """Which files of the folder of the results are results and no photographs.
+
+    A file is one if the manifest knows it, or if its name is that of a picture with the ending of a result: p_x2.jpg
+    beside p.jpg.
+
+    Args:
+        names: paths in that folder.
+        stems: of pictures in other folders.
+        suffix: the ending that the run gives (None: _x and the factor).
+        known: files that were written before, by their canonical paths (of local files) or by name.
+    """
+    endings = [r"_x[0-9.]+(?:e[+-]?[0-9]+)?", *([re.escape(suffix)] if suffix else [])]
+    result = re.compile(rf"(.+)(?:{'|'.join(endings)})(?:_confidence)?")
+    beside = {(name.parent, stem) for name, stem in zip(names, result_stems(list(names)), strict=True)}
+    beside |= {(name.parent, name.stem) for name in names}
+    return {
+        name
+        for name in names
+        if (known and (str(name) in known or canonical(name) in known))
+        or ((found := result.fullmatch(name.stem)) and (found[1] in stems or (name.parent, found[1]) in beside))
+    }
 
 
 def own_suffix(source: Path, picture: Picture, scale: float) -> str:
@@ -131,9 +183,13 @@ def identity(path: Path) -> Any:
     return status.st_dev, status.st_ino
 
 
-def write_results(result: UpscaleResult, files: dict[str, Path], *, lossless: bool) -> None:
-    """Write every picture and map to its file."""
-    for factor, picture in result.images.items():
-        images.write(files[f"x{factor:g}"], picture, lossless=lossless)
-    for factor, values in result.maps.items():
-        images.write(files[f"x{factor:g}_confidence"], images.Picture(values[..., None]))
+def write_results(result: UpscaleResult, files: dict[str, Path], *, lossless: bool) -> dict[str, Mark]:
+    """Write every picture and map to its file, each on the disk before this returns; what each holds, by path."""
+    pictures = {f"x{factor:g}": picture for factor, picture in result.images.items()}
+    maps = {f"x{factor:g}_confidence": Picture(values[..., None]) for factor, values in result.maps.items()}
+    marks = {}
+    for label, picture in {**pictures, **maps}.items():
+        data = images.encode_bytes(picture, files[label].suffix, lossless=lossless and label in pictures)
+        images.write_bytes(files[label], data)
+        marks[canonical(files[label])] = mark_of(data)
+    return marks

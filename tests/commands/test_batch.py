@@ -17,9 +17,10 @@ import pytest
 
 from nextscale import UpscaleOptions
 from nextscale import image as images
-from nextscale.commands.batch import Batch, Store, Worker, list_pictures
+from nextscale.commands.batch import Batch, Store, Worker, list_pictures, without_results
 from nextscale.commands.cli_types import UpscaleFlags
 from nextscale.commands.main import main
+from nextscale.files import mark_of
 from nextscale.image import Picture
 from nextscale.upscale.nextscale import NextScale
 
@@ -120,8 +121,9 @@ def test_fifty_pictures_on_two_nodes_survive_the_death_of_a_worker(
     names = [row["input"] for row in said]
     assert len(names) == len(set(names)) == 51
     rows = [json.loads(line) for line in state.read_text().splitlines()]
-    assert sorted(row["input"] for row in rows) == sorted(names)
-    assert [row["input"] for row in rows if row["state"] == "failed"] == ["0/bad.png"]
+    root = Path(os.path.realpath(source))
+    assert sorted(row["input"] for row in rows) == sorted(str(root / name) for name in names)
+    assert [row["input"] for row in rows if row["state"] == "failed"] == [str(root / "0" / "bad.png")]
     written = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert written == sorted(f"{seed % 3}/{seed:02}_x4.png" for seed in range(50))
     for seed in (0, 17, 49):
@@ -160,6 +162,32 @@ def test_a_changed_file_has_another_stamp(tmp_path: Path) -> None:
     before = list_pictures(str(tmp_path))
     os.utime(tmp_path / "a.png", ns=(0, 1_000_000_000))
     assert list_pictures(str(tmp_path)) != before
+
+
+@pytest.mark.parametrize("root", ["memory://results", "{tmp}"])
+def test_results_among_the_pictures_are_no_pictures(root: str, tmp_path: Path) -> None:
+    store = Store(root.format(tmp=tmp_path))
+    for name in ("p.jpg", "p_x4.jpg", "deep/q.png", "deep/q_x2_confidence.png", "out/p_x4.jpg", "r.png"):
+        store.write(name, b"data")
+    listed = list_pictures(root.format(tmp=tmp_path))
+    inside = Store(root.format(tmp=tmp_path) + "/out")
+    known = {store.path("r.png")}
+    assert list(without_results(listed, store, store, known)) == ["deep/q.png", "out/p_x4.jpg", "p.jpg"]
+    assert "out/p_x4.jpg" not in without_results(listed, store, inside, ())
+    assert without_results(listed, store, Store("memory://elsewhere"), ()) == listed
+
+
+def test_a_store_knows_what_it_holds(tmp_path: Path) -> None:
+    mark = mark_of(b"data")
+    for root, by_digest in ((str(tmp_path), True), ("memory://marks", False)):
+        store = Store(root)
+        store.write("a.png", b"data")
+        assert store.holds(store.path("a.png"), mark)
+        store.write("a.png", b"atad")
+        assert store.holds(store.path("a.png"), mark) is not by_digest
+        store.write("a.png", b"longer")
+        assert not store.holds(store.path("a.png"), mark)
+        assert not store.holds(store.path("b.png"), mark)
 
 
 @pytest.mark.parametrize(

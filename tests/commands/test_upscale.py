@@ -325,10 +325,47 @@ def test_two_results_never_share_a_file(run: Run) -> None:
     outcome = run("-i", "x", "y", "-o", "out", "--json")
     assert outcome.status == 1
     assert outcome.complaints == [
-        "nextscale: x/b.png: its result out/b_x1.png would overwrite that of x/b.gif; write it to another folder",
         "nextscale: y/a.png: its result out/a_x1.png would overwrite that of x/a.png; write it to another folder",
     ]
-    assert files("out") == ["a_x1.png", "b_x1.png", "c_x1.jpg", "c_x1.png"]
+    assert files("out") == ["a_x1.png", "b_gif_x1.png", "b_png_x1.png", "c_jpg_x1.jpg", "c_png_x1.png"]
+
+
+def test_names_that_differ_in_their_suffix_alone_keep_it_in_their_results(run: Run) -> None:
+    photo("in/a.jpg"), photo("in/a.png"), photo("in/b.png"), photo("in/deep/a.png"), photo("in/c"), photo("in/c.gif")
+    assert run("-i", "in", "in/c", "-o", "out", "-r").status == 0
+    want = ["a_jpg_x1.jpg", "a_png_x1.png", "b_x1.png", "c_gif_x1.png", "c_x1.jpg", "deep/a_x1.png"]
+    assert files("out") == want
+    assert run("-i", "in", "-o", "png", "-r", "--ext", "png", "--suffix", "", "--all-factors").status == 0
+    assert files("png") == ["a_jpg.png", "a_png.png", "b.png", "c.png", "deep/a.png"]
+    Path("png/a_jpg.png").unlink()
+    again = run("-i", "in", "-o", "png", "-r", "--ext", "png", "--suffix", "", "--all-factors", "--resume", "--json")
+    assert [row["outputs"] for row in again.rows] == [{"x1": "png/a_jpg.png"}]
+
+
+def test_results_are_no_pictures_of_the_next_run(run: Run) -> None:
+    """As long as nothing but them tells so: their names, or the list of what was written."""
+    photo("p.jpg"), photo("q.png"), photo("sub/r.png")
+    for scale, lists in ((1, "state"), (2, "state"), (2, "state2")):
+        outcome = run("-i", ".", "-o", ".", "-r", "-s", scale, "--confidence", "--manifest", lists)
+        assert outcome.status == 0, outcome.complaints
+    names = [f"{stem}{kind}" for stem in ("p_x{}", "q_x{}", "sub/r_x{}") for kind in ("", "_confidence")]
+    pictures = {f"{name.format(f)}" for name in names for f in (1, 2)}
+    made = {str(Path(name).with_suffix("")) for name in files() if not name.startswith("state")}
+    assert made == {"p", "q", "sub/r", *pictures}
+    assert outcome.lines[0] == "p_x1.jpg and 11 more: left out as results of earlier runs; name the files"
+    assert run("-i", "sub", "p_x1.jpg", "-o", ".").status == 0  # but what is named is taken
+    assert "p_x1_x1.jpg" in files()
+
+
+def test_the_list_knows_results_by_any_name(run: Run) -> None:
+    photo("p.jpg")
+    assert run("-i", ".", "-o", ".", "--suffix", "_big").status == 0
+    assert run("-i", ".", "-o", ".").status == 0
+    Path("p.jpg").unlink()
+    outcome = run("-i", ".", "-o", ".", "--json")
+    assert files() == ["p_big.jpg", "p_x1.jpg"]
+    assert outcome.status == 1
+    assert outcome.rows[0]["error"].startswith("nothing but results of earlier runs in this folder")
 
 
 def test_earlier_results_are_replaced_through_links_too(run: Run) -> None:
@@ -379,6 +416,31 @@ def test_long_work_in_a_pipe_says_now_and_then_where_it_is(run: Run, monkeypatch
     assert len(run("-i", "a.png", "-o", "out", "--json").lines) == 1
 
 
+def test_a_big_job_says_size_tiles_and_time_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo("a.png", size=(500, 20))
+    monkeypatch.setattr(progress_lines.ProgressLines, "EVERY", 1e9)
+    assert len(run("-i", "a.png", "-o", "out", "--tile-batch", 1).lines) == 1
+    monkeypatch.setattr(progress_lines.ProgressLines, "LONG", 0.0)
+    first, last = run("-i", "a.png", "-o", "out", "--tile-batch", 1, "-s", 6).lines
+    said, _, time = first.partition(", ")
+    assert said == "a.png: 500 x 20 -> 3000 x 120 pixels in 12 tiles"
+    assert time.startswith("about ")
+    assert last.startswith("a.png: 500 x 20 -> 3000 x 120 in ")
+    assert len(run("-i", "a.png", "-o", "out", "--tile-batch", 1, "--json").lines) == 1
+
+
+def test_a_job_can_be_bounded(run: Run) -> None:
+    photo("a.png", size=(500, 20)), photo("b.png")
+    outcome = run("-i", "a.png", "b.png", "-o", "out", "--max-tiles", 4)
+    assert outcome.status == 1
+    assert outcome.complaints == [
+        "nextscale: a.png: 500 x 20 -> 500 x 20 pixels in 5 tiles is more than the 4 that are allowed; "
+        "use a smaller scale or a smaller picture"
+    ]
+    assert files("out") == ["b_x1.png"]
+    assert run("-i", "a.png", "-o", "out", "--max-tiles", -1).status == 2
+
+
 def test_a_terminal_gets_bars_and_the_pipe_its_lines(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -408,7 +470,7 @@ def test_names_that_the_terminal_cannot_print_are_escaped(run: Run) -> None:
     outcome = run("-i", odd, "two\nlines.png", "-o", "out")
     assert outcome.status == 1
     assert outcome.lines[0].startswith("a\\udcff.png: 30 x 20")
-    assert outcome.complaints == ["nextscale: two lines.png: the file is empty; copy or download it again"]
+    assert outcome.complaints == ["nextscale: two\\nlines.png: the file is empty; copy or download it again"]
     assert run("-i", odd, "-o", "out", "--json").rows[0]["input"] == odd
 
 
@@ -709,7 +771,7 @@ def test_a_damaged_model_folder_is_one_line(run: Run, model_folder: Path, damage
         data["config"]["transformer"]["colour"] = "red"
         config.write_text(json.dumps(data))
     photo("a.png")
-    outcome = run("-i", "a.png", "-o", "out", "-n", "broken")
+    outcome = run("-i", "a.png", "-o", "out", "-n", "./broken")
     assert outcome.status == 1
     (line,) = outcome.complaints
     assert line.startswith("nextscale: broken/")

@@ -255,7 +255,7 @@ def test_folders_inside_folders_keep_their_places(
 
 @pytest.mark.integration
 def test_resume_leaves_out_what_is_done_and_redoes_what_changed(
-    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = folder(tmp_path / "in", 4), tmp_path / "out"
     (source / "bad.png").write_bytes(b"no picture")
@@ -263,12 +263,20 @@ def test_resume_leaves_out_what_is_done_and_redoes_what_changed(
     assert main(arguments) == 1
     capsys.readouterr()
     (out / "01_x1.png").unlink()
+    data = bytearray((out / "03_x1.png").read_bytes())
+    data[-20] ^= 1  # of the same length
+    (out / "03_x1.png").write_bytes(data)
     images.write(source / "02.png", noise(99))
     (source / "bad.png").unlink()
     images.write(source / "bad.png", noise(7))
     assert main(arguments) == 0
     again = [Path(json.loads(line)["input"]).name for line in capsys.readouterr().out.splitlines()]
-    assert again == ["01.png", "02.png", "bad.png"]
+    assert again == ["01.png", "02.png", "03.png", "bad.png"]
+    (tmp_path / "link").symlink_to("in")
+    monkeypatch.chdir(source)
+    typed = command(model_folder, "-i", "../link", "-o", "../in/../out", "-s", 1, "--resume", "--json")
+    assert main(typed) == 0  # the same folders, typed otherwise and seen from elsewhere
+    assert capsys.readouterr().out == ""
     assert main(arguments) == 0
     assert capsys.readouterr().out == ""
     assert main([*arguments, "--seed", "1"]) == 0  # another option makes other results
@@ -290,7 +298,7 @@ def test_a_killed_run_goes_on_without_redoing_or_losing_one(model_folder: Path, 
     times = {path: path.stat().st_mtime_ns for path in out.glob("*_x4.png")}
     finished = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, check=True)
     redone = {json.loads(line)["input"] for line in finished.stdout.splitlines()}
-    assert redone == {str(path) for path in source.iterdir()} - done
+    assert {os.path.realpath(path) for path in redone} == {os.path.realpath(path) for path in source.iterdir()} - done
     assert len(list(out.glob("*_x4.png"))) == 16
     for name in done:
         path = out / f"{Path(name).stem}_x4.png"
