@@ -34,7 +34,16 @@ APART = {("model", "image")}
 # Their top level is what every command's --help waits for.
 TORCH_FREE = [
     *("errors", "console", "files", "image", "model.config", "model.config_io"),
-    *("upscale.options", "upscale.manifest", "upscale.outputs", "data.crops", "data.options", "data.pack"),
+    *(
+        "upscale.options",
+        "upscale.plan",
+        "upscale.tiles",
+        "upscale.manifest",
+        "upscale.outputs",
+        "data.crops",
+        "data.options",
+        "data.pack",
+    ),
     *(
         "evaluate.datasets",
         "evaluate.options",
