@@ -90,10 +90,10 @@ def convert(
     if sides and part != "tokenizer":
         has = "a restorer has none" if part == "restorer" else "a transformer takes the preset's ladder"
         raise OptionError(f"--steps is for the tokenizer; {has}")
-    state = {} if origin == "taesd" else read_state(source, part)
+    if origin == "taesd":
+        return _convert_taesd(source, target, sides)
+    state = read_state(source, part)
     try:
-        if origin == "taesd":
-            return _convert_taesd(source, target, sides)
         if part == "restorer":
             return _convert_restorer(state, None if noisy is None else read_state(noisy, part), target, str(source))
         if part == "tokenizer":
