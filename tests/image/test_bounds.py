@@ -27,7 +27,7 @@ from nextscale.image.gif import lean_gif
 from nextscale.image.guard import MAX_PROFILE
 from nextscale.image.jpeg import MAX_SCANS, lean_jpeg
 from nextscale.image.tiff import MAX_STRIPS
-from tests.image.pictures import chunk, exif_block, noise, png, refusal, saved, smooth, tiff, tifffile
+from tests.image.pictures import chunk, exif_block, noise, parsed, png, refusal, saved, smooth, tiff, tifffile
 
 MIB = 1 << 20
 
@@ -44,16 +44,10 @@ def peak_of(action: Callable[[], object]) -> float:
 
 def hostile_exif(tags: int, size: int) -> bytes:
     """An EXIF block of many tags that all have the same bytes for their value."""
-    entries = [struct.pack("<HHII", 0x9000 + number, 7, size, 8) for number in range(tags)]
-    start = 8 + size
-    return (
-        b"Exif\0\0II*\0"
-        + struct.pack("<I", start)
-        + bytes(size)
-        + struct.pack("<H", tags)
-        + b"".join(entries)
-        + bytes(4)
-    )
+    maker = struct.pack("<HHI4s", 0x010F, 2, 4, b"abc\0")
+    entries = [maker, *(struct.pack("<HHII", 0x9000 + number, 7, size, 8) for number in range(tags))]
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return b"Exif\0\0II*\0" + struct.pack("<I", 8 + size) + bytes(size) + directory
 
 
 # ---- TIFF ----
@@ -237,8 +231,9 @@ def test_long_texts_neither_damage_a_png_nor_are_unpacked(kind: bytes) -> None:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF"])
 def test_exif_whose_tags_share_their_bytes_counts_as_absent(form: str) -> None:
-    block = hostile_exif(900, 20_000)
-    picture = image.decode_bytes(saved(Image.fromarray(smooth()), form, exif=block))
+    kept = image.decode_bytes(saved(Image.fromarray(smooth()), form, exif=hostile_exif(2, 20_000)))
+    assert parsed(kept.exif)[0x010F] == "abc"
+    picture = image.decode_bytes(saved(Image.fromarray(smooth()), form, exif=hostile_exif(900, 20_000)))
     assert (picture.size, picture.exif) == ((64, 48), None)
 
 
