@@ -57,7 +57,7 @@ def random_model() -> NextScale:
     model = NextScale.create(small_config())
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, parameter in model.modules.named_parameters():
+        for name, parameter in model.named_parameters():
             if not bool(parameter.any()) or "head.weight" in name:
                 parameter.normal_(std=0.05, generator=generator)
     return model.to("cpu", fp32=True)

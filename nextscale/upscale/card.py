@@ -8,10 +8,6 @@ from typing import Any
 
 from nextscale.errors import ModelError
 
-FACTS = "card.json"
-"""The facts beside the card in a model folder, from which the card is written."""
-CARD = "model_card.md"
-
 
 @dataclass(frozen=True)
 class CardFacts:
