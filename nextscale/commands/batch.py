@@ -20,6 +20,7 @@ from nextscale import image as images
 from nextscale.commands.cli_types import UpscaleFlags
 from nextscale.console import complain, say
 from nextscale.errors import NextScaleError, OptionError
+from nextscale.install import how_to_install
 from nextscale.upscale.manifest import Manifest, default_path, settings_key, unfinished
 from nextscale.upscale.outputs import own_suffix
 
@@ -67,7 +68,7 @@ class Batch:
         try:
             import ray
         except ImportError:
-            raise NextScaleError("batches need Ray: pip install 'nextscale[ray]'") from None
+            raise NextScaleError(f"batches need Ray: {how_to_install('ray')}") from None
         from nextscale import __version__
 
         started = time.perf_counter()

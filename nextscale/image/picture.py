@@ -45,6 +45,7 @@ from PIL import (
 
 from nextscale.errors import ImageError, OptionError
 from nextscale.files import check_writable, write_atomic
+from nextscale.install import how_to_install
 
 Array = NDArray[Any]
 Filter = Literal["bicubic", "lanczos", "bilinear", "box"]
@@ -170,7 +171,6 @@ def _guarded(decode: Callable[[], Picture]) -> Picture:
 
 _NO_MEMORY: Final = "there is not enough memory for it; close other programs or use a smaller picture"
 _TRUNCATED: Final = "the file is truncated; copy or download it again"
-_EXTRA: Final = "16-bit pictures need an extra; pip install 'nextscale[depth16]'"
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it finds odd is no news to the user
 
@@ -206,7 +206,7 @@ def _extra(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ImageError(_EXTRA) from None
+        raise ImageError(f"16-bit pictures need packages more; {how_to_install('depth16')}") from None
 
 
 _MAGIC: Final = (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nextscale.console import complain, say
 from nextscale.errors import NextScaleError
 from nextscale.files import JsonLines, keep_json_lines, write_atomic
+from nextscale.install import how_to_install
 from nextscale.train.config import LoopConfig
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Board:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise NextScaleError("--tensorboard needs tensorboard: pip install 'nextscale[tensorboard]'") from None
+            raise NextScaleError(f"--tensorboard needs tensorboard: {how_to_install('tensorboard')}") from None
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, row: Row) -> None:
