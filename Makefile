@@ -2,6 +2,7 @@
 #
 #   make demo        enlarge a photograph from examples/ into out/
 #   make test        set-up, lint, types, tests
+#   make test-core   the tests of the core, where no extra is installed
 #   make test-slow   the tests that take long
 #   make check       lint and types only
 #   make clean       remove what was made, except .venv
@@ -14,13 +15,16 @@ CONSTRAINED := $(PIP) install --quiet -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-core test-slow check clean
 
 demo: .venv/core.stamp
 	$(BIN)/python -m nextscale.demo
 
 test: check
 	scripts/test
+
+test-core: .venv/dev.stamp
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python scripts/environments.py --newest --borrow-torch $(BIN)/python
 
 test-slow: .venv/dev.stamp
 	scripts/test -m slow

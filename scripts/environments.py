@@ -26,7 +26,6 @@ TOOLS = ["pytest>=8", "hypothesis>=6.100"]
 TESTS = [
     "tests/model/test_checkpoint.py",
     "tests/model/test_config.py",
-    "tests/model/test_quantizer.py",
     "tests/upscale/test_card.py",
     "tests/upscale/test_hub.py",
     "tests/upscale/test_tiles.py",
@@ -34,6 +33,7 @@ TESTS = [
     "tests/commands/test_streams.py",
     "tests/commands/test_upscale.py",
     "tests/test_comfyui.py",
+    "tests/test_console.py",
     "tests/test_files.py",
 ]
 """What a user of the core runs: folders and hubs of models, pictures, the command line."""

@@ -38,6 +38,7 @@ TORCH_FREE = [
     *(
         "evaluate.datasets",
         "evaluate.options",
+        "evaluate.sets",
         "evaluate.summary",
         "evaluate.methods",
         "evaluate.table",

@@ -23,7 +23,7 @@ class Convert:
     """Whose checkpoint it is."""
     part: Literal["tokenizer", "transformer", "restorer"] = "tokenizer"
     """Which part of it."""
-    steps: str | None = None
+    steps: Annotated[str | None, tyro.conf.arg(metavar="SIDES")] = None
     """Sides of a one-stage ladder, e.g. 1,2,3,4 (default: the preset's hierarchical ladder)."""
 
     def run(self) -> int:

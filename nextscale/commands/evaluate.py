@@ -15,9 +15,10 @@ import tyro
 
 from nextscale import image as images
 from nextscale.commands.cli_types import UpscaleFlags
-from nextscale.console import complain, say
+from nextscale.console import complain, duration, say
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.evaluate.options import BenchOptions, ScoreOptions
+from nextscale.evaluate.sets import SETS
 from nextscale.evaluate.summary import Summary
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Evaluate:
     """The true pictures."""
     bench: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """A set of small and large pictures (LR, HR; DIV2K, RealSR, DRealSR, Set5 ...), on which to run the model."""
+    sets: bool = False
+    """Print the public sets by name and how to get each, and measure nothing."""
     model: Annotated[str, tyro.conf.arg(aliases=["-n"])] = "tiny"
     """With --bench: a shipped model's name, a model folder, or a hub id (owner/name)."""
     score: Annotated[ScoreOptions, tyro.conf.arg(name="")] = field(default_factory=ScoreOptions)
@@ -54,6 +57,16 @@ class Evaluate:
     """With --bench: compute in float32 even where 16 bit is faster."""
 
     def run(self) -> int:
+        if self.sets:
+            for public in SETS.values():
+                for line in public.recipe():
+                    say(line)
+            return 0
+        if self.bench is not None and not self.bench.is_dir() and (public := SETS.get(self.bench.name.lower())):
+            complain(f"{self.bench}: no such folder; this is how to get it")
+            for line in public.recipe():
+                sys.stderr.write(line + "\n")
+            return 1
         if self.bench is not None and self.pred is None and self.target is None:
             return self._bench(self.bench)
         if self.bench is None and self.pred is not None and self.target is not None:
@@ -72,7 +85,9 @@ class Evaluate:
         with progress() as done:
             scores = score_folders(pred, target, self.score, device=self.device, on_picture=done)
         about = dataclasses.asdict(self.score) | {"pred": str(pred), "target": str(target)}
-        about = {key: value for key, value in about.items() if key != "metrics"} | {"pictures": len(scores.images)}
+        about = {key: value for key, value in about.items() if key not in ("metrics", "download")} | {
+            "pictures": len(scores.images)
+        }
         markdown = folders_markdown(scores.metrics, len(scores.images))
         self._write(markdown, folders_json(scores.metrics, scores.images, **about), csv_text(scores.images))
         return warn(scores.metrics)
@@ -157,7 +172,7 @@ def progress(every: float = 10.0) -> Iterator[OnPicture]:
             def advance(done: int, total: int, _: str, resumed: bool) -> None:
                 nonlocal task
                 task = bars.add_task("", total=total, left="") if task is None else task
-                left = f"about {remaining.after(done, total, resumed):.0f} s left"
+                left = f"about {duration(round(remaining.after(done, total, resumed)))} left"
                 bars.update(task, completed=done, left=left)
 
             yield advance
@@ -169,7 +184,7 @@ def progress(every: float = 10.0) -> Iterator[OnPicture]:
         left = remaining.after(done, total, resumed)
         if time.monotonic() - said >= every:
             said = time.monotonic()
-            sys.stderr.write(f"{done}/{total} {name}, about {left:.0f} s left\n")
+            sys.stderr.write(f"{done}/{total} {name}, about {duration(round(left))} left\n")
             sys.stderr.flush()
 
     yield line

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from nextscale.console import duration
 from nextscale.model.config import Ladder, ModelConfig, RestorerConfig
 from nextscale.model.layers import AttentionBlock, ResBlock
 from nextscale.model.restorer import Restorer
@@ -404,7 +405,7 @@ def _memory(parts: Sequence[Piece], training: Training, loop: LoopConfig, machin
         "average": WIDE * averaged * (1 if share == 1 else 1 + 1 / share),
         "exchange between processes": WIDE * trained if joined and share == 1 else 0.0,
         "activations": sum(p.checkpointed if loop.activation_checkpointing else p.kept for p in parts),
-        "framework": (0.4 if machine.device == "cpu" else 1.0) * GIB,
+        "framework": (0.4 if machine.on_cpu else 1.0) * GIB,
     }
     return {name: size for name, size in memory.items() if size}
 
@@ -426,14 +427,14 @@ def render(plan: Plan) -> RenderableType:
     machine = plan.machine
     prefix, steps = plan.tokens
     at = ", ".join(f"{batch} of {side} px" for side, batch in plan.batches.items())
-    run = f"{span(plan.seconds * plan.steps)} for {plan.steps} steps"
+    run = f"{duration(plan.seconds * plan.steps)} for {plan.steps} steps"
     if plan.photographs:
         run += f", {plan.steps * plan.samples / plan.photographs:.3g} epochs"
     rows = [
         ("samples at a time", at),
         ("samples a step", f"{plan.samples:g} on {machine.processes} x {machine.name}"),
         ("FLOPs a step", f"{count(plan.step_flops)} forward and backward, {count(plan.step_preparation)} before them"),
-        ("time a step", f"{span(plan.seconds)} at {machine.utilisation:.0%} of {plan.rate:.3g} TFLOPS"),
+        ("time a step", f"{duration(plan.seconds)} at {machine.utilisation:.0%} of {plan.rate:.3g} TFLOPS"),
         ("time of the run", run),
     ]
     if steps:
@@ -462,11 +463,3 @@ def count(number: float) -> str:
         if number >= power:
             return f"{number / power:.3g} {unit}"
     return f"{number:.3g}"
-
-
-def span(seconds: float) -> str:
-    """Seconds in the unit one would say."""
-    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.2g} s"

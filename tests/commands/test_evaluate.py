@@ -171,7 +171,7 @@ def test_progress_without_a_terminal_is_plain_lines(capsys: pytest.CaptureFixtur
         done(2, 2, "b", False)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == ["1/2 a", "2/2 b"]
-    assert lines[-1].endswith("about 0 s left")
+    assert lines[-1].endswith("about 0 seconds left")
     with progress() as done:
         done(1, 2, "a", False)
     assert capsys.readouterr().err == ""
