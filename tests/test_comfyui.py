@@ -102,7 +102,7 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Host:
         Int=kind(NUMBER | {"control_after_generate"}),
     )
     folders: dict[str, list[str]] = {}
-    parts = {
+    parts: dict[str, dict[str, Any]] = {
         "comfy_api": {},
         "comfy_api.latest": {"io": io, "ComfyExtension": object},
         "comfy": {},

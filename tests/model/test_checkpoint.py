@@ -121,11 +121,11 @@ def test_a_hub_id_is_downloaded(model_folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_hub_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(name: str, *, allow_patterns: list[str]) -> str:
+    def fail(name: str, *, allow_patterns: list[str], **_: object) -> str:
         raise OSError(f"no route\nto {name} {allow_patterns}")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    assert "the hub does not give it (no route)" in refused("owner/name")
+    assert "the hub does not give it (no route: to owner/name" in refused("owner/name")
 
 
 def test_an_unwritable_folder_is_explained(model: NextScale, tmp_path: Path) -> None:
