@@ -26,10 +26,10 @@ def extras() -> dict[str, list[str]]:
     return {name: requirements(name) for name in names}
 
 
-def requirements(extra: str) -> list[str]:
-    """What an extra requires, as pip takes it."""
+def requirements(extra: str, package: str = "nextscale") -> list[str]:
+    """What an extra of a package requires, as pip takes it."""
     try:
-        lines = importlib.metadata.requires("nextscale") or []
+        lines = importlib.metadata.requires(package) or []
     except importlib.metadata.PackageNotFoundError:
         return []
     pattern = re.compile(rf"""\s*;.*\bextra\s*==\s*['"]{re.escape(extra)}['"]""")
@@ -37,16 +37,17 @@ def requirements(extra: str) -> list[str]:
 
 
 def missing(packages: list[str]) -> list[str]:
-    """Those of some requirements whose package is not installed at all."""
-    return [package for package in packages if not _is_installed(re.split(r"[^\w.-]", package)[0])]
+    """Those of some requirements that are not installed at all, by themselves or by an extra of theirs."""
+    return [package for package in packages if not _is_installed(package)]
 
 
-def _is_installed(name: str) -> bool:
+def _is_installed(package: str) -> bool:
+    name, extra = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?", package).groups()  # type: ignore[union-attr]
     try:
         importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
         return False
-    return True
+    return not extra or all(_is_installed(part) for one in extra.split(",") for part in requirements(one, name))
 
 
 def _quoted(package: str) -> str:

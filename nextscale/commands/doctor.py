@@ -15,7 +15,7 @@ from nextscale.install import extras, how_to_install, missing
 
 CPU_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
 CUDA_TORCH = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
-INTERNAL = ("dev",)
+INTERNAL = ("dev", "release")
 """Extras that only developers of nextscale miss."""
 
 

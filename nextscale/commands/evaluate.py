@@ -58,9 +58,8 @@ class Evaluate:
 
     def run(self) -> int:
         if self.sets:
-            for public in SETS.values():
-                for line in public.recipe():
-                    say(line)
+            for line in (line for public in SETS.values() for line in public.recipe()):
+                say(line)
             return 0
         if self.bench is not None and not self.bench.is_dir() and (public := SETS.get(self.bench.name.lower())):
             complain(f"{self.bench}: no such folder; this is how to get it")

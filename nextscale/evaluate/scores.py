@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,7 @@ class Scorer:
         self._dists = self._load("dists", lambda: Dists(download=download).to(self.device))
         self._niqe = self._load("niqe", Niqe)
         self._inception = self._load("fid", lambda: Inception(download=download).to(self.device))
-        self._unreferenced = {
-            name: self._load(name, lambda name=name: Unreferenced(name, self.device)) for name in UNREFERENCED
-        }
+        self._unreferenced = {name: self._load(name, partial(Unreferenced, name, self.device)) for name in UNREFERENCED}
 
     def _load(self, name: str, load: Callable[[], Any]) -> Any:
         if name not in self.options.metrics:

@@ -340,6 +340,17 @@ class NextScale(ModelHubMixin, nn.Module):
     @overload
     def upscale(
         self,
+        image: Tensor,  # by its dimensions, a result or a list of results
+        options: UpscaleOptions | None = None,
+        *,
+        stream: Literal[False] = False,
+        on_progress: Callable[[Progress], None] | None = None,
+        **keywords: Any,
+    ) -> Any: ...
+
+    @overload
+    def upscale(
+        self,
         image: Any,
         options: UpscaleOptions | None = None,
         *,

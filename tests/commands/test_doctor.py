@@ -28,7 +28,8 @@ REQUIRES = [
 
 @pytest.fixture
 def metadata(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.metadata, "requires", lambda _: REQUIRES)
+    further = {"numpy": ['no-such-package>=2; extra == "odd"', 'pillow; extra == "even"']}
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: further.get(name, REQUIRES))
 
 
 @pytest.mark.usefixtures("metadata")
@@ -55,6 +56,7 @@ def test_without_metadata_it_names_the_folder(monkeypatch: pytest.MonkeyPatch) -
 def test_what_is_missing_is_found_by_the_packages_name() -> None:
     assert requirements("depth16") == ["opencv-python-headless>=4.10", "tifffile>=2024.5"]
     assert missing(["numpy>=1.26", "no-such-package[x]>=2", "pillow"]) == ["no-such-package[x]>=2"]
+    assert missing(["numpy[even]>=1.26", "numpy[odd,even]", "numpy[odd]>=1"]) == ["numpy[odd,even]", "numpy[odd]>=1"]
 
 
 def test_this_machine_is_told_in_lines(capsys: pytest.CaptureFixture[str]) -> None:

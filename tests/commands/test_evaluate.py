@@ -15,11 +15,12 @@ from PIL import Image
 from nextscale.commands.evaluate import Remaining, progress
 from nextscale.commands.main import main
 from nextscale.evaluate import scores
+from nextscale.evaluate.options import METRICS
 from nextscale.evaluate.weights import MissingWeights
 from tests.evaluate.test_benchmark import make_bench
 
 
-def refuse(*_: Any) -> None:
+def refuse(*_: Any, **__: Any) -> None:
     raise MissingWeights("no weights here: fetch them")
 
 
@@ -73,7 +74,7 @@ def test_a_metric_without_weights_is_said_and_not_invented(
 @pytest.mark.parametrize(
     ("words", "status", "expected"),
     [
-        (["--metrics", "psnr,vmaf"], 2, "metrics must be some of psnr ssim lpips fid niqe, got vmaf"),
+        (["--metrics", "psnr,vmaf"], 2, f"metrics must be some of {' '.join(METRICS)}, got vmaf"),
         (["--metrics", "psnr", "--border", "-1"], 2, "border must be 0 or more"),
         (["--metrics", "psnr", "--border", "8"], 1, "a border of 8 leaves nothing of 20 x 16"),
         (["--fidelity", "0.5"], 2, "only --bench takes options of a model or a set"),
