@@ -1,9 +1,11 @@
 # Needs Python 3.10 or newer (3.11 for the exact versions in constraints.txt), pip and make; everything goes into .venv.
 #
 #   make demo        enlarge a photograph from examples/ into out/
-#   make test        set-up, lint, types, tests
-#   make test-core   the tests of the core, where no extra is installed
-#   make test-slow   the tests that take long
+#   make test        set-up, lint, types, and the next two
+#   make test-unit          tests of the parts: about a minute
+#   make test-integration   tests of whole runs: browser, cluster, torchrun, recipes, commands on whole pictures
+#   make test-core   the tests of the core in an environment without extras
+#   make test-slow   tests that take many minutes, download or need weights; not in CI
 #   make check       lint and types only
 #   make clean       remove what was made, except .venv
 
@@ -15,13 +17,18 @@ CONSTRAINED := $(PIP) install --quiet -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: demo test test-core test-slow check clean
+.PHONY: demo test test-unit test-integration test-core test-slow check clean
 
 demo: .venv/core.stamp
 	$(BIN)/python -m nextscale.demo
 
-test: check
-	scripts/test
+test: check test-unit test-integration
+
+test-unit: .venv/dev.stamp
+	scripts/test -m "not slow and not integration"
+
+test-integration: .venv/dev.stamp
+	scripts/test -m "integration and not slow"
 
 test-core: .venv/dev.stamp
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python scripts/environments.py --newest --borrow-torch $(BIN)/python

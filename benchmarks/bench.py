@@ -34,7 +34,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Bench:
-    """Time and memory of every part and of whole pictures, beside the least that this machine could take."""
+    """Time and memory of every part and of whole pictures, beside the limit of this machine."""
 
     models: Annotated[Names, tyro.conf.arg(aliases=["-n"])] = ("tiny",)
     """Shipped models, folders, hub ids, or presets; a preset without shipped weights (paper) gets random ones."""

@@ -1,4 +1,4 @@
-"""What the codes are worth: the photograph's, the predicted ones and the enlarged input's, decoded alike.
+"""Scores of images decoded from three kinds of codes: the photograph's, the predicted ones, the enlarged input's.
 
     python benchmarks/codes.py DIR [--model tiny] [--limit N] [--weights 1 0]
 
@@ -19,8 +19,8 @@ import torch
 import tyro
 
 from nextscale import NextScale
-from nextscale.console import complain
-from nextscale.errors import ImageError, NextScaleError
+from nextscale.console import run_program
+from nextscale.errors import ImageError
 from nextscale.evaluate.datasets import pairs
 from nextscale.evaluate.metrics.lpips import Lpips
 from nextscale.evaluate.metrics.psnr_ssim import psnr
@@ -86,8 +86,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except NextScaleError as error:
-        complain(str(error))
-        sys.exit(1)
+    run_program(main)

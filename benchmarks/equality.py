@@ -1,4 +1,4 @@
-"""Fingerprints of what the shipped model makes of two examples: equal before and after a change of the code's shape.
+"""Fingerprints of the shipped model's results on two examples: a refactor must leave them equal.
 
     OMP_NUM_THREADS=1 python benchmarks/equality.py > before.txt
 

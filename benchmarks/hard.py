@@ -1,4 +1,4 @@
-"""Pictures as people bring them, at x4 beside bicubic and Real-ESRGAN: labelled sheets at 1:1, and the noise left.
+"""Difficult pictures at x4 beside bicubic and Real-ESRGAN: labelled sheets at 1:1, and the noise that is left.
 
     python benchmarks/hard.py FOLDER --out SHEETS [--model tiny] [--panel 420] [--dials 1 0.5 0] [--fast]
 

@@ -1,4 +1,4 @@
-"""What restoring costs: time and memory of each part of the real run, and the least time that its work could take.
+"""Time and memory of each part of a real run, and the least time that its work could take on this machine.
 
 A batch of tiles is watched through `NextScale.restore_tiles`, part by part; whole pictures run through `upscale`. The
 work of a part is bounded by two peaks measured in the same run: its FLOPs over the rate of a large matrix product in

@@ -23,9 +23,8 @@ import torch
 import tyro
 
 from nextscale import NextScale, UpscaleOptions
-from nextscale.console import complain
+from nextscale.console import run_program
 from nextscale.device import Timer, product_rate
-from nextscale.errors import NextScaleError
 from nextscale.evaluate.methods import RealEsrgan
 from nextscale.image import Picture, write
 
@@ -98,8 +97,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except NextScaleError as error:
-        complain(str(error))
-        sys.exit(1)
+    run_program(main)

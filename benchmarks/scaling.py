@@ -1,29 +1,27 @@
-"""Quality against training compute, over all runs: the table, the plot and the fit of docs/scaling.md.
+"""Quality against training compute, over all runs: the table and the plot of docs/scaling.md.
 
     python -m benchmarks.scaling docs/scaling.json --out OUT --plot docs/scaling.png
     python -m reproduce report page docs/scaling.md --tables OUT
 
-Scores and samples are read from the file, as LOG.md has them; compute is counted by `nextscale.train.plan` for today's
-`tiny` (trained parts forward and backward, frozen ones forward; degradation and perceptual networks left out).
+Scores, samples and compute are read from the file. The compute was counted when version 4 was the shipped model, as
+`--plan` counts it: trained parts forward and backward, frozen ones forward, degradation and perceptual networks left
+out.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
 
 from benchmarks.bench import figure_class
-from nextscale.console import complain
+from nextscale.console import run_program
 from nextscale.errors import NextScaleError
 from nextscale.evaluate.table import markdown_table
-from nextscale.model.config import paper, tiny
+from nextscale.model.config import paper
 from nextscale.train.plan import pieces, preparation_flops, training_flops
 
 SETS = ("val", "RealSR")
@@ -36,7 +34,7 @@ class Settings:
     """What to draw."""
 
     runs: tyro.conf.Positional[Path]
-    """JSON of trainings (kind, sides, samples) and models (trainings behind them, LPIPS-alex of x1, x2, x4)."""
+    """JSON of trainings (kind, sides, samples, FLOPs) and models (trainings behind them, LPIPS-alex of x1, x2, x4)."""
     out: Path
     """Folder of the table: OUT/scaling/report.md."""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
@@ -53,20 +51,9 @@ class Point:
     """By set: LPIPS-alex of x1, x2, x4; of x4 alone where it was measured as a change on some pictures."""
 
 
-def compute(training: dict[str, Any]) -> float:
-    """FLOPs of a training: a larger side takes as many fewer samples as its picture is larger."""
-    if "flops" in training:  # of a kind of training that is no more
-        return float(training["flops"])
-    sides = training["sides"]
-    shares = [min(sides) ** 2 / side**2 / len(sides) for side in sides]
-    parts = [pieces(tiny(), training["training"], side) for side in sides]
-    each = sum(s * (training_flops(p) + preparation_flops(p)) for s, p in zip(shares, parts, strict=True))
-    return float(training["samples"] * each)
-
-
 def points(runs: dict[str, Any]) -> list[Point]:
     """Every model of the file; a change is added to its parent's score at x4."""
-    spent = {name: compute(training) for name, training in runs["trainings"].items()}
+    spent = {name: float(training["flops"]) for name, training in runs["trainings"].items()}
     found: dict[str, Point] = {}
     for model in runs["models"]:
         if "change" in model:
@@ -79,15 +66,6 @@ def points(runs: dict[str, Any]) -> list[Point]:
     return list(found.values())
 
 
-def power_law(rows: list[Point], name: str) -> tuple[float, float]:
-    """Slope and intercept of log LPIPS at x4 against log FLOPs, over shipped models."""
-    shipped = [row for row in rows if row.shipped]
-    slope, intercept = np.polyfit(
-        [math.log(row.flops) for row in shipped], [math.log(row.scores[name][-1]) for row in shipped], 1
-    )
-    return float(slope), float(intercept)
-
-
 def paper_flops() -> float:
     """The paper's budget on the `paper` preset: its tokenizer's decoders and its transformer."""
     total = 0.0
@@ -98,7 +76,7 @@ def paper_flops() -> float:
 
 
 def report(rows: list[Point]) -> str:
-    """The table and what the fit says."""
+    """The table, and the paper's budget beside it."""
     lines = [
         [
             row.name if row.shipped else f"{row.name} (not shipped)",
@@ -109,25 +87,15 @@ def report(rows: list[Point]) -> str:
     ]
     table = markdown_table(["model", "training, FLOPs", "val", "RealSR"], lines)
     budget, last = paper_flops(), max(row.flops for row in rows)
-    fits = []
-    for name in SETS:
-        slope, intercept = power_law(rows, name)
-        rows_left = [math.log(r.scores[name][-1]) - slope * math.log(r.flops) - intercept for r in rows if r.shipped]
-        there = math.exp(intercept + slope * math.log(budget))
-        fits.append(
-            f"- {name}: x4 falls as compute to the power {slope:.2f}, by {1 - 2**slope:.0%} with each doubling; "
-            f"the shipped models lie within {max(abs(r) for r in rows_left):.0%} of the line. Drawn out to the paper's "
-            f"budget it would reach {there:.3f}."
-        )
     notes = (
         f"LPIPS-alex of x1 / x2 / x4; of x4 alone where a run was measured as a change on some of the pictures.\n\n"
         f"The paper's budget on the `paper` preset: {budget:.1e} FLOPs, {budget / last:,.0f} times the most above."
     )
-    return "\n".join([table.rstrip(), "", notes, "", *fits]) + "\n"
+    return "\n".join([table.rstrip(), "", notes]) + "\n"
 
 
 def draw(rows: list[Point], file: Path) -> None:
-    """One panel per set: x1, x2, x4 of the shipped models, the fit at x4, and the runs that were not shipped."""
+    """One panel per set: x1, x2, x4 of the shipped models, and the runs that were not shipped."""
     figure = figure_class()(figsize=(11, 4.5), layout="constrained", dpi=110)
     for axes, name in zip(figure.subplots(1, len(SETS)), SETS, strict=True):
         shipped = [row for row in rows if row.shipped]
@@ -138,9 +106,6 @@ def draw(rows: list[Point], file: Path) -> None:
         axes.plot(
             [r.flops for r in others], [r.scores[name][-1] for r in others], "x", color="black", label="x4, not shipped"
         )
-        slope, intercept = power_law(rows, name)
-        ends = np.array([min(flops), 2 * max(flops)])
-        axes.plot(ends, np.exp(intercept + slope * np.log(ends)), "--", color="grey", label=f"power {slope:.2f}")
         axes.set(xscale="log", yscale="log", xlabel="training, FLOPs", ylabel="LPIPS-alex", title=name)
         axes.set_ylim(0.05, 0.7)
         ticks = [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6]
@@ -166,8 +131,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except NextScaleError as error:
-        complain(str(error))
-        sys.exit(1)
+    run_program(main)

@@ -26,11 +26,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from nextscale.console import complain
+from nextscale.console import run_program
 from nextscale.data.degrade import PRESETS as DEGRADATIONS
 from nextscale.data.degrade import degrade, sample_recipes
 from nextscale.device import Timer, product_rate
-from nextscale.errors import NextScaleError
 from nextscale.model.config import PRESETS, ModelConfig
 from nextscale.model.tokenizer import Codes, Tokenizer
 from nextscale.model.transformer import Condition, Transformer
@@ -144,7 +143,6 @@ def measure(settings: Settings) -> dict[str, Any]:
     tokens = sum(tokens_per_sample(config, side))
     achieved = 1e-12 * flops * batch / training
     parts = {"degradation": degrading, "tokenisation": tokenising, "training": training}
-    speeds = {name: batch / seconds for name, seconds in parts.items()}
     return {
         "preset": settings.preset,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -166,8 +164,8 @@ def measure(settings: Settings) -> dict[str, Any]:
         "training_tflops": round(achieved, 4),
         "training_over_matrix_product": round(achieved / peak, 3),
         "target": TARGET if device.type == "cuda" else None,
-        "images_per_second": {name: round(speed, 4) for name, speed in speeds.items()},
-        "bottleneck": min(speeds, key=lambda name: speeds[name]),
+        "images_per_second": {name: round(batch / seconds, 4) for name, seconds in parts.items()},
+        "bottleneck": max(parts, key=lambda name: parts[name]),
         "share_of_time": {name: round(seconds / sum(parts.values()), 3) for name, seconds in parts.items()},
         "peak_memory_mib": round(_peak_bytes(device) / 2**20),
     }
@@ -211,8 +209,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except NextScaleError as error:
-        complain(str(error))
-        sys.exit(1)
+    run_program(main)

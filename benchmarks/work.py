@@ -1,4 +1,4 @@
-"""The work that some code gives to a device, counted on the operations that torch really runs."""
+"""Counts the floating-point operations and bytes of code, on the operations that torch really runs."""
 
 from __future__ import annotations
 

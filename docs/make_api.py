@@ -50,6 +50,23 @@ NAMES: list[tuple[str, Any, list[str]]] = [
 ]
 
 
+def signature(call: Any) -> str:
+    """A call's arguments and result, with types as they are written in the code."""
+    found = inspect.signature(call)
+    parts = [p.replace(annotation=_Written(p.annotation)) for name, p in found.parameters.items() if name != "self"]
+    return str(found.replace(parameters=parts, return_annotation=_Written(found.return_annotation)))
+
+
+class _Written:
+    """A type that prints as the code writes it: annotations are texts, which would print with quotes."""
+
+    def __init__(self, annotation: Any) -> None:
+        self.annotation = annotation
+
+    def __repr__(self) -> str:
+        return self.annotation if isinstance(self.annotation, str) else inspect.formatannotation(self.annotation)
+
+
 def text(thing: Any) -> list[str]:
     """A docstring as a block that keeps its lines."""
     doc = inspect.getdoc(thing) or ""
@@ -84,10 +101,10 @@ def page() -> str:
         if dataclasses.is_dataclass(thing):
             out += fields(thing)  # type: ignore[arg-type]
         elif inspect.isfunction(thing):
-            out += [f"`{thing.__name__}{inspect.signature(thing)}`", ""]
+            out += [f"`{thing.__name__}{signature(thing)}`", ""]
         for method in methods:
             call = getattr(thing, method)
-            out += [f"### `{method}`", "", f"`{method}{inspect.signature(call)}`", "", *text(call)]
+            out += [f"### `{method}`", "", f"`{method}{signature(call)}`", "", *text(call)]
     return "\n".join(out).rstrip() + "\n"
 
 

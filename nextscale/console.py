@@ -1,9 +1,15 @@
-"""What the commands say: a line on stdout or on stderr."""
+"""What the commands say: lines on stdout and stderr, and how far a long run is."""
 
 from __future__ import annotations
 
 import re
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, Protocol
+
+from nextscale.errors import NextScaleError
 
 
 def say(text: str) -> None:
@@ -19,7 +25,84 @@ def complain(text: str) -> None:
     sys.stderr.flush()
 
 
-def duration(seconds: float) -> str:
+def run_program(main: Callable[[], int]) -> NoReturn:
+    """Exit with a script's status; an error that its user can mend is one line on stderr."""
+    try:
+        sys.exit(main())
+    except NextScaleError as error:
+        complain(str(error))
+        sys.exit(1)
+
+
+class Remaining:
+    """How long the rest of a run takes, by what this process has done itself."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.fresh = 0
+
+    def seconds(self, done: int, total: int, *, resumed: bool = False) -> float:
+        """Seconds left after one more item.
+
+        Args:
+            resumed: the item was done by an earlier run, so its time tells nothing.
+        """
+        self.fresh += not resumed
+        return (time.monotonic() - self.started) / max(1, self.fresh) * (total - done)
+
+
+class Advance(Protocol):
+    """Shows one more item of a run."""
+
+    def __call__(self, done: int, total: int, detail: str, *, resumed: bool = False, due: bool = False) -> None:
+        """Show it: on a bar always, else as a line where one is due, by the caller or by the clock.
+
+        Args:
+            detail: what to say beside the numbers.
+            resumed: the item was done by an earlier run.
+        """
+
+
+@contextmanager
+def counted(unit: str, line: Callable[[str], None], *, every: float = float("inf")) -> Iterator[Advance]:
+    """Progress over items: a bar on stderr where that is a terminal, else plain lines.
+
+    Args:
+        unit: of what is counted, in the plural.
+        line: writes a plain line.
+        every: seconds after which a plain line is due.
+    """
+    remaining = Remaining()
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}", markup=False))
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+            bar: Any = None
+
+            def advance(done: int, total: int, detail: str, *, resumed: bool = False, due: bool = False) -> None:
+                nonlocal bar
+                del due
+                bar = bars.add_task("", total=total) if bar is None else bar
+                left = lasting(remaining.seconds(done, total, resumed=resumed))
+                bars.update(bar, completed=done, description=f"{unit}  {detail}  about {left} left")
+
+            yield advance
+        return
+    said = time.monotonic()
+
+    def tell(done: int, total: int, detail: str, *, resumed: bool = False, due: bool = False) -> None:
+        nonlocal said
+        left = lasting(remaining.seconds(done, total, resumed=resumed))
+        if due or time.monotonic() - said >= every:
+            said = time.monotonic()
+            line(f"{done}/{total} {unit}  {detail}  about {left} left")
+
+    yield tell
+
+
+def lasting(seconds: float) -> str:
     """A time as one would say it: 0.4 seconds, 42 seconds, 3 minutes 20 seconds, 2 hours 5 minutes, 3 days 4 hours."""
     if seconds < 9.95:
         text = f"{seconds:.2g}"

@@ -1,8 +1,7 @@
-"""Does the confidence map tell where a picture is wrong? Ranks of doubt against ranks of error, picture by picture.
+"""Rank correlation of a confidence map, or of the expected error, with the true error, picture by picture.
 
 Maps are H W: sureness in any unit (higher is surer), errors as the mean absolute difference of R, G and B in 8 bits.
-As a yardstick, the same numbers for a map that knows nothing of the model: the local contrast of the enlarged input,
-since whatever has detail is likelier to be wrong.
+The baseline is a map that needs no model: the local contrast of the enlarged input, since detail is where errors are.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from nextscale.evaluate.options import BenchOptions
 from nextscale.evaluate.scores import OnPicture, area_mean, read_pixels, to_tensor
 from nextscale.evaluate.summary import Summary, summarise
 from nextscale.evaluate.table import markdown_table
+from nextscale.image.luma import BT601
 from nextscale.upscale.nextscale import NextScale, UpscaleResult
 from nextscale.upscale.options import UpscaleOptions
 
@@ -40,7 +40,7 @@ NUMBERS = {
 
 @dataclasses.dataclass(frozen=True)
 class ConfidenceStudy:
-    """What was found on a set."""
+    """The study's rows on a set."""
 
     bench: str
     rows: list[dict[str, Any]]
@@ -95,7 +95,7 @@ def study_confidence(
 
 
 def sureness_of(result: UpscaleResult, factor: float) -> Map:
-    """What the model says of a result: minus the error it expects, or, where it expects none, the confidence."""
+    """The model's own estimate: minus the expected error or, for models without one, the confidence."""
     expected = result.expected_error.get(factor)
     return result.confidence[factor].astype(np.float64) if expected is None else -expected.astype(np.float64)
 
@@ -115,7 +115,7 @@ def compare(sureness: Map, error: Map) -> dict[str, float]:
 def spearman(first: Map, second: Map) -> float:
     """Rank correlation of two arrays of one shape in [-1, 1]; equal values share their mean rank.
 
-    0 where either is constant: it tells nothing of the other.
+    0 where either is constant.
     """
     ranks = [_ranks(values) for values in (first, second)]
     ranks = [values - values.mean() for values in ranks]
@@ -156,8 +156,8 @@ def block_means(values: Map, side: int = BLOCK) -> Map:
 
 
 def smoothness(lr: Pixels, shape: tuple[int, ...]) -> Map:
-    """Less contrast is surer: minus the standard deviation of the enlarged input's luma around each pixel, H W."""
-    luma = images.resize(lr, (shape[1], shape[0])).astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    """The baseline: minus the standard deviation of the enlarged input's luma around each pixel, H W."""
+    luma = images.resize(lr, (shape[1], shape[0])).astype(np.float64) @ np.array(BT601)
     variance = np.maximum(_box(luma**2) - _box(luma) ** 2, 0)
     out: Map = -np.sqrt(variance)
     return out

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from nextscale import image as images
 from nextscale.errors import ImageError, OptionError
 from nextscale.evaluate.methods import Pixels
+from nextscale.image.luma import BT601
 
 _FONT = 15
 _GAP = 6
@@ -90,7 +91,7 @@ def grid(
 
 
 def fitted(pixels: Pixels, side: int) -> Image.Image:
-    """A picture whose longer side is `side`: repeated pixels where that is larger, else averaged."""
+    """A picture resized to the longer side `side`: pixels are repeated to enlarge, averaged to reduce."""
     height, width = pixels.shape[:2]
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -104,7 +105,7 @@ def grey(values: NDArray[np.uint8]) -> Pixels:
 
 
 def most_lost(bicubic: Pixels, truth: Pixels, side: int, step: int = 4) -> Crop:
-    """The square in which interpolation loses most detail: where fine structure of the two differs most.
+    """The square in which interpolation loses most detail.
 
     Args:
         bicubic, truth: H W 3 alike.
@@ -125,8 +126,8 @@ def most_lost(bicubic: Pixels, truth: Pixels, side: int, step: int = 4) -> Crop:
 
 
 def _fine(pixels: Pixels) -> NDArray[np.float64]:
-    """The luma without what a reduction to a quarter keeps."""
-    luma = np.rint(pixels.astype(np.float64) @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+    """The fine detail of the luma: what a reduction to a quarter loses."""
+    luma = np.rint(pixels.astype(np.float64) @ np.array(BT601)).astype(np.uint8)
     height, width = luma.shape
     small = images.resize(luma, (max(1, width // 4), max(1, height // 4)), filter="box")
     coarse = images.resize(small, (width, height))

@@ -22,6 +22,7 @@ from nextscale.evaluate.options import BenchOptions, Factors, Names, ScoreOption
 if TYPE_CHECKING:
     from nextscale.evaluate.scores import OnPicture
     from nextscale.upscale.nextscale import NextScale
+    from reproduce.published import Table
     from reproduce.tables import Setting
 
 REPORT = "report.md"
@@ -37,10 +38,10 @@ def _codes_alone() -> UpscaleFlags:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a report goes, and on what it runs."""
+    """Output, pictures and device of a report."""
 
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder (created) for report.md, table.json, images.csv and what is done so far, from which a stopped run goes on;
+    """Folder (created) for report.md, table.json, images.csv and the rows so far, from which a stopped run resumes;
     without it the report is only printed."""
     limit: int = 0
     """Only the first pictures by name (0: all)."""
@@ -62,7 +63,7 @@ class RunOptions:
         factors: tuple[float, ...] = (1.0, 2.0, 4.0),
         peers: tuple[str, ...] = (),
     ) -> Setting:
-        """What the tables share."""
+        """The settings that the tables share."""
         from reproduce.tables import Setting
 
         return Setting(score, self.bench(factors, peers), self.out, self.device, self.fp32, done)
@@ -85,8 +86,50 @@ Run = Annotated[RunOptions, tyro.conf.arg(name="")]
 Upscaling = Annotated[UpscaleFlags, tyro.conf.arg(name="")]
 
 
-@dataclass(frozen=True)
-class Table1a:
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A report with scores."""
+
+    score: Score = field(default_factory=ScoreOptions)
+    run_options: Run = field(default_factory=RunOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnSet:
+    """A report on a set of pictures."""
+
+    bench: Bench
+    """A set of small and large pictures."""
+    upscale: Upscaling = field(default_factory=UpscaleFlags)
+    run_options: Run = field(default_factory=RunOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredSet(OnSet):
+    """A report with scores on a set of pictures."""
+
+    score: Score = field(default_factory=ScoreOptions)
+
+    def compare(
+        self,
+        models: dict[str, str],
+        baselines: dict[str, str],
+        table: Table | None = None,
+        *,
+        factors: Factors = (1.0, 2.0, 4.0),
+    ) -> int:
+        """Score models and baselines of flat codes; print and keep the rows, with the published ones of a table."""
+        from reproduce.tables import compare_models, report_markdown
+
+        with progress() as done:
+            setting = self.run_options.setting(self.score, done, factors)
+            found = self.run_options.pairs(self.bench)
+            evaluation = compare_models(models, baselines, found, self.bench.name, setting, self.upscale)
+        return self.run_options.give(report_markdown(evaluation, table))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table1a(Scored):
     """Table 1a: photographs' own codes decoded at every stage, read flat and by Algorithm 1."""
 
     photos: Bench
@@ -95,8 +138,6 @@ class Table1a:
     """The hierarchical tokenizer: its folder, or a whole model's."""
     flat_trained: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """A tokenizer trained without the hierarchy, for the first two rows (a checkpoint converted with --steps, say)."""
-    score: Score = field(default_factory=ScoreOptions)
-    run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
         from reproduce.tables import digests, readings_of_table_1a, reconstruct, report_markdown
@@ -109,16 +150,14 @@ class Table1a:
         return self.run_options.give(report_markdown(evaluation, "1a"))
 
 
-@dataclass(frozen=True)
-class Reconstructions:
+@dataclass(frozen=True, kw_only=True)
+class Reconstructions(Scored):
     """Several tokenizers, each on its own ladder: photographs' own codes decoded at every stage."""
 
     photos: Bench
     """Square photographs of the last stage's side (512 px)."""
     models: Named
     """Rows: a name and the folder of a tokenizer or a whole model."""
-    score: Score = field(default_factory=ScoreOptions)
-    run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
         from reproduce.tables import Reading, digests, load_tokenizer, reconstruct, report_markdown
@@ -132,33 +171,22 @@ class Reconstructions:
         return self.run_options.give(report_markdown(evaluation))
 
 
-@dataclass(frozen=True)
-class Table1b:
+@dataclass(frozen=True, kw_only=True)
+class Table1b(ScoredSet):
     """Table 1b: a model trained with the preference term (DPO) and one trained without."""
 
-    bench: Bench
-    """A set of small and large pictures."""
     without: Annotated[str, tyro.conf.arg(metavar="MODEL")]
     """The model trained with --codes.preference 0."""
     model: Model = "tiny"
     """The model trained with it."""
-    score: Score = field(default_factory=ScoreOptions)
     upscale: Upscaling = field(default_factory=_codes_alone)
-    run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
-        from reproduce.tables import compare_models, report_markdown
-
-        models = {"without DPO": self.without, "with DPO": self.model}
-        with progress() as done:
-            setting = self.run_options.setting(self.score, done)
-            found = self.run_options.pairs(self.bench)
-            evaluation = compare_models(models, {}, found, self.bench.name, setting, self.upscale)
-        return self.run_options.give(report_markdown(evaluation, "1b"))
+        return self.compare({"without DPO": self.without, "with DPO": self.model}, {}, "1b")
 
 
-@dataclass(frozen=True)
-class Table2:
+@dataclass(frozen=True, kw_only=True)
+class Table2(ScoredSet):
     """Table 2: the model per factor, against the paper's baseline: flat codes decoded after every stage's steps."""
 
     bench: Bench
@@ -168,64 +196,40 @@ class Table2:
     baseline: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
     """A model trained on flat codes of the same tokenizer (`train transformer --config runs/ablations/one-stage.json
     --codes.preference 0`)."""
-    score: Score = field(default_factory=ScoreOptions)
     upscale: Upscaling = field(default_factory=_codes_alone)
-    run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
         from nextscale.evaluate.benchmark import OURS
-        from reproduce.tables import compare_models, report_markdown
 
-        baselines = {} if self.baseline is None else {"baseline": self.baseline}
-        with progress() as done:
-            setting = self.run_options.setting(self.score, done)
-            found = self.run_options.pairs(self.bench)
-            evaluation = compare_models({OURS: self.model}, baselines, found, self.bench.name, setting, self.upscale)
-        return self.run_options.give(report_markdown(evaluation, "2"))
+        return self.compare({OURS: self.model}, {} if self.baseline is None else {"baseline": self.baseline}, "2")
 
 
-@dataclass(frozen=True)
-class Models:
+@dataclass(frozen=True, kw_only=True)
+class Models(ScoredSet):
     """Any models side by side, each at the factors that it has: the rows of an ablation."""
 
-    bench: Bench
-    """A set of small and large pictures."""
     models: Named
     """Rows: a name and a model."""
     baselines: Named = ()
     """Rows: a name and a model of flat codes, decoded as Table 2's baseline by the first model's tokenizer."""
-    score: Score = field(default_factory=ScoreOptions)
     factors: Factors = (1.0, 2.0, 4.0)
     """Factors to score."""
     upscale: Upscaling = field(default_factory=_codes_alone)
-    run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
-        from reproduce.tables import compare_models, report_markdown
-
-        models, baselines = named(self.models), named(self.baselines)
-        with progress() as done:
-            setting = self.run_options.setting(self.score, done, self.factors)
-            found = self.run_options.pairs(self.bench)
-            evaluation = compare_models(models, baselines, found, self.bench.name, setting, self.upscale)
-        return self.run_options.give(report_markdown(evaluation))
+        return self.compare(named(self.models), named(self.baselines), factors=self.factors)
 
 
-@dataclass(frozen=True)
-class Table3:
+@dataclass(frozen=True, kw_only=True)
+class Table3(ScoredSet):
     """Table 3: the model as it is used, and from codes alone, against peers."""
 
-    bench: Bench
-    """A set of small and large pictures."""
     model: Model = "tiny"
     """A shipped model's name, a model folder, or a hub id (owner/name)."""
     peers: Names = ("bicubic", "lanczos")
     """Methods for rows beside the model's."""
     factors: Factors = (4.0,)
     """Factors to score."""
-    score: Score = field(default_factory=ScoreOptions)
-    upscale: Upscaling = field(default_factory=UpscaleFlags)
-    run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
         from reproduce.tables import compare_peers, report_markdown
@@ -237,20 +241,16 @@ class Table3:
         return self.run_options.give(report_markdown(evaluation, "3"))
 
 
-@dataclass(frozen=True)
-class Inference:
-    """What inference alone changes: class on degraded and clean inputs, guidance, temperature, top-k, fidelity."""
+@dataclass(frozen=True, kw_only=True)
+class Inference(ScoredSet):
+    """Compares settings of inference: class on degraded and clean inputs, guidance, temperature, top-k, fidelity."""
 
-    bench: Bench
-    """A set of small and large pictures."""
     model: Model = "tiny"
     """A shipped model's name, a model folder, or a hub id (owner/name)."""
     factors: Factors = (1.0, 2.0, 4.0)
     """Factors to score."""
-    score: Score = field(default_factory=ScoreOptions)
     upscale: Upscaling = field(default_factory=UpscaleFlags)
-    """From what the variants differ."""
-    run_options: Run = field(default_factory=RunOptions)
+    """Options from which the variants differ."""
 
     def run(self) -> int:
         from reproduce.tables import compare_variants, report_markdown
@@ -263,18 +263,14 @@ class Inference:
         return self.run_options.give("\n".join([*parts, report_markdown(clean)]))
 
 
-@dataclass(frozen=True)
-class Confidence:
-    """Does the confidence map tell where the picture is wrong? Rank correlation with the error, error by fifths."""
+@dataclass(frozen=True, kw_only=True)
+class Confidence(OnSet):
+    """Rank correlation of the confidence map (or expected error) with the true error, and the error by fifths."""
 
-    bench: Bench
-    """A set of small and large pictures."""
     model: Model = "tiny"
     """A shipped model's name, a model folder, or a hub id (owner/name)."""
     factors: Factors = (1.0, 2.0, 4.0)
     """Factors to look at."""
-    upscale: Upscaling = field(default_factory=UpscaleFlags)
-    run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
         from nextscale.evaluate.table import csv_text, dump
@@ -292,16 +288,14 @@ class Confidence:
         return run.give(confidence_markdown(study))
 
 
-@dataclass(frozen=True)
-class Figure:
+@dataclass(frozen=True, kw_only=True)
+class Figure(OnSet):
     """A sheet of pictures: LR, bicubic, peers, the model at x1, x2, x4, truth, confidence; below each a crop."""
 
-    bench: Bench
-    """A set of small and large pictures."""
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
-    """The PNG to write."""
     model: Model = "tiny"
     """A shipped model's name, a model folder, or a hub id (owner/name)."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
+    """The PNG to write."""
     pictures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """Names of the set's pictures (default: its first --limit, or three)."""
     peers: Names = ("bicubic",)
@@ -312,8 +306,6 @@ class Figure:
     """Side of the crop that is chosen, in pixels of HR."""
     side: int = 256
     """Pixels of each panel's longer side."""
-    upscale: Upscaling = field(default_factory=UpscaleFlags)
-    run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
         from nextscale.evaluate.methods import peers
@@ -339,8 +331,8 @@ class Figure:
         return write_figure(self.output, figure(strips, [*columns, "truth", "confidence"], self.side))
 
 
-@dataclass(frozen=True)
-class Figure2:
+@dataclass(frozen=True, kw_only=True)
+class Figure2(OnSet):
     """The paper's figure 2: the 128, 256 and 512 px that flat codes give on the way, and hierarchical ones."""
 
     bench: Bench
@@ -357,7 +349,6 @@ class Figure2:
     side: int = 320
     """Pixels of each panel's longer side."""
     upscale: Upscaling = field(default_factory=_codes_alone)
-    run_options: Run = field(default_factory=RunOptions)
 
     def run(self) -> int:
         from reproduce.figures import fitted, grid
@@ -431,7 +422,7 @@ def chosen(found: Sequence[Pair], wanted: Sequence[str], count: int) -> list[Pai
     """The pairs of these names, in this order, or the first ones.
 
     Raises:
-        OptionError: there is none of a name.
+        OptionError: the set has no picture of a name.
     """
     by_name = {pair.name: pair for pair in found}
     unknown = [name for name in wanted if name not in by_name]
@@ -448,7 +439,7 @@ def load(run: RunOptions, name: str) -> NextScale:
 
 
 def check_output(file: Path) -> None:
-    """Before the work is done: the figure can be written."""
+    """Check before the work that the figure can be written."""
     if file.suffix.lower() != ".png":
         raise OptionError(f"-o {file}: figures are PNG files; name one that ends with .png")
     try:

@@ -1,8 +1,7 @@
-"""The paper's tables, measured: tokenizers on photographs, models and their variants on pairs, published rows beside.
+"""Measures the paper's tables: tokenizers on photographs, models and their variants on pairs, beside published rows.
 
-Everything is a `Method` on pairs and goes through `evaluate_methods`. What the paper leaves open is settled so: its
-numbers are those of codes alone (w = 0, no colour matching), targets of x1 and x2 are exact area means, channel Y, no
-border.
+Everything is a `Method` on pairs and goes through `evaluate_methods`. Where the paper does not say, these choices hold:
+codes alone (fidelity 0, no colour matching), exact area means as targets of x1 and x2, channel Y, no border.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ CODES_ALONE = UpscaleOptions(fidelity=0.0, color_fix="none")
 VARIANTS: dict[str, dict[str, Any]] = {
     "class 0 (degraded), likeliest code": {},
     "class 1 (clean), likeliest code": {"input_class": "clean"},
-    "w = 0.75": {"fidelity": 0.75},
-    "w = 0.5": {"fidelity": 0.5},
-    "w = 0.25": {"fidelity": 0.25},
-    "w = 0": {"fidelity": 0.0},
+    "fidelity 0.75": {"fidelity": 0.75},
+    "fidelity 0.5": {"fidelity": 0.5},
+    "fidelity 0.25": {"fidelity": 0.25},
+    "fidelity 0": {"fidelity": 0.0},
     "guidance 1": {"cfg": 1.0},
     "guidance 2": {"cfg": 2.0},
     "temperature 0.5": {"temperature": 0.5},
@@ -60,12 +59,12 @@ CLASSES = tuple(VARIANTS)[:2]
 
 @dataclass(frozen=True)
 class Setting:
-    """What all tables share."""
+    """Settings that all tables share."""
 
     score: ScoreOptions = field(default_factory=ScoreOptions)
     options: BenchOptions = field(default_factory=BenchOptions)
     out: Path | None = None
-    """Folder from which a stopped run goes on."""
+    """Folder of the results; a stopped run resumes from it."""
     device: str = "auto"
     fp32: bool = False
     on_picture: OnPicture | None = None
@@ -89,17 +88,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class Reading:
-    """A way from a photograph to codes and back: a row of Table 1a."""
+    """A tokenizer and how it reads a photograph: a row of Table 1a."""
 
     name: str
     tokenizer: Tokenizer
-    """Its ladder decodes."""
+    """Its ladder decodes the codes."""
     codes: Ladder
     """The ladder by which the photograph is quantised."""
 
 
 class Reconstruction:
-    """A reading as a method on photographs: its own codes, decoded at every stage, in float32 at w = 0.
+    """A reading as a method on photographs: its own codes, decoded at every stage, in float32 at fidelity 0.
 
     Raises:
         ImageError: the photograph is no square of a side that the ladder takes.
@@ -122,7 +121,7 @@ class FlatBaseline:
     """The baseline of Table 2: a transformer of flat codes, whose prefixes are decoded as if they were hierarchical.
 
     It predicts ten steps on the largest canvas. The steps of each stage are then added up on that stage's canvas (8,
-    16, 32 latents) and decoded by its decoder D_n, at w = 0.
+    16, 32 latents) and decoded by its decoder D_n, at fidelity 0.
 
     Raises:
         ModelError: the model's steps are not the tokenizer's, or it has several stages.
@@ -147,7 +146,7 @@ class FlatBaseline:
 
 
 class FromPhotograph:
-    """A model on the photograph itself, which is first only reduced bilinearly, as clean inputs are in training."""
+    """A model on clean inputs: the photograph itself, reduced bilinearly as in training."""
 
     def __init__(self, restorer: Restorer, factor: int) -> None:
         self.name, self.restorer, self.factor = restorer.name, restorer, factor
@@ -206,7 +205,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
 
 
 def flat_of(ladder: Ladder) -> Ladder:
-    """The same steps in one stage."""
+    """A ladder with the same steps in one stage."""
     return dataclasses.replace(ladder, stage_ends=(ladder.num_steps,))
 
 
@@ -307,7 +306,7 @@ def compare_variants(
 ) -> tuple[Evaluation, Evaluation]:
     """One model under several settings: on degraded inputs, and the two classes on clean ones.
 
-    Settings of the dial are left out where `upscale` has it at 0: a model without a trained fusion has none.
+    Settings of fidelity are left out where `upscale` has it at 0: a model without a trained fusion has none.
     """
     loaded, factors = setting.load(model), setting.options.factors
     restorers = {
@@ -361,7 +360,7 @@ def _within(setting: Setting, name: str) -> Setting:
 
 
 def digests(models: Mapping[str, str | Path]) -> dict[str, str]:
-    """What changes with any of the models."""
+    """The digest of each model's config and weights."""
     return {name: weights_digest(folder) for name, folder in models.items()}
 
 
@@ -398,7 +397,7 @@ def _published_line(row: PublishedRow, source: str, metrics: Sequence[str]) -> l
 
 
 def _lacking(evaluation: Evaluation) -> Iterator[str]:
-    """Why metrics have no number or need a word."""
+    """Notes on metrics that have no number or need an explanation."""
     for row in evaluation.rows:
         for name, summary in row.metrics.items():
             if summary.unavailable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,16 @@ import torch
 from nextscale.model.config import (
     AutoencoderConfig,
     DecoderFusionConfig,
+    FusionConfig,
     ModelConfig,
+    RestorerConfig,
     TokenizerConfig,
     TransformerConfig,
 )
 from nextscale.upscale.nextscale import NextScale
+from tests.skips import pytest_make_collect_report, pytest_runtest_makereport
+
+__all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -58,6 +64,22 @@ def random_model() -> NextScale:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if not bool(parameter.any()) or "head.weight" in name:
+                parameter.normal_(std=0.05, generator=generator)
+    return model.to("cpu", fp32=True)
+
+
+def restoring_model(*, untrained: bool) -> NextScale:
+    """The small random model with a restorer; its fusion as made, or with a say for the codes."""
+    base = small_config()
+    part = dataclasses.replace(base.tokenizer, fusion=None)
+    config = ModelConfig(part, base.transformer, RestorerConfig(channels=8, convs=2), FusionConfig(8, 1, 8))
+    torch.manual_seed(3)
+    model = NextScale.create(config)
+    generator = torch.Generator().manual_seed(1)
+    parts = model.tokenizer if untrained else model.modules
+    with torch.no_grad():
+        for name, parameter in parts.named_parameters():
             if not bool(parameter.any()) or "head.weight" in name:
                 parameter.normal_(std=0.05, generator=generator)
     return model.to("cpu", fp32=True)

@@ -77,6 +77,7 @@ def test_every_command_parses(page: Path, program: str) -> None:
                 pytest.fail(f"{program} {' '.join(words)}\n{errors.getvalue()}")
 
 
+@pytest.mark.integration
 def test_the_quick_start_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)

@@ -59,6 +59,17 @@ TORCH_FREE = [
 # The same for the tools beside the package.
 TORCH_FREE_TOOLS = ["reproduce.__main__", "reproduce.published", "reproduce.figures", "benchmarks.bench"]
 
+# Functions of more than 60 lines, and why each stays whole.
+LONG = {
+    "nextscale/upscale/pipeline.py:restore_tiles": "the picture's way through the model reads top to bottom",
+    "nextscale/web/page.py:build": "a page is laid out in one nested block",
+}
+# Imported where they are used: extras, and what takes long to load and is seldom needed.
+OPTIONAL = {
+    *("accelerate", "braceexpand", "cv2", "filelock", "fsspec", "gradio", "ncnn", "ray", "tensorboard", "tifffile"),
+    *("httpx", "huggingface_hub", "rich", "torch.distributed", "torch.utils.tensorboard"),
+}
+
 REPO_FILES = pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 PACKAGE_FILES = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -115,9 +126,9 @@ def may_import(importer: str, name: str) -> bool:
 
 
 def module_of(name: str) -> str:
-    """The module that holds a name: model.decoder.Decoder -> model.decoder."""
+    """The module that holds a name: model.decoder.Decoder -> model.decoder, image.Picture -> image."""
     parts = name.split(".")
-    while parts and not source(".".join(parts)).is_file():
+    while parts and not (source(".".join(parts)).is_file() or PACKAGE.joinpath(*parts, "__init__.py").is_file()):
         parts.pop()
     return ".".join(parts)
 
@@ -133,10 +144,9 @@ def test_every_module_has_its_place() -> None:
     assert places <= set().union(*LAYERS), f"in no layer: {sorted(places - set().union(*LAYERS))}"
 
 
-@PACKAGE_FILES
+# The public surface, nextscale/__init__.py, imports lazily from anywhere.
+@pytest.mark.parametrize("path", [path for path in MODULES if path != PACKAGE / "__init__.py"], ids=dotted)
 def test_imports_point_one_way(path: Path) -> None:
-    if path == PACKAGE / "__init__.py":
-        pytest.skip("the public surface imports lazily from anywhere")
     wrong = [name for name in own_imports(path) if not may_import(dotted(path), name)]
     assert not wrong, f"{dotted(path)} may not import {wrong}"
 
@@ -150,6 +160,11 @@ def test_imports_go_in_no_circle() -> None:
     graph = {dotted(path): {module_of(name) for name in own_imports(path)} - {""} for path in MODULES}
     graph.pop("")
     list(TopologicalSorter(graph).static_order())  # raises CycleError
+    packages: dict[str, set[str]] = {}
+    for name, imports in graph.items():
+        top = name.split(".")[0]
+        packages.setdefault(top, set()).update({module.split(".")[0] for module in imports} - {top})
+    list(TopologicalSorter(packages).static_order())
 
 
 @PACKAGE_FILES
@@ -168,6 +183,12 @@ def test_imports_are_absolute(path: Path) -> None:
         ("model.checkpoint", "image.Picture", False),
         ("train.loop", "evaluate.metrics.lpips", True),
         ("upscale.tiles", "evaluate.scores", False),
+        ("image.picture", "upscale.tiles", False),
+        ("data.crops", "train.loop", False),
+        ("evaluate.scores", "web.page", False),
+        ("train.loop", "web.page", False),
+        ("web.page", "commands.main", False),
+        ("web.page", "evaluate.scores", True),
         ("commands.main", "__version__", True),
     ],
 )
@@ -179,18 +200,26 @@ def test_the_rule_itself(importer: str, name: str, allowed: bool) -> None:
 def test_torch_free_modules_stay_so(name: str) -> None:
     top_level = imported(parse(source(name)), inside_functions=False)
     assert "torch" not in {module.split(".")[0] for module in top_level}
-    loaded = run_python(f"import sys, nextscale.{name}; print('torch' in sys.modules)")
-    assert loaded == "False", f"import nextscale.{name} loads torch"
 
 
-@pytest.mark.parametrize("name", TORCH_FREE_TOOLS)
-def test_the_tools_show_their_help_without_torch(name: str) -> None:
-    assert run_python(f"import sys, {name}; print('torch' in sys.modules)") == "False"
+def first_that_loads_torch(names: list[str]) -> str:
+    """Imports modules in turn in a new process; the first one after which torch is loaded."""
+    return run_python(
+        "import importlib, sys\n"
+        f"for name in {names}:\n"
+        "    importlib.import_module(name)\n"
+        "    if 'torch' in sys.modules:\n"
+        "        sys.exit(print(name))"
+    )
 
 
-def test_the_package_imports_without_torch() -> None:
-    code = "import sys, nextscale, nextscale.model.config, nextscale.errors; print('torch' in sys.modules)"
-    assert run_python(code) == "False"
+def test_no_torch_free_module_loads_torch() -> None:
+    names = [f"nextscale.{name}" for name in TORCH_FREE if source(name).exists()]
+    assert first_that_loads_torch(["nextscale", *names, *TORCH_FREE_TOOLS]) == ""
+
+
+def test_a_module_that_loads_torch_is_found() -> None:
+    assert first_that_loads_torch(["nextscale.errors", "nextscale.device", "nextscale.files"]) == "nextscale.device"
 
 
 def test_the_public_names_are_listed() -> None:
@@ -203,6 +232,29 @@ def test_the_public_names_are_listed() -> None:
 
 def test_the_options_know_no_command_line() -> None:
     assert "tyro" not in {name.split(".")[0] for name in imported(parse(source("upscale.options")))}
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every function and method of a file."""
+    return (node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+@REPO_FILES
+def test_functions_fit_on_a_screen(path: Path) -> None:
+    place = str(path.relative_to(ROOT))
+    long = {node.name: node.end_lineno - node.lineno + 1 for node in functions(path) if node.end_lineno}
+    long = {name: lines for name, lines in long.items() if lines > 60 and f"{place}:{name}" not in LONG}
+    assert not long, f"{place}: more than 60 lines: {long}"
+
+
+@PACKAGE_FILES
+def test_imports_stand_at_the_top(path: Path) -> None:
+    if path.parent.name == "commands" or path == PACKAGE / "__init__.py":  # they load torch, or everything, late
+        return
+    allowed = OPTIONAL | ({"torch", "nextscale"} if dotted(path) in TORCH_FREE else set())
+    late = {name for node in functions(path) for name in imported(node)}
+    wrong = sorted(name for name in late if not any(f"{name}.".startswith(f"{start}.") for start in allowed))
+    assert not wrong, f"{dotted(path)} imports {wrong} inside a function"
 
 
 @REPO_FILES

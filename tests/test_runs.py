@@ -25,6 +25,7 @@ from nextscale.model.config_io import read_difference
 from nextscale.train.hardware import PlanConfig
 from nextscale.train.plan import plan
 from reproduce.__main__ import main as reproduce
+from tests.skips import shared
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "runs").glob("*.sh"))
@@ -37,7 +38,7 @@ ARGUMENTS = {
 """What each script is called with."""
 
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-pytestmark = needs_bash
+pytestmark = [pytest.mark.integration, needs_bash]
 
 STAND_IN = """#!/bin/sh
 printf '%s\\0' "$0" "$@" end-of-command >> "$RECORD"
@@ -209,9 +210,7 @@ def test_paper_keeps_384_samples_on_fewer_gpus(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.slow
 def test_twenty_steps_of_tiny_make_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole recipe, each phase cut to 20 steps on small pictures: STEPS=20 SIDE=64 runs/tiny.sh DATA OUT."""
-    weights = Path(os.environ.get("NEXTSCALE_WEIGHTS") or ROOT.parent / "shared" / "weights")
-    if not weights.is_dir():
-        pytest.skip(f"no perceptual weights in {weights}: set NEXTSCALE_WEIGHTS")
+    weights = shared("NEXTSCALE_WEIGHTS", "weights")
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     settings = {"PATH": search, "STEPS": "20", "SIDE": "64", "NEXTSCALE_WEIGHTS": str(weights)}
     monkeypatch.delenv("RANK", raising=False)

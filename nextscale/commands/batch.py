@@ -18,7 +18,7 @@ import tyro
 
 from nextscale import image as images
 from nextscale.commands.cli_types import UpscaleFlags
-from nextscale.console import complain, duration, say
+from nextscale.console import complain, lasting, say
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.install import how_to_install
 from nextscale.upscale.manifest import Manifest, default_path, settings_key, unfinished
@@ -93,7 +93,7 @@ class Batch:
         if not self.json:
             done, before = len(todo) - failed, len(listed) - len(todo)
             counts = f"{done} done, {before} finished before, {failed} failed"
-            say(f"{len(listed)} pictures: {counts}, in {duration(seconds)}")
+            say(f"{len(listed)} pictures: {counts}, in {lasting(seconds)}")
         return 1 if failed else 0
 
     def _rows(self, todo: list[tuple[str, list[int]]]) -> Iterator[dict[str, Any]]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from nextscale import image as images
 from nextscale.commands.cli_types import UpscaleFlags
-from nextscale.console import complain, duration, say
+from nextscale.console import complain, counted, say
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.evaluate.options import BenchOptions, ScoreOptions
 from nextscale.evaluate.sets import SETS
@@ -143,47 +142,8 @@ def named(file: Path) -> Iterator[None]:
         raise type(error)(f"{file}: {error}") from None
 
 
-class Remaining:
-    """How long the rest takes, by the pictures that this run did itself."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.fresh = 0
-
-    def after(self, done: int, total: int, resumed: bool) -> float:
-        """Seconds left after one more picture."""
-        self.fresh += not resumed
-        return (time.monotonic() - self.started) / max(1, self.fresh) * (total - done)
-
-
 @contextmanager
 def progress(every: float = 10.0) -> Iterator[OnPicture]:
     """A bar on stderr where that is a terminal, else a line on stderr every so many seconds."""
-    remaining = Remaining()
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        columns = (BarColumn(), TextColumn("{task.completed}/{task.total} pictures, {task.fields[left]}"))
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-            task: Any = None
-
-            def advance(done: int, total: int, _: str, resumed: bool) -> None:
-                nonlocal task
-                task = bars.add_task("", total=total, left="") if task is None else task
-                left = f"about {duration(round(remaining.after(done, total, resumed)))} left"
-                bars.update(task, completed=done, left=left)
-
-            yield advance
-        return
-    said = time.monotonic()
-
-    def line(done: int, total: int, name: str, resumed: bool) -> None:
-        nonlocal said
-        left = remaining.after(done, total, resumed)
-        if time.monotonic() - said >= every:
-            said = time.monotonic()
-            sys.stderr.write(f"{done}/{total} {name}, about {duration(round(left))} left\n")
-            sys.stderr.flush()
-
-    yield line
+    with counted("pictures", complain, every=every) as advance:
+        yield lambda done, total, name, resumed: advance(done, total, name, resumed=resumed)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from nextscale.console import duration, say
+from nextscale.console import lasting, say
 from nextscale.errors import OptionError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class ProgressLines:
                 said = now
                 share = progress.share
                 left = (now - started) * (1 - share) / share
-                say(f"{source}: {share:.0%}, {position(progress)}, about {duration(round(left))} left")
+                say(f"{source}: {share:.0%}, {position(progress)}, about {lasting(round(left))} left")
 
         yield on_progress
 

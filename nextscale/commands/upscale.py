@@ -20,7 +20,7 @@ import tyro
 from nextscale.commands.cli_types import UpscaleFlags
 from nextscale.commands.progress import ProgressEvents, ProgressLines, progress
 from nextscale.commands.streams import STANDARD, fetch, missing, to_stdout
-from nextscale.console import complain, duration, say
+from nextscale.console import complain, lasting, say
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.upscale.manifest import Manifest, default_path, settings_key, stamp_of, unfinished
 from nextscale.upscale.outputs import Targets, write_results
@@ -247,7 +247,7 @@ class Upscale:
     def _summary(self, done: int, before: int, failed: int, seconds: float) -> None:
         if not self.json and not self.quiet and done + before + failed > 1:
             earlier = f", {before} finished before" if before else ""
-            say(f"{done + before + failed} pictures: {done} done{earlier}, {failed} failed, in {duration(seconds)}")
+            say(f"{done + before + failed} pictures: {done} done{earlier}, {failed} failed, in {lasting(seconds)}")
 
     def _report(self, row: dict[str, Any], events: ProgressEvents | None) -> None:
         if events is not None:

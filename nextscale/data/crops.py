@@ -137,7 +137,7 @@ def damage(source: Source) -> str | None:
 
 
 def _listed(address: str) -> list[str]:
-    """The addresses that a `*` stands for."""
+    """The addresses that match a `*`."""
     if "*" not in address:
         return [address]
     try:
@@ -193,7 +193,7 @@ def _unreachable(address: str, error: Exception) -> DataError:
 
 
 def _shown(address: str) -> str:
-    """An address without its query, which may be a key."""
+    """An address without its query, which may hold a key."""
     return address.partition("?")[0]
 
 

@@ -27,10 +27,11 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale.errors import ModelError, OptionError
+from nextscale.image.luma import BT601
 from nextscale.model.config_io import ADDED, from_dict, to_dict
 
 FACTOR = 4
-"""HR side over LR side, unless another is asked for."""
+"""Default factor: HR side over LR side."""
 
 BLUR_KINDS = ("iso", "aniso", "generalised_iso", "generalised_aniso", "plateau_iso", "plateau_aniso")
 KERNEL_KINDS = (*BLUR_KINDS, "sinc")
@@ -43,7 +44,7 @@ Range = tuple[float, float]
 _T = TypeVar("_T")
 
 BAND = 2**25
-"""Numbers of an image above which filters and JPEG work through it in bands of rows, to bound their memory."""
+"""Images of more values than this are filtered and compressed in bands of rows, to bound the memory."""
 
 
 # Presets: ranges and probabilities
@@ -95,9 +96,9 @@ class Preset:
     webp_prob: float = 0.0
     """Probability that the last compression is WebP instead of JPEG."""
     dark_prob: float = 0.0
-    """Probability of too little light: input and target are darkened alike, the noise is not."""
+    """Probability of too little light: input and target get darker alike, the noise does not."""
     exposure: Range = (0.25, 0.8)
-    """What too little light leaves of the values."""
+    """Range of the factor by which too little light reduces the values."""
 
 
 X4PLUS = Preset(
@@ -183,7 +184,7 @@ BILINEAR = Preset("bilinear", None, None, final_filters=("bilinear",), final_sin
 """Bilinear x1/4 and nothing else: the class of clean inputs."""
 
 CLEAN = Preset("clean", None, None, final_filters=("area", "area", "bilinear"), final_sinc_prob=0.0)
-"""A good small picture: what a restorer must leave alone."""
+"""A small picture of good quality, which a restorer must leave as it is."""
 
 _LR_SIZE = (0.0, 0.0, 1.0)
 """Probabilities of enlarging, shrinking, keeping: the second pass at exactly the LR size."""
@@ -350,7 +351,7 @@ class Recipe:
     """Resize to the LR size and filter before the second JPEG (True) or after it."""
     recompress: CompressSpec | None = field(default=None, metadata=ADDED)
     exposure: float = field(default=1.0, metadata=ADDED)
-    """What the light leaves of the values; the target is `exposure` times the photograph too."""
+    """Factor on the values of input and target alike."""
 
     def __post_init__(self) -> None:
         _check_choice("resize filter", self.final_filter, RESIZE_FILTERS)
@@ -662,6 +663,7 @@ def add_poisson_noise(image_CHW: Tensor, scale: float, *, grey: bool, generator:
 
 
 def _luma(image_CHW: Tensor) -> Tensor:
+    """Luma by torchvision's rounded weights, with which Real-ESRGAN draws its grey noise."""
     return (image_CHW * image_CHW.new_tensor((0.2989, 0.587, 0.114))[:, None, None]).sum(0, keepdim=True)
 
 
@@ -728,7 +730,7 @@ _CHROMA_CORNER = ((17, 18, 24, 47), (18, 21, 26, 66), (24, 26, 56, 99), (47, 66,
 
 
 def jpeg(image_B3HW: Tensor, quality: float | Sequence[float] | Tensor) -> Tensor:
-    """What remains of an image in [0, 1] after JPEG of a quality: one for all or one per sample.
+    """Images in [0, 1] after JPEG compression at one quality, or one per sample.
 
     4:2:0 with the baseline tables, without the entropy coding, which loses nothing; black up to multiples of 16.
     """
@@ -778,9 +780,7 @@ def _block_transform() -> Tensor:
 @functools.cache
 def _jpeg_constants() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """RGB -> YCbCr and back as 1x1 convolutions, and both quantisation tables, flattened."""
-    to_ycc = torch.tensor(
-        [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], dtype=torch.float64
-    )
+    to_ycc = torch.tensor([BT601, [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], dtype=torch.float64)
     to_rgb = torch.tensor([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]], dtype=torch.float64)
     chroma = torch.full((8, 8), 99.0, dtype=torch.float64)
     chroma[:4, :4] = torch.tensor(_CHROMA_CORNER)

@@ -1,4 +1,4 @@
-"""A folder of photographs -> a folder of bad, small copies, each with the recipe that made it; and a sheet of them.
+"""Generates degraded low-resolution inputs of a folder of photographs, each with its recipe, and a sheet of examples.
 
 The recipe of a photograph follows from the seed and its name within the folder, never from the other files. Beside
 `a.png` lies `a.json`: the factor and the recipe, from which the same photograph gives the same bytes again.
@@ -57,7 +57,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one photograph: a file, or an error."""
+    """The result of one photograph: a file or an error."""
 
     photo: Path
     size: tuple[int, int] = (0, 0)
@@ -142,7 +142,7 @@ def degrade_pixels(photo: Pixels, recipe: Recipe, factor: int) -> Pixels:
 
 
 def recipe_text(recipe: Recipe, factor: int) -> str:
-    """What is recorded beside an LR: one line of JSON."""
+    """The record beside an LR: one line of JSON."""
     return json.dumps({"factor": factor, "recipe": json.loads(recipe.to_json())}, sort_keys=True) + "\n"
 
 
@@ -150,7 +150,7 @@ def read_recipe(path: Path) -> tuple[Recipe, int]:
     """Recipe and factor of a recorded line.
 
     Raises:
-        OptionError: there is none, or it is not one.
+        OptionError: the line is missing or is no recipe.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

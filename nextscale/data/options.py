@@ -23,16 +23,16 @@ class PackOptions:
     shard_mb: float = 12.0
     """Largest size of a shard in megabytes (10^6 bytes)."""
     per_photo: int = 4
-    """Crops of one photograph at most."""
+    """At most this many crops of one photograph."""
     min_sharpness: float = 0.65
     """Finest detail over that of twice the size: about 0.7 to 1.2 where a photograph is sharp, 0.5 where it is blurred,
     2 in pure noise."""
     min_detail: float = 1.0
-    """Finest detail in 8-bit levels, below which a crop is flat."""
+    """Crops with less fine detail than this, in 8-bit levels, are flat and left out."""
     near: int = 4
-    """Crops and photographs whose 64-bit hashes differ by so many bits or fewer are the same."""
+    """Crops and photographs whose 64-bit hashes differ by at most this many bits are duplicates."""
     quality: int = 95
-    """Of the JPEG files, which keep full colour resolution."""
+    """Quality of the JPEG files, which are written without chroma subsampling."""
     source: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """Where all the photographs come from (default: what stands beside each, else its folder's name)."""
     licence: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None

@@ -42,7 +42,7 @@ _BITS = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 
 @dataclass
 class Summary:
-    """What became of the photographs."""
+    """What a run has read, dropped and written."""
 
     photos: int = 0
     damaged: int = 0
@@ -77,7 +77,7 @@ def pack(
     The same photographs and options give the same bytes. Damaged photographs are named by `complain` and left out.
 
     Raises:
-        OptionError: the folders cannot be used so. DataError: no crop is left, or the disk refuses.
+        OptionError: the folders cannot be used so. DataError: no crop is left, or the shards cannot be written.
     """
     photos = _find(folders)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -1,4 +1,4 @@
-"""Training pictures of what photographs seldom show: text, signs, screens, drawings, smooth ramps; drawn by Pillow."""
+"""Renders training pictures of what photographs seldom show: text, signs, screens, drawings, smooth ramps."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def _drawing(draw: random.Random, fonts: Sequence[Path], side: int) -> Image.Ima
 
 
 def _ramp(draw: random.Random, fonts: Sequence[Path], side: int) -> Image.Image:
-    """A smooth ground: what a restorer must leave without grain, blocks and bands."""
+    """A smooth background, which a restorer must keep free of grain, blocks and bands."""
     del fonts
     small = draw.choice((2, 2, 3, 4))
     spread = draw.choice((10, 40, 120))

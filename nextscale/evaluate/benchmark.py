@@ -1,4 +1,4 @@
-"""Methods on a set of pairs: every method restores every LR, every result is scored, and a stopped run goes on.
+"""Restores and scores every pair of a set by every method; a stopped run resumes.
 
 The target of a factor below the set's is the exact area mean of HR. Each (picture, method) becomes a line of
 `rows.jsonl` as soon as it is done; a later run with the same settings takes it from there.
@@ -41,7 +41,7 @@ OURS = "nextscale"
 _TARGET = "target"
 """The method under whose name the features of the targets are kept."""
 _BY_FACTORS = ("scale", "all_factors", "confidence")
-"""Options of upscaling that the wanted factors decide here."""
+"""Options of upscaling that follow from the factors to score."""
 ROWS, SETTINGS = "rows.jsonl", "settings.json"
 StoredRow = dict[str, Any]
 
@@ -299,7 +299,7 @@ class _Store:
             )
 
     def put(self, row: StoredRow) -> None:
-        """Keep a row, at once on the disk, too."""
+        """Store a row, on the disk at once."""
         self.rows[row["name"], row["method"]] = row
         if self.file is None:
             return

@@ -119,7 +119,7 @@ def size_of(path: Path) -> tuple[int, int]:
     """(width, height) of an upright picture, from its header.
 
     Raises:
-        ImageError: it is no picture; the message begins with the path.
+        ImageError: the file cannot be read as an image; the message begins with the path.
     """
     try:
         with Image.open(path) as picture:

@@ -1,7 +1,7 @@
-"""Methods that a model is compared with, each a function from a small picture to large ones; torch-free.
+"""Methods that a model is compared with, each a function from a small picture to large ones. Torch-free.
 
-A method has a name, the row of its table, and gives 8-bit RGB pictures by factor. What it leaves out, a table leaves
-out, too.
+A method has a name, which labels its row of a table, and gives 8-bit RGB pictures by factor; tables leave out the
+factors that it lacks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Pixels = NDArray[np.uint8]
 
 
 class Method(Protocol):
-    """Whatever restores and enlarges one picture."""
+    """A way to restore and enlarge one picture."""
 
     @property
     def name(self) -> str:
@@ -33,7 +33,7 @@ class Method(Protocol):
         """Factor -> H W 3, with H and W the factor times the sides of the picture in the file `lr`.
 
         Raises:
-            ImageError: the file is no picture.
+            ImageError: the file cannot be read as an image.
         """
 
 
@@ -95,7 +95,7 @@ class RealEsrgan:
         """{4.0: H W 3} of the picture in a file.
 
         Raises:
-            ImageError: the file is no picture.
+            ImageError: the file cannot be read as an image.
         """
         return {float(FACTOR): self.enlarged(images.rgb8(images.read(lr)))}
 

@@ -75,7 +75,7 @@ class BenchOptions:
     """Which pictures of a set are restored, to which factors, and beside whom.
 
     Raises:
-        OptionError: a factor is none, or a value is out of range.
+        OptionError: a factor is not a number above 0, or a value is out of range.
     """
 
     factors: Factors = (1.0, 2.0, 4.0)
@@ -83,13 +83,13 @@ class BenchOptions:
     bench_factor: int = 4
     """How many times HR is as large as LR."""
     peers: Names = ("bicubic", "lanczos")
-    """Methods for rows beside the model's; none after the option for no others."""
+    """Methods to compare with (give the option without a value for none)."""
     limit: int = 0
     """Only the first pictures by name (0: all)."""
     crop: bool = False
     """Cut HR that is up to bench-factor - 1 pixels too wide or high, right and below."""
     pictures: bool = False
-    """Keep the restored pictures, too."""
+    """Keep the restored pictures as files."""
 
     def __post_init__(self) -> None:
         if self.bench_factor < 1 or self.limit < 0:

@@ -1,7 +1,7 @@
 """The metrics of one run: loaded once, then number by number for pairs of pictures, and a folder against a folder.
 
 Pixels are 8-bit RGB, H W 3; tensors are 1 3 H W in [0, 1], float64, so that PSNR, SSIM and NIQE are exact. A metric
-whose weights are absent is unavailable, with the remedy, and never a number.
+without its weights has no number but a remedy.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class Scorer:
     def score(self, pred: Tensor, target: Tensor) -> dict[str, float]:
         """One number per metric for two pictures, 1 3 H W in [0, 1].
 
-        Infinite is the PSNR of equal pictures; NaN is what a picture does not have, being too small for a metric or,
-        for NIQE, blank.
+        The PSNR of equal pictures is infinite. A metric for which a picture is too small, or NIQE of a blank one, is
+        NaN.
 
         Raises:
             ImageError: they differ in size, or the border leaves nothing of them.

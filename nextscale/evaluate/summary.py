@@ -27,7 +27,7 @@ class Summary:
     infinite: int = 0
     """Pictures equal to their target, whose PSNR is infinite and not in the mean."""
     note: str = ""
-    """What a reader has to know about the number."""
+    """A note on the number for its reader."""
     unavailable: str = ""
     """Why there is no number, with the remedy."""
 

@@ -1,4 +1,4 @@
-"""Where the weights of the metrics come from, and what is said when they are nowhere.
+"""Finds or downloads the weights of the metrics.
 
 The folder named by the environment variable NEXTSCALE_WEIGHTS, then torch's hub cache (which torchvision and
 pytorch-fid fill, too), then packages that bring small files along. Nothing is downloaded unless the user says so, by
@@ -28,7 +28,7 @@ _TIMEOUT_SECONDS = 30
 
 
 class MissingWeights(NextScaleError):  # noqa: N818 - named for what the user lacks
-    """Weights of a metric that are nowhere to be found, cannot be downloaded, or are not what their name says."""
+    """Weights of a metric that are not found, cannot be downloaded, or have another checksum than their name says."""
 
 
 def user_folder() -> Path:
@@ -60,7 +60,7 @@ def official_file(url: str, *, also: Sequence[str] = (), fetch: bool = False) ->
         fetch: whether the user agreed to a download; the environment variable NEXTSCALE_DOWNLOAD=1 says so, too.
 
     Raises:
-        MissingWeights: it is nowhere, or the download failed or is not what its name says.
+        MissingWeights: it is nowhere, or the download failed or has another checksum.
     """
     name = url.rsplit("/", 1)[1]
     user, cached = user_folder(), hub_folder() / name

@@ -19,32 +19,34 @@ class Cache:
     """Keys and values of the segments run so far, per layer."""
 
     def __init__(self, later: int = 0) -> None:
-        """Room for so many tokens after those of the first call; more than that are copied along."""
+        """Reserve room for this many tokens after those of the first call; beyond it each call copies the cache."""
         self.segments = 0
-        """Number of segments held."""
+        """Number of segments cached."""
         self._later = later
-        self._held: list[Tensor] = []
+        self._cached: list[Tensor] = []
         """Per layer, keys and values: 2 B H L D with room."""
         self._lengths: list[int] = []
 
     def extend(self, layer: int, k_BHLD: Tensor, v_BHLD: Tensor) -> tuple[Tensor, Tensor]:
         """Add a layer's new keys and values; returns all of them."""
         batch, heads, count, width = k_BHLD.shape
-        if layer == len(self._held):
-            self._held.append(k_BHLD.new_empty(2, batch, heads, count + self._later, width))
+        if layer == len(self._cached):
+            self._cached.append(k_BHLD.new_empty(2, batch, heads, count + self._later, width))
             self._lengths.append(0)
         start = self._lengths[layer]
         end = self._lengths[layer] = start + count
-        held = self._held[layer]
-        if end > held.shape[3]:
-            held = self._held[layer] = torch.cat([held[:, :, :, :start], held.new_empty(2, *k_BHLD.shape)], dim=3)
-        held[0, :, :, start:end], held[1, :, :, start:end] = k_BHLD, v_BHLD
-        return held[0, :, :, :end], held[1, :, :, :end]
+        cached = self._cached[layer]
+        if end > cached.shape[3]:
+            cached = self._cached[layer] = torch.cat(
+                [cached[:, :, :, :start], cached.new_empty(2, *k_BHLD.shape)], dim=3
+            )
+        cached[0, :, :, start:end], cached[1, :, :, start:end] = k_BHLD, v_BHLD
+        return cached[0, :, :, :end], cached[1, :, :, :end]
 
     def clear(self) -> None:
-        """Let go of everything, as before the first segment."""
+        """Forget all segments."""
         self.segments = 0
-        self._held.clear()
+        self._cached.clear()
         self._lengths.clear()
 
 
@@ -86,8 +88,8 @@ class SelfAttention(nn.Module):
             end = start + length
             seen_k, seen_v = k[:, :, : past + end], v[:, :, : past + end]
             if self.own_step:
-                own = slice(max(prefix, past + start), past + end)
-                seen_k, seen_v = (torch.cat([t[:, :, :prefix], t[:, :, own]], dim=2) for t in (k, v))
+                step = slice(max(prefix, past + start), past + end)
+                seen_k, seen_v = (torch.cat([t[:, :, :prefix], t[:, :, step]], dim=2) for t in (k, v))
             with torch.autocast(x_BLC.device.type, enabled=False):
                 out.append(F.scaled_dot_product_attention(q[:, :, start:end], seen_k, seen_v, scale=1.0))
             start = end

@@ -37,7 +37,7 @@ def find_folder(name: str | Path, **hub: Any) -> Path:
         hub: of a hub id, what `huggingface_hub.snapshot_download` takes: revision, token, cache_dir ...
 
     Raises:
-        ModelError: nothing there, or the download failed.
+        ModelError: there is no such model, or the download failed.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -140,7 +140,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
-    """Load a safetensors file, or what of it has a prefix, into a module (in float32), every tensor accounted for.
+    """Load a safetensors file, or its tensors under a prefix, into a module in float32; all must be used, none missing.
 
     Raises:
         ModelError: missing, truncated, damaged, or of another model.
@@ -158,24 +158,24 @@ def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
 
 def load_state(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Load a state dict strictly, with one clear line where it does not fit."""
-    own = module.state_dict()
-    missing = sorted(set(own) - set(state))
-    foreign = sorted(set(state) - set(own))
+    expected = module.state_dict()
+    missing = sorted(set(expected) - set(state))
+    foreign = sorted(set(state) - set(expected))
     if missing or foreign:
         what = f"lacks {missing[0]}" if missing else f"has the foreign tensor {foreign[0]}"
         raise ModelError(f"{where}: does not fit its config: {what} ({len(missing)} missing, {len(foreign)} foreign)")
     for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
+        if tensor.shape != expected[name].shape:
             raise ModelError(
-                f"{where}: {name} has shape {tuple(tensor.shape)}, the config asks for {tuple(own[name].shape)}"
+                f"{where}: {name} has shape {tuple(tensor.shape)}, the config asks for {tuple(expected[name].shape)}"
             )
         if not tensor.dtype.is_floating_point or not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{where}: {name} holds values that are not finite numbers; the file is damaged")
     with torch.no_grad():  # one by one: a second copy of all weights in float32 would double the memory
         for name, tensor in state.items():
-            own[name].copy_(tensor)
+            expected[name].copy_(tensor)
 
 
 def half_precision(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict for shipping: 16 bit, but for the quantiser, whose rows decide the ids."""
+    """A state dict in 16 bit, except for the quantizer: rounding its rows would change the ids."""
     return {name: t if "quantizer." in name else t.half() for name, t in state.items()}

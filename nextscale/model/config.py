@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from nextscale.errors import ModelError, OptionError
 from nextscale.model.config_io import ADDED
@@ -144,16 +144,48 @@ class AutoencoderConfig:
 
 
 @dataclass(frozen=True)
+class TaesdConfig:
+    """A small convolutional autoencoder at 1/8 of the side, and what makes latents of it (madebyollin/taesd, TAEF2)."""
+
+    channels: int = 64
+    inner_channels: int = 32
+    """Of the autoencoder's own latents."""
+    levels: int = 3
+    """Halvings of the side."""
+    blocks: int = 3
+    """Residual blocks per level."""
+    space_to_depth: int = 2
+    """Side of the squares of its latents that become one latent of the tokenizer, by a linear map."""
+    latent_channels: int = 64
+
+    patch: ClassVar[int] = 1
+    linear_path: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        sizes = (self.channels, self.inner_channels, self.levels, self.blocks, self.space_to_depth)
+        if min(sizes) < 1 or not 1 <= self.latent_channels <= self.inner_channels * self.space_to_depth**2:
+            raise ModelError(
+                "an autoencoder's sizes are at least 1, and its latent channels at most inner_channels * "
+                f"space_to_depth^2, got {self}"
+            )
+
+    @property
+    def reduction(self) -> int:
+        """Image pixels along one side of a latent."""
+        return self.space_to_depth << self.levels
+
+
+@dataclass(frozen=True)
 class DecoderFusionConfig:
-    """The branch that lends each decoder features of the degraded input (after CodeFormer, Zhou et al. 2022)."""
+    """The branch that gives each decoder features of the degraded input (after CodeFormer, Zhou et al. 2022)."""
 
     channels: int = 64
     blocks: int = 8
-    """Residual blocks on the input's features, for all stages."""
+    """Residual blocks on the input's features, shared by all stages."""
     stage_blocks: int = 4
-    """Further ones of each stage, after its codes have come in."""
+    """Residual blocks of each stage after the codes have joined the features."""
     refine: int = 0
-    """Further ones at the output's resolution, for factors above 1: without them, fine lines come out as dots."""
+    """Residual blocks at the output's resolution, for factors above 1: without them, fine lines turn into dots."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +193,7 @@ class TokenizerConfig:
     """A hierarchical residual tokenizer."""
 
     ladder: Ladder = Ladder()
-    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    autoencoder: AutoencoderConfig | TaesdConfig = AutoencoderConfig()
     codebook_size: int = 4096
     num_phi: int = 4
     fusion: DecoderFusionConfig | None = None
@@ -171,6 +203,8 @@ class TokenizerConfig:
             raise ModelError(
                 f"the autoencoder reduces sides by {self.autoencoder.reduction}, the ladder expects {self.ladder.patch}"
             )
+        if isinstance(self.autoencoder, TaesdConfig) and self.fusion is not None:
+            raise ModelError("a tokenizer on TAESD has no fusion of its own; the model's fusion reads its decoders")
         if max(self.ladder.phi) >= self.num_phi:
             raise ModelError(f"the ladder uses Phi {max(self.ladder.phi)}, the tokenizer has {self.num_phi}")
 
@@ -183,12 +217,12 @@ class RestorerConfig:
     convs: int = 32
     """Convolutions between the first and the head."""
     factors: tuple[int, ...] = (1, 2, 4)
-    """Output sides over the input's, each with a head of its own."""
-    denoise: bool = True
-    """A fourth input plane: how much of the noise to remove."""
+    """Enlargement factors, each with its own head."""
+    grain_rank: int = 16
+    """Rank of the change of each convolution that keeps the noise, mixed in by the denoise dial (0: no dial)."""
 
     def __post_init__(self) -> None:
-        if self.channels < 1 or self.convs < 1 or not self.factors or min(self.factors) < 1:
+        if min(self.channels, self.convs, *self.factors, len(self.factors), self.grain_rank + 1) < 1:
             raise ModelError(f"a restorer needs channels, convs and whole factors from 1, got {self}")
 
 
@@ -197,11 +231,11 @@ class FusionConfig:
     """The fusion of the codes with the restorer's features, per stage."""
 
     channels: int = 64
-    """Of what the codes say about the features."""
+    """Channels between the decoder's features and the scales and shifts made from them."""
     blocks: int = 3
-    """Residual blocks after it."""
+    """Residual blocks after the features have been scaled and shifted."""
     error_channels: int = 32
-    """Of the branch that expects the error."""
+    """Channels of the branch that predicts the error."""
 
 
 @dataclass(frozen=True)
@@ -215,14 +249,14 @@ class TransformerConfig:
     classes: int = 3
     """0 degraded, 1 clean, 2 class-free."""
     attention: Literal["causal", "step"] = field(default="causal", metadata=ADDED)
-    """What a token sees beside the prefix: its own step and all earlier ones (the paper), or its own alone (Switti):
-    the history then comes through the step's input map."""
+    """What a token attends to beside the prefix: its own step and all earlier ones (causal, the paper), or its own step
+    alone (step, Switti), where the earlier codes come in through the step's input map."""
     prefix: bool = field(default=True, metadata=ADDED)
     """Begin the sequence with the latent of the enlarged input (the paper)."""
     position_grid: int = 48
     shared_adaln: bool = False
     aligned_conditioning: bool = False
-    """Add to each step token a linear map of the input's latent of its stage, at its place (starts at zero)."""
+    """Add to each step token a linear map of the input's latent at the token's position (starts at zero)."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -231,7 +265,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole model: tokenizer and transformer, and beside them a restorer and the fusion of both."""
+    """A whole model: tokenizer, transformer and, in newer models, a restorer and fusions."""
 
     tokenizer: TokenizerConfig = TokenizerConfig()
     transformer: TransformerConfig = TransformerConfig()

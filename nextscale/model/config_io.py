@@ -17,15 +17,15 @@ ConfigT = TypeVar("ConfigT")
 
 
 ADDED: Mapping[str, Any] = types.MappingProxyType({"added": True})
-"""Metadata of a field that older files lack: it then has its default."""
+"""Metadata of a field that older files lack; it gets its default there."""
 
 
 ALIASES: Mapping[str, str] = types.MappingProxyType({"vocabulary": "codebook_size"})
-"""Older names of keys, which files of shipped models have, and today's."""
+"""Old key in the files of earlier models -> today's key."""
 
 
 def _renamed(data: Mapping[str, Any], known: AbstractSet[str]) -> dict[str, Any]:
-    """The data under today's names, where `known` has them."""
+    """The data with old keys replaced by today's, where `known` has those."""
     names = {
         old: new for old, new in ALIASES.items() if old in data and old not in known and new in known - data.keys()
     }
@@ -102,7 +102,11 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        return _read(next(a for a in args if a is not type(None)), value, where)
+        kinds = [a for a in args if a is not type(None)]
+        if len(kinds) > 1 and isinstance(value, Mapping):
+            # Of several dataclasses, the one that has all the keys; the first one's error where none has.
+            kinds = [a for a in kinds if set(value) <= {f.name for f in dataclasses.fields(a)}] or kinds
+        return _read(kinds[0], value, where)
     if dataclasses.is_dataclass(kind):
         return from_dict(typing.cast(type[Any], kind), value, where=where)
     if origin is typing.Literal:

@@ -1,4 +1,4 @@
-"""Official checkpoints -> model folders: VAR's and Switti's tokenizers, VAR's transformer, Real-ESRGAN's compact net.
+"""Official checkpoints -> model folders: the tokenizers of VAR, Switti and TAESD, VAR's transformer, Real-ESRGAN's net.
 
 Pickled files are read by torch's restricted loader only, which builds nothing but tensors and plain containers.
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from nextscale.errors import ModelError, OptionError
 from nextscale.model.checkpoint import load_state, save_folder
@@ -22,6 +22,7 @@ from nextscale.model.config import (
     Ladder,
     ModelConfig,
     RestorerConfig,
+    TaesdConfig,
     TokenizerConfig,
     TransformerConfig,
     flat_ladder,
@@ -32,7 +33,7 @@ from nextscale.model.tokenizer import Tokenizer
 from nextscale.model.transformer import Transformer
 
 State = dict[str, Tensor]
-Origin = Literal["var", "switti", "varsr", "realesrgan"]
+Origin = Literal["var", "switti", "varsr", "realesrgan", "taesd"]
 Part = Literal["tokenizer", "transformer", "restorer"]
 
 _TRAINER_KEYS = {"tokenizer": "vae_local", "transformer": "var_wo_ddp"}
@@ -56,15 +57,18 @@ _HEAD = {"head": "head", "head_nm.ada_lin.1": "head_ada"}
 _BUFFERS = ("zero_k_bias", "attn_bias_for_masking", "ema_vocab_hit_SV")
 
 
-def convert(source: Path, target: Path, origin: Origin, part: Part, *, steps: str | None = None) -> list[str]:
+def convert(
+    source: Path, target: Path, origin: Origin, part: Part, *, steps: str | None = None, noisy: Path | None = None
+) -> list[str]:
     """Convert a checkpoint file to a folder; returns a report, a line per group of tensors.
 
     Args:
         steps: comma-separated sides of a one-stage ladder; the preset's hierarchical ladder without.
+        noisy: for a restorer, weights of the same network that keep the noise: the other end of the denoise dial.
 
     Raises:
         ModelError: the file is damaged or of another kind.
-        OptionError: this part of this origin cannot be expressed.
+        OptionError: this part of this origin does not fit our models.
     """
     if (origin == "realesrgan") != (part == "restorer"):
         raise OptionError(
@@ -78,12 +82,18 @@ def convert(source: Path, target: Path, origin: Origin, part: Part, *, steps: st
         raise OptionError(f"{source}: {reason}")
     if origin == "switti" and part == "transformer":
         raise OptionError(f"{source}: Switti's transformer is text-conditioned with another block; use VAR-d16's")
+    if noisy is not None and part != "restorer":
+        raise OptionError("--noisy is for the restorer's denoise dial; leave it out")
+    if origin == "taesd" and part != "tokenizer":
+        raise OptionError(f"{source}: TAESD is an autoencoder; --part tokenizer is all that it can be")
     sides = _parse_steps(steps)
+    if origin == "taesd":
+        return _convert_taesd(source, target, sides)
     state = read_state(source, part)
     if part == "restorer":
         if sides:
             raise OptionError("--steps is for the tokenizer; a restorer has none")
-        return _convert_restorer(state, target, str(source))
+        return _convert_restorer(state, None if noisy is None else read_state(noisy, part), target, str(source))
     if part == "tokenizer":
         return _convert_tokenizer(state, target, sides, str(source))
     if sides:
@@ -197,7 +207,31 @@ def _tokenizer_config(state: State, sides: tuple[int, ...], where: str, what: st
     return TokenizerConfig(ladder, autoencoder, codebook_size=codebook.shape[0], num_phi=num_phi)
 
 
-def _convert_restorer(state: State, target: Path, where: str) -> list[str]:
+def _convert_taesd(source: Path, target: Path, sides: tuple[int, ...]) -> list[str]:
+    """TAEF2's encoder, and its decoder from the file beside it, for every stage."""
+    if "encoder" not in source.name:
+        raise ModelError(f"{source}: name the file of the encoder (taef2_encoder); the decoder's is found beside it")
+    other = source.with_name(source.name.replace("encoder", "decoder"))
+    config = TokenizerConfig(flat_ladder(sides) if sides else Ladder(), TaesdConfig())
+    tokenizer = Tokenizer(config)
+    parts = [(tokenizer.encoder, source), *((decoder, other) for decoder in tokenizer.decoders)]
+    for module, file in parts:
+        load_state(module.net, read_state(file, "tokenizer"), str(file))  # type: ignore[arg-type]
+    with torch.no_grad():
+        for layer in (tokenizer.quant_conv, *(decoder.post_quant_conv for decoder in tokenizer.decoders)):
+            nn.init.dirac_(layer.weight)  # type: ignore[arg-type, union-attr]
+            layer.bias.zero_()  # type: ignore[union-attr, operator]
+    tokenizer.save_pretrained(target)
+    kept, of = config.autoencoder.latent_channels, tokenizer.quant_conv.in_channels
+    return [
+        f"taken: encoder and decoder, a decoder for each of {config.ladder.num_stages} stage(s)",
+        f"new: a random codebook of {config.codebook_size}; a linear map to latents, the first {kept} of {of} numbers",
+        "next: `train tokenizer --phase codebook` fits both",
+        f"written: {target}",
+    ]
+
+
+def _convert_restorer(state: State, noisy: State | None, target: Path, where: str) -> list[str]:
     what = "a compact network of Real-ESRGAN (SRVGGNetCompact, as realesr-general-x4v3)"
     first = _need(state, "body.0.weight", where, what)
     last = max((int(name.split(".")[1]) for name in state if re.fullmatch(r"body\.\d+\.weight", name)), default=0)
@@ -206,7 +240,7 @@ def _convert_restorer(state: State, target: Path, where: str) -> list[str]:
     config = RestorerConfig(channels=first.shape[0], convs=last // 2 - 1)
     restorer = Restorer(config)
     try:
-        load_compact(restorer, state)
+        load_compact(restorer, state, noisy)
     except (KeyError, RuntimeError, ValueError) as error:
         reason = str(error.args[0] if error.args else error).splitlines()[0]
         raise ModelError(f"{where}: does not fit {what}: {reason}") from None
@@ -214,7 +248,8 @@ def _convert_restorer(state: State, target: Path, where: str) -> list[str]:
     return [
         f"taken: {len(state)} tensors ({config.convs} convolutions of {config.channels} channels, "
         f"head x{max(config.factors)})",
-        "new: heads of the smaller factors, which give its exact area means; a denoise plane, without effect so far",
+        "new: heads of the smaller factors, which give its exact area means",
+        f"denoise dial: {'no effect; --noisy gives its other end' if noisy is None else 'down to the second file'}",
         f"written: {target}",
     ]
 
@@ -243,20 +278,7 @@ def _convert_transformer(state: State, target: Path, where: str) -> list[str]:
     ladder = model.tokenizer.ladder
     transformer = Transformer(model.transformer, ladder, head.shape[0], latent_channels)
     new = dict(transformer.state_dict())
-    taken = {
-        f"stack.blocks.{i}.{ours}": state.get(f"blocks.{i}.{theirs}")
-        for i in range(depth)
-        for theirs, ours in _BLOCK.items()
-    }
-    taken |= {
-        f"stack.{ours}.{kind}": state.get(f"{theirs}.{kind}")
-        for theirs, ours in _HEAD.items()
-        for kind in ("weight", "bias")
-    }
-    taken |= {f"word_embed.{kind}": state.get(f"word_embed.{kind}") for kind in ("weight", "bias")}
-    absent = [name for name, tensor in taken.items() if tensor is None]
-    if absent:
-        raise ModelError(f"{where}: not {what}: nothing for {absent[0]} ({len(absent)} tensors missing)")
+    taken = _unchanged(state, depth, where, what)
     rows = int(order.max()) + 1
     last = int((order == rows - 1).sum() ** 0.5 + 0.5)
     grid = positions[:, -last * last :].transpose(1, 2).reshape(1, width, last, last)
@@ -270,7 +292,7 @@ def _convert_transformer(state: State, target: Path, where: str) -> list[str]:
         "prefix_embed.weight": state["word_embed.weight"],
         "prefix_embed.bias": state["word_embed.bias"],
     }
-    load_state(transformer, new | {n: t for n, t in taken.items() if t is not None} | resized, where)
+    load_state(transformer, new | taken | resized, where)
     save_folder(target, "transformer", model, transformer.state_dict())
     fresh = sorted(set(new) - set(taken) - set(resized))
     return [
@@ -281,3 +303,17 @@ def _convert_transformer(state: State, target: Path, where: str) -> list[str]:
         f"newly initialised: level row of the prefix{''.join(', ' + name for name in fresh)}",
         f"written: {target}",
     ]
+
+
+def _unchanged(state: State, depth: int, where: str, what: str) -> State:
+    """The tensors of VAR's transformer that are taken as they are, under our names."""
+    names = {
+        f"stack.blocks.{i}.{ours}": f"blocks.{i}.{theirs}" for i in range(depth) for theirs, ours in _BLOCK.items()
+    }
+    for kind in ("weight", "bias"):
+        names |= {f"stack.{ours}.{kind}": f"{theirs}.{kind}" for theirs, ours in _HEAD.items()}
+        names[f"word_embed.{kind}"] = f"word_embed.{kind}"
+    absent = [ours for ours, theirs in names.items() if theirs not in state]
+    if absent:
+        raise ModelError(f"{where}: not {what}: nothing for {absent[0]} ({len(absent)} tensors missing)")
+    return {ours: state[theirs] for ours, theirs in names.items()}

@@ -1,4 +1,4 @@
-"""Latent at a stage -> image at that stage's factor, with an optional dial towards the degraded input."""
+"""Decodes the canvas of a stage to an image; in version 4 models a dial blends it with the degraded input."""
 
 from __future__ import annotations
 
@@ -30,13 +30,12 @@ class InputFeatures(nn.Module):
 
 
 class Fusion(nn.Module):
-    """What the picture becomes when the input has its say: a blend of codes' picture and enlarged input, corrected.
+    """Fuses the decoded image with features of the input (CodeFormer's CFT, Zhou et al. 2022), in version 4 models.
 
-    Both come from the input's features after a controllable feature transformation (CodeFormer, Zhou et al. 2022),
-    at the input's resolution: the codes' picture says how to scale and shift the features, so that it can set the
-    strength of the detail that they locate. Blocks and head have no normalisation, which would erase that strength,
-    and each doubling is followed by a convolution, so that no grid of the pixels that one place writes remains. The
-    blend starts at one half: started at the enlarged input alone, training left the codes unused.
+    At the input's resolution the decoded image gives a scale and a shift for the input's features. From the result
+    come a blend of decoded image and enlarged input, and a correction. Nothing is normalised, which would erase the
+    contrast that the scales set. A convolution follows each doubling, or a grid would remain. The blend starts at one
+    half: training that started at the enlarged input alone left the codes unused.
     """
 
     def __init__(self, config: DecoderFusionConfig, factor: int) -> None:
@@ -61,7 +60,7 @@ class Fusion(nn.Module):
         zero_(self.conv_out)
 
     def forward(self, picture: Tensor, inputs: Tensor, features: Tensor) -> Tensor:
-        """The codes' picture B 3 sH sW, the input B 3 H W and its features B C H W -> image B 3 sH sW."""
+        """Decoded image B 3 sH sW, input B 3 H W and its features B C H W -> image B 3 sH sW."""
         codes = F.relu(self.codes(F.pixel_unshuffle(picture, self.factor)))
         scale, shift = self.affine(F.relu(self.mix(torch.cat([codes, features], dim=1)))).chunk(2, dim=1)
         h = features + scale * features + shift
@@ -81,8 +80,7 @@ class Decoder(nn.Module):
     """VAR's decoder, one per stage.
 
     With a linear path, the network sees the codes' linear reconstruction pixel by pixel and corrects it. With a fusion
-    config, the image slides from the codes' picture (w = 0) to what the input's features make of it (w = 1), in a
-    straight line, so that the dial moves monotonically.
+    config, the image is a linear blend of the decoded image (fidelity 0) and the fused one (1).
     """
 
     def __init__(self, config: AutoencoderConfig, fusion: DecoderFusionConfig | None, factor: float) -> None:
@@ -116,6 +114,11 @@ class Decoder(nn.Module):
             if factor < 1 or factor != int(factor):
                 raise ModelError(f"fusion needs whole factors of at least 1, a stage of this ladder has {factor:g}")
             self.fusion = Fusion(fusion, int(factor))
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of `features`."""
+        return self.conv_out.in_channels
 
     def forward(
         self, f: Tensor, *, inputs: Tensor | None = None, features: Tensor | None = None, weight: Tensor | None = None

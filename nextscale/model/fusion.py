@@ -1,8 +1,9 @@
-"""The fusion: where the codes and the restorer's features of the input meet, and how far off the result may be.
+"""The fusion of decoder and restorer features: the image of a stage, and its expected error.
 
-Everything happens at the input's resolution: the features of a stage's decoder are brought there and say how to scale
-and shift the restorer's features (the controllable feature transformation of CodeFormer, Zhou et al. 2022). Residual
-blocks and a head follow that begin as nothing and as the restorer's own head: an untrained fusion is the restorer.
+Everything happens at the input's resolution: the features of a stage's decoder are resized to it and give a scale and a
+shift for the restorer's features (the controllable feature transformation of CodeFormer, Zhou et al. 2022). Residual
+blocks, which start at zero, and a head, which starts as the restorer's, follow: an untrained fusion gives exactly the
+restorer's image.
 """
 
 from __future__ import annotations
@@ -56,11 +57,11 @@ class Fusion(nn.Module):
             inputs: the photographs B 3 h w in [-1, 1].
             features: the restorer's, B C h w.
             decoded: the stage decoder's features, B D h' w' of any size.
-            probabilities: of the stage's codes, B 1 h w in [0, 1].
+            probabilities: of the stage's codes under the transformer, B 1 h w in [0, 1].
 
         Returns:
             the image B 3 H W (H = factor h), about [-1, 1], float32, not clamped; and the expected absolute error of
-            its pixels, mean over the colours, B 1 H W in the same units. The error's gradient ends at the features.
+            its pixels, mean over the colours, B 1 H W in the same units. The error's gradient stops at the features.
         """
         size = features.shape[-2:]
         if decoded.shape[-2:] != size:
@@ -78,7 +79,10 @@ class Fusion(nn.Module):
 
 
 def laplace_loss(picture: Tensor, target: Tensor, error: Tensor) -> Tensor:
-    """Negative log-likelihood of a picture's errors (B 3 H W) under their expectation (B 1 H W), the picture fixed."""
+    """Laplace negative log-likelihood of an image's errors (B 3 H W) given the expected ones (B 1 H W).
+
+    No gradient reaches the image.
+    """
     true = (picture.detach() - target).abs().mean(dim=1, keepdim=True)
     # An 8-bit level is the least that can be meant.
     expected = error.clamp(min=1 / 255)

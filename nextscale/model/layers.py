@@ -51,7 +51,7 @@ class PlainBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head self-attention over all places. B C h w -> B C h w."""
+    """Single-head self-attention over all positions. B C h w -> B C h w."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ class Quantizer(nn.Module):
 
 
 class Scan:
-    """The canvas as the steps are pushed onto it, one after another.
+    """The canvas f while the codes of one step after another are added to it.
 
     f is the sum over the pushed steps of Phi_k(up(R_k)) on the canvas of the current stage. Entering a stage rebuilds
     it on the larger canvas from all earlier codes, as decoding at that stage does. Gradients reach codebook and Phi.
@@ -76,7 +76,7 @@ class Scan:
             return area_downsample(self.f, self.ladder.sides[self.step])
 
     def residual(self, latent: Tensor) -> Tensor:
-        """What the next step has to say of its stage's latent (B C h w on that canvas): B C rho rho."""
+        """What the next step encodes: its stage's latent (B C h w) less f, area-downsampled to B C rho rho."""
         with _exact(latent):
             self._enter()
             rest = latent.float() if self.f is None else latent.float() - self.f

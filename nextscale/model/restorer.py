@@ -1,7 +1,9 @@
 """The restorer: a plain convolutional network at the input's resolution, with a head per factor.
 
 It is SRVGGNetCompact (Wang et al., Real-ESRGAN, realesrgan/archs/srvgg_arch.py), whose published weights load, with
-two things added: a fourth input plane that says how much noise to remove, and heads for the factors below the largest.
+two things added: heads for the factors below the largest, and a denoise dial. The dial mixes in a second set of weights
+that keeps the noise, as Real-ESRGAN's `-dn` does with its two files (deep network interpolation, Wang et al. 2018). The
+second set is stored as a low-rank change of the first.
 """
 
 from __future__ import annotations
@@ -11,9 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.model.config import RestorerConfig
-
-PLANE = 4.0
-"""Value of the denoise plane where all noise stays."""
+from nextscale.model.layers import zero_
 
 
 class Restorer(nn.Module):
@@ -28,10 +28,14 @@ class Restorer(nn.Module):
         width = config.channels
         layers: list[nn.Module] = []
         for i in range(config.convs + 1):
-            layers += [nn.Conv2d((4 if config.denoise else 3) if i == 0 else width, width, 3, padding=1)]
-            layers += [nn.PReLU(width)]
+            layers += [nn.Conv2d(3 if i == 0 else width, width, 3, padding=1), nn.PReLU(width)]
         self.body = nn.Sequential(*layers)
         self.heads = nn.ModuleList(nn.Conv2d(width, 3 * factor**2, 3, padding=1) for factor in config.factors)
+        self.grain: nn.ModuleList | None = None
+        if config.grain_rank:
+            self.grain = nn.ModuleList(
+                Grain(3 if i == 0 else width, width, config.grain_rank) for i in range(config.convs + 1)
+            )
 
     def checkpoint_units(self) -> list[nn.Module]:
         """What activation checkpointing runs again: the body as a whole, whose layers keep their inputs anyway."""
@@ -45,13 +49,16 @@ class Restorer(nn.Module):
             denoise: share of the noise to remove, in [0, 1]: one number, or one per image (B).
         """
         x = images / 2 + 0.5
-        if self.config.denoise:
-            # Zero where all noise goes, the default: the published network's own behaviour is never disturbed by the
-            # plane. Several units high, so that its few weights learn as fast as the rest.
-            plane = PLANE * (1 - torch.as_tensor(denoise, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1))
-            x = torch.cat([x, plane.expand(len(x), 1, *x.shape[-2:])], dim=1)
-        out: Tensor = self.body(x)
-        return out
+        if self.grain is None or (not isinstance(denoise, Tensor) and denoise == 1):
+            out: Tensor = self.body(x)
+            return out
+        keep = 1 - torch.as_tensor(denoise, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
+        for i, grain in enumerate(self.grain):
+            conv, prelu = self.body[2 * i], self.body[2 * i + 1]
+            x = conv(x) + keep * grain(x)
+            slope = prelu.weight.reshape(-1, 1, 1) + keep * grain.slope  # type: ignore[operator]
+            x = torch.where(x > 0, x, slope * x)
+        return x
 
     def draft(self, features: Tensor, images: Tensor, factor: int) -> Tensor:
         """The restored image at one factor: B 3 factor*h factor*w, about [-1, 1], float32, not clamped."""
@@ -63,6 +70,35 @@ class Restorer(nn.Module):
         return [self.draft(features, images, factor) for factor in self.config.factors]
 
 
+class Grain(nn.Module):
+    """The change of a convolution and of the slope after it that keeps all noise; it starts as none."""
+
+    def __init__(self, inside: int, width: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(inside, rank, 3, padding=1, bias=False)
+        self.up = nn.Conv2d(rank, width, 1)
+        self.slope = nn.Parameter(torch.zeros(width, 1, 1))
+        zero_(self.up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features B C h w -> what is added to the convolution's output."""
+        out: Tensor = self.up(self.down(x))
+        return out
+
+    @torch.no_grad()
+    def load(self, weight: Tensor, bias: Tensor, slope: Tensor) -> None:
+        """Come as near as the rank allows to a change of weight (C_out C_in 3 3), bias and slope."""
+        u, s, v = torch.linalg.svd(weight.flatten(1).double(), full_matrices=False)
+        rank = min(len(self.down.weight), len(s))
+        root = s[:rank].sqrt()
+        self.down.weight.zero_()
+        self.up.weight.zero_()
+        self.down.weight[:rank] = (root[:, None] * v[:rank]).view(rank, *weight.shape[1:]).float()
+        self.up.weight[:, :rank] = (u[:, :rank] * root)[..., None, None].float()
+        self.up.bias.copy_(bias)  # type: ignore[union-attr]
+        self.slope.copy_(slope.view(-1, 1, 1))
+
+
 def add_residual(images: Tensor, residual: Tensor, factor: int) -> Tensor:
     """A head's output B 3*factor^2 h w, added to the images B 3 h w repeated to its size: B 3 H W, float32."""
     base = F.interpolate(images, scale_factor=factor, mode="nearest") if factor > 1 else images
@@ -71,10 +107,14 @@ def add_residual(images: Tensor, residual: Tensor, factor: int) -> Tensor:
 
 
 @torch.no_grad()
-def load_compact(restorer: Restorer, state: dict[str, Tensor]) -> None:
+def load_compact(restorer: Restorer, state: dict[str, Tensor], noisy: dict[str, Tensor] | None = None) -> None:
     """Load SRVGGNetCompact's weights (`body.N.*`, one head for one factor).
 
-    The heads of the other factors become the exact area means of its outputs; the denoise plane has no effect at first.
+    The heads of the other factors become the exact area means of its outputs.
+
+    Args:
+        noisy: weights of the same network, trained on from the same ones, that keep the noise: the other end of the
+            denoise dial, as near as its rank comes. Without, the dial has no effect at first.
 
     Raises:
         KeyError, RuntimeError: a tensor is missing or of another shape.
@@ -86,20 +126,29 @@ def load_compact(restorer: Restorer, state: dict[str, Tensor]) -> None:
     whole = round((len(head["bias"]) / 3) ** 0.5)
     if any(whole % factor for factor in config.factors):
         raise ValueError(f"the file enlarges by {whole}, the restorer by {config.factors}")
-    own = restorer.state_dict()
-    names = [name for name in own if name.startswith("body.")]
-    unknown = set(state) - set(names) - {f"body.{last}.weight", f"body.{last}.bias"}
-    if unknown:
-        raise KeyError(f"unknown tensor {min(unknown)}")
-    for name in names:
-        given = state[name].float()
-        if name == "body.0.weight" and config.denoise:
-            given = F.pad(given, (0, 0, 0, 0, 0, 1))
-        own[name] = given
+    current = restorer.state_dict()
+    names = [name for name in current if name.startswith("body.")]
+    for given in (state, noisy or {}):
+        unknown = set(given) - set(names) - {f"body.{last}.weight", f"body.{last}.bias"}
+        if unknown:
+            raise KeyError(f"unknown tensor {min(unknown)}")
+    loaded = current | {name: state[name].float() for name in names}
     for number, factor in enumerate(config.factors):
         for part, value in head.items():
-            own[f"heads.{number}.{part}"] = area_head(value, whole, factor)
-    restorer.load_state_dict(own)
+            loaded[f"heads.{number}.{part}"] = area_head(value, whole, factor)
+    restorer.load_state_dict(loaded)
+    if noisy is not None and restorer.grain is not None:
+        load_grain(restorer, {name: noisy[name].float() - loaded[name] for name in names})
+
+
+@torch.no_grad()
+def load_grain(restorer: Restorer, change: dict[str, Tensor]) -> None:
+    """Set the far end of the denoise dial from a change of the body's weights (`body.N.*`)."""
+    for i, grain in enumerate(restorer.grain or ()):
+        weight, bias, slope = (
+            change[f"body.{name}"] for name in (f"{2 * i}.weight", f"{2 * i}.bias", f"{2 * i + 1}.weight")
+        )
+        grain.load(weight, bias, slope)  # type: ignore[operator]
 
 
 def area_head(value: Tensor, whole: int, factor: int) -> Tensor:

@@ -86,8 +86,8 @@ def choose(logits: Tensor, options: SamplingOptions, noise: Callable[[int], Tens
     """Token ids B L of logits B L V: the best one at temperature 0, else drawn by inverse cumulative probability."""
     if options.temperature == 0:
         return logits.argmax(dim=-1)
-    kept = filter_logits(logits / options.temperature, top_k=options.top_k, top_p=options.top_p)
-    cumulative = kept.double().softmax(dim=-1).cumsum(dim=-1)
+    filtered = filter_logits(logits / options.temperature, top_k=options.top_k, top_p=options.top_p)
+    cumulative = filtered.double().softmax(dim=-1).cumsum(dim=-1)
     uniform = noise(logits.shape[1]).to(cumulative.device)[..., None]
     # The factor keeps the point below the total, which rounding may leave a little under one.
     point = uniform * cumulative[..., -1:] * (1 - 1e-12)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from nextscale.errors import OptionError
 from nextscale.model.checkpoint import WEIGHTS, find_folder, load_weights, read_config, read_kind, save_folder
-from nextscale.model.config import Ladder, ModelConfig, TokenizerConfig
+from nextscale.model.config import Ladder, ModelConfig, TaesdConfig, TokenizerConfig
 from nextscale.model.decoder import Decoder, InputFeatures
 from nextscale.model.encoder import Encoder
 from nextscale.model.layers import AttentionBlock, ResBlock, area_downsample
 from nextscale.model.quantizer import Quantizer, Scan
+from nextscale.model.taesd import TaesdBlock, TaesdDecoder, TaesdEncoder
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,22 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.config = config
         auto = config.autoencoder
-        self.encoder = Encoder(auto)
-        self.quant_conv = nn.Conv2d(auto.latent_channels, auto.latent_channels, 3, padding=1)
+        self.encoder: Encoder | TaesdEncoder
+        if isinstance(auto, TaesdConfig):
+            self.encoder = TaesdEncoder(auto)
+            self.quant_conv = nn.Conv2d(auto.inner_channels * auto.space_to_depth**2, auto.latent_channels, 1)
+        else:
+            self.encoder = Encoder(auto)
+            self.quant_conv = nn.Conv2d(auto.latent_channels, auto.latent_channels, 3, padding=1)
         if auto.linear_path:
             with torch.no_grad():
                 nn.init.dirac_(self.quant_conv.weight)
                 self.quant_conv.bias.zero_()  # type: ignore[union-attr]
         self.quantizer = Quantizer(config.codebook_size, auto.latent_channels, config.num_phi)
-        self.decoders = nn.ModuleList(Decoder(auto, config.fusion, factor) for factor in config.ladder.factors)
+        self.decoders = nn.ModuleList(
+            TaesdDecoder(auto, factor) if isinstance(auto, TaesdConfig) else Decoder(auto, config.fusion, factor)
+            for factor in config.ladder.factors
+        )
         self.input_features = None if config.fusion is None else InputFeatures(config.fusion)
 
     @classmethod
@@ -110,10 +119,15 @@ class Tokenizer(nn.Module):
     def checkpoint_units(self) -> list[nn.Module]:
         """The blocks that activation checkpointing runs again, and that FSDP gathers one at a time."""
         parts = (self.encoder, *self.decoders)
-        return [block for part in parts for block in part.modules() if isinstance(block, ResBlock | AttentionBlock)]
+        return [
+            block
+            for part in parts
+            for block in part.modules()
+            if isinstance(block, ResBlock | AttentionBlock | TaesdBlock)
+        ]
 
     def latents(self, images: Tensor) -> Tensor:
-        """Images B 3 H W in [-1, 1], sides multiples of 16 -> latents B 32 H/16 W/16, float32."""
+        """Images B 3 H W in [-1, 1], sides multiples of 16 -> latents B C H/16 W/16, float32."""
         out: Tensor = self.quant_conv(self.encoder(images))
         return out.float()
 

@@ -1,7 +1,7 @@
 """A critic that learns to tell photographs from generated pictures, and the generator's loss against it.
 
 It reads the activations of a trained network rather than pixels (Sauer et al. 2021, "Projected GANs converge
-faster"), which the perceptual terms compute anyway: what is left to learn are a few small heads.
+faster"), which the perceptual terms compute anyway: only a few small heads are left to learn.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Adversary:
         stages: how many stages are judged.
         channels: of each activation map.
         lr: the critics' constant learning rate.
-        by_accuracy: scale the generator's loss by how much better than a guess the critic is: from 0 where half of its
-            answers are right to 1 where all are.
+        by_accuracy: scale the generator's loss by the critic's accuracy: 0 where half of its answers are right, 1 where
+            all are.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class Adversary:
         self.optimiser = torch.optim.AdamW(self.critics.parameters(), lr=lr, betas=(0.5, 0.99), weight_decay=0.0)
 
     def generator_loss(self, stage: int, activations: list[Tensor]) -> tuple[Tensor, float]:
-        """A term whose gradient leads the activations to what the critic takes for a photograph's, and -log p of that.
+        """The loss of generated pictures against a stage's critic, and -log p(photograph) for the log.
 
-        The gradient at the activations has the norm of that of their mean absolute difference to others, as a
-        perceptual term takes it: a critic may then become as sure as it likes.
+        The loss's gradient at the activations is rescaled to the norm that a mean absolute difference of activations
+        has, so that the weight of this term means the same however confident the critic is.
         """
         apart = [x.detach().requires_grad_() for x in activations]
         with torch.enable_grad():
@@ -92,7 +92,7 @@ class Adversary:
         return loss, float(((on_made < 0).float().mean() + (on_real > 0).float().mean()) / 2)
 
     def step(self) -> dict[str, float]:
-        """One step of the critics on what was kept, with the mean of all processes' gradients; numbers to log."""
+        """One step of the critics on the kept activations, gradients averaged over the processes; numbers to log."""
         seen = Counter(stage for stage, *_ in self.waiting)
         numbers: dict[str, float] = {}
         for stage, made, real in self.waiting:
@@ -112,7 +112,7 @@ class Adversary:
         return numbers
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """The critics, their optimiser and their accuracies."""
         return {
             "critics": self.critics.state_dict(),
             "optimiser": self.optimiser.state_dict(),

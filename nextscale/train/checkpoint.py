@@ -1,4 +1,4 @@
-"""The state a run goes on from: a kill, a full disk or a damaged file costs at most the steps since the one before.
+"""Saves and loads a run's state: a kill, a full disk or a damaged file costs at most the steps since the last save.
 
 A run's folder holds the two newest: `state.pt` and `state.previous.pt`.
 """
@@ -69,7 +69,7 @@ def read(path: Path) -> dict[str, Any]:
     """One state, with every tensor on the CPU.
 
     Raises:
-        NextScaleError: it is damaged, or something else.
+        NextScaleError: the file is damaged or holds no training state.
     """
     try:
         # torch does not look at the checksums that it writes.
@@ -81,12 +81,22 @@ def read(path: Path) -> dict[str, Any]:
         missing = {"model", "average", "optimiser", "step"} - state.keys()
         if missing:
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        return state
+        return _renamed(state)
     except Exception as error:
         raise misfit(path, error) from None
 
 
+def _renamed(state: dict[str, Any]) -> dict[str, Any]:
+    """A state in today's form: older ones hold the critic's state in place of, or within, the task's."""
+    task = state.get("task") or {}
+    if "critics" in task:
+        return state | {"critic": task, "task": {}}
+    if "critic" in task:
+        return state | {"critic": task["critic"], "task": {k: v for k, v in task.items() if k != "critic"}}
+    return state
+
+
 def misfit(path: Path, error: Exception) -> NextScaleError:
-    """The one line about a state that is not this training's."""
+    """The error for a state of another training."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return NextScaleError(f"{path}: not a state of this training ({reason}); move it away to start anew")

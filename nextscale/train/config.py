@@ -54,7 +54,7 @@ class LoopConfig:
     tensorboard: bool = False
     """Write the log for TensorBoard too, below the run's folder."""
     peak_tflops: float = 0.0
-    """What a device multiplies at best, in 10^12 operations a second, for `mfu` in the log (0: unknown)."""
+    """Peak of the device in 10^12 operations a second, for `mfu` in the log (0: unknown)."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ReconstructionConfig:
     side: int = 64
     """Side in pixels of the input photograph: crops are four times that."""
     soft: float = 0.0
-    """Share of photographs of which a part is enlarged 1.2 to 2.2 times: most are not sharp to the pixel."""
+    """Share of targets of which a part is enlarged 1.2 to 2.2 times, as most photographs are not sharp to the pixel."""
     unquantized_prob: float = 0.5
     """Share of samples whose decoder sees the unquantised latent; at 1 the encoder trains too, as it always does in the
     autoencoder phase, which has no codes yet."""
@@ -84,11 +84,11 @@ class ReconstructionConfig:
     """Weight of the generator's loss against a critic of VGG19 activations (0: no critic). Its gradient at these is as
     large as that of the feature difference, so the two weights compare."""
     disc_start_stage: int = 2
-    """The first stage that the critic judges, counted from 1: what the first one lacks is noise to remove."""
+    """First stage that the critic judges, counted from 1; stage 1 mostly removes noise."""
     critic_lr: float = 1e-3
     """Learning rate of the critic."""
     grid: float = 4.0
-    """Weight of the difference that repeats with every patch the decoder writes, which the other terms hardly see."""
+    """Weight of the error that repeats in every patch of the decoder: a grid that the other terms hardly see."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,11 @@ class CodesConfig:
     """Side in pixels of the input photograph at each step, in turn. A quarter of the area costs less than a quarter of
     the time; larger ones take fewer samples, so that a step sees as many pixels."""
     presets: tuple[str, ...] = ("stablesr",)
-    """Degradations of the inputs, drawn alike."""
+    """Degradations, one drawn uniformly per sample."""
     clean: float = 0.25
-    """Share of samples that are only reduced bilinearly (class 1)."""
+    """Share of samples that are only downsampled bilinearly (class 1)."""
     soft: float = 0.0
-    """Share of photographs of which a part is enlarged 1.2 to 2.2 times: most are not sharp to the pixel."""
+    """Share of targets of which a part is enlarged 1.2 to 2.2 times, as most photographs are not sharp to the pixel."""
     class_free: float = 0.1
     """Share of samples whose class is dropped (class 2)."""
     beta: float = 1.0
@@ -138,11 +138,11 @@ class RestorationConfig:
     side: int = 48
     """Side in pixels of the input photograph; crops are as much larger as the largest factor."""
     presets: tuple[str, ...] = ("stablesr", "stablesr", "stablesr", "x4plus", "camera", "camera", "compressed", "noisy")
-    """Degradations of the inputs, drawn alike; one may stand there several times."""
+    """Degradations, one drawn uniformly per sample; a name that is repeated is drawn more often."""
     clean: float = 0.12
-    """Share of inputs that are only reduced: what is good must stay good."""
+    """Share of inputs that are only downsampled, so that the model learns to leave good pictures as they are."""
     soft: float = 0.2
-    """Share of photographs of which a part is enlarged 1.2 to 2.2 times: most are not sharp to the pixel."""
+    """Share of targets of which a part is enlarged 1.2 to 2.2 times, as most photographs are not sharp to the pixel."""
     faces: tuple[str, ...] = ()
     """Photographs with faces: folders, shards or globs."""
     faces_share: float = 0.12
@@ -151,26 +151,31 @@ class RestorationConfig:
     """Rendered text, drawings and ramps: folders, shards or globs."""
     pages_share: float = 0.14
     """Share of the samples that are such pages, where `pages` names some."""
+    smooth_share: float = 0.1
+    """Share of the samples that are smooth ramps under strong noise. Only pixels count there: LPIPS and a critic ask
+    for texture everywhere."""
     grain: float = 0.35
     """Share of the samples whose target keeps a share of the input's noise, drawn uniformly: the denoise dial."""
     workers: int = 1
     """Processes that make pairs beside the training (0: none)."""
     pixel: float = 0.3
     """Weight of the mean absolute pixel difference."""
+    smooth: float = 3.0
+    """The same on smooth ramps."""
     feature: float = 0.5
     """Weight of the VGG19 feature difference, at each place relative to the features' length."""
     lpips: float = 1.2
     """Weight of LPIPS-squeeze, on resampled pictures."""
     lpips_scale: tuple[float, float] = (0.5, 0.9)
-    """Their size over that of the pictures: smaller ones hide nothing finer than its strides, where it likes dots."""
+    """Range of the resampling factor: at a fixed size LPIPS-squeeze, with its strides of two, rewards dots."""
     adversarial: float = 0.0
     """Weight of the generator's loss against a critic of pixels and VGG19 activations (0: no critic)."""
     adversarial_from: int = 150
-    """The critic learns alone before this step."""
+    """Step from which the generator's loss counts; before it the critic learns alone."""
     critic_lr: float = 3e-4
     """Learning rate of the critic."""
     window: int = 112
-    """Side in pixels of what the perceptual terms see of each picture."""
+    """Side in pixels of the window of each picture that the perceptual terms see."""
     factor_weights: tuple[float, ...] = (0.7, 0.8, 1.0)
     """Weight of each factor's terms, smallest factor first; a model with fewer factors takes the last ones."""
 
@@ -182,10 +187,10 @@ class FusionTrainingConfig(RestorationConfig):
     side: int = 64
     """Side in pixels of the input photograph, which the model's ladder must fit."""
     error: float = 0.05
-    """Weight of the expected error's likelihood."""
+    """Weight of the negative log-likelihood of the expected error."""
     predicted: float = 0.8
     """Share of the samples with codes that the transformer predicts, instead of the photograph's."""
     predicted_after: int = 100
-    """Steps over which that share rises from nothing: started on predicted codes, the way to the codes stays shut."""
+    """Steps over which that share rises from 0: a fusion that starts on predicted codes learns to ignore them."""
     cycle: int = 1600
-    """Samples after which `train fusion` starts over, so that each is predicted once and then remembered."""
+    """`train fusion` repeats its samples after this many, so that the codes of each are predicted only once."""

@@ -48,7 +48,7 @@ def positions(step: int, batch: int) -> range:
     return range(first, first + batch)
 
 
-def spread(module: nn.Module, units: list[nn.Module], parallel: Literal["ddp", "fsdp"]) -> nn.Module:
+def wrap(module: nn.Module, units: list[nn.Module], parallel: Literal["ddp", "fsdp"]) -> nn.Module:
     """Join the processes around a module whose forward returns the loss; gradients are means over all of them.
 
     A single process gets the module back as it is, and where it is; several train on `device()`.
@@ -88,7 +88,7 @@ def spread(module: nn.Module, units: list[nn.Module], parallel: Literal["ddp", "
 
 @contextmanager
 def keep_gradients(module: nn.Module, keep: bool) -> Iterator[None]:
-    """Gradients of a backward pass inside stay this process's own, to be shared with those of a later one."""
+    """Inside, backward passes add up gradients in this process; a later pass outside shares them."""
     if not keep or world() == 1:
         yield
     elif isinstance(module, nn.parallel.DistributedDataParallel):
@@ -103,7 +103,7 @@ def keep_gradients(module: nn.Module, keep: bool) -> Iterator[None]:
 
 
 def any_process(*facts: bool) -> list[bool]:
-    """Which of the facts hold in any process."""
+    """For each fact, whether it holds in any process."""
     if world() == 1:
         return list(facts)
     flags = torch.tensor(facts, dtype=torch.uint8, device=device())
@@ -112,7 +112,7 @@ def any_process(*facts: bool) -> list[bool]:
 
 
 def gathered(value: Value) -> list[Value]:
-    """Every process's small plain value."""
+    """The values of all processes, in the order of their ranks; small plain data."""
     if world() == 1:
         return [value]
     values: list[Any] = [None] * world()
@@ -120,22 +120,22 @@ def gathered(value: Value) -> list[Value]:
     return values
 
 
-def whole(tree: Any) -> Any:
-    """Nested dicts and lists with every sharded tensor gathered, to be saved; all processes must ask together."""
+def gather(tree: Any) -> Any:
+    """Nested dicts and lists with every sharded tensor gathered, to be saved; all processes must call this together."""
     if isinstance(tree, dict):
-        return {name: whole(value) for name, value in tree.items()}
+        return {name: gather(value) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(whole(value) for value in tree)
-    return dense(tree).cpu() if isinstance(tree, Tensor) and is_sharded(tree) else tree
+        return type(tree)(gather(value) for value in tree)
+    return full(tree).cpu() if isinstance(tree, Tensor) and is_sharded(tree) else tree
 
 
-def dense(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, gathered if it is sharded; all processes must ask together."""
+def full(tensor: Tensor) -> Tensor:
+    """The full tensor, gathered if it is sharded; all processes must call this together."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def shared_like(full: Tensor, like: Tensor) -> Tensor:
-    """This process's share of a whole tensor, where `like` is sharded and of its shape; otherwise the tensor itself."""
+def shard(full: Tensor, like: Tensor) -> Tensor:
+    """This process's shard of a full tensor, where `like` is sharded and of its shape; otherwise the tensor itself."""
     if not is_sharded(like) or full.shape != like.shape:
         return full
     from torch.distributed.tensor import distribute_tensor
@@ -148,8 +148,8 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def leave() -> None:
-    """Wait until all processes are done, so that what the first one writes is there for all."""
+def barrier() -> None:
+    """Wait for all processes, so that every one finds what the first one has written."""
     if world() > 1:
         dist.barrier()
 

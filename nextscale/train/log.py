@@ -1,19 +1,15 @@
-"""What a training tells: rows of a JSONL log, which are the truth; a bar or lines, TensorBoard, sheets beside them."""
+"""What a training records: rows in log.jsonl, the same rows for TensorBoard, and sheets of validation pictures."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nextscale.console import complain, say
+from nextscale.console import complain
 from nextscale.errors import NextScaleError
 from nextscale.files import JsonLines, keep_json_lines, write_atomic
 from nextscale.install import how_to_install
-from nextscale.train.config import LoopConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,7 +19,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Tally:
-    """Sums over the steps since the last row. It is part of the state: a resumed run's rows are the whole one's."""
+    """Sums over the steps since the last row. They are saved, so that a resumed run logs the same rows."""
 
     steps: int = 0
     seconds: float = 0.0
@@ -54,8 +50,8 @@ class Tally:
 def rates(tally: Tally, samples: int, task: object, *, processes: int, peak_tflops: float) -> dict[str, float]:
     """Samples a second and, of tasks that know their cost, tokens a second and model FLOPs utilisation.
 
-    The utilisation is that of the time that is left when what the task reports as `seconds_...` is taken away: the
-    preparation of the data (per process) is no part of the model's work.
+    The utilisation leaves out the time that the task reports as `seconds_...` (per process), in which it prepares
+    data.
 
     Args:
         tally: of all processes.
@@ -113,47 +109,6 @@ class Board:
 
     def close(self) -> None:
         self.writer.close()
-
-
-Show = Callable[[int, float, float, bool], None]
-"""Shows (step, loss, samples a second, whether a row was written)."""
-
-
-@contextmanager
-def progress(config: LoopConfig, first: int, *, quiet: bool) -> Iterator[Show]:
-    """A bar with ETA where stderr is a terminal, else a line on stdout for every row."""
-    if quiet:
-        yield lambda *_: None
-    elif sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as bars:
-            bar = bars.add_task("", total=config.steps, completed=first, detail="")
-
-            def move(step: int, loss: float, speed: float, due: bool) -> None:
-                del due
-                bars.update(bar, completed=step, detail=f"loss {loss:.4f}  {speed:.1f} samples/s")
-
-            yield move
-    else:
-        from time import monotonic
-
-        started = monotonic()
-
-        def tell(step: int, loss: float, speed: float, due: bool) -> None:
-            if due:
-                left = (monotonic() - started) / (step - first) * (config.steps - step)
-                state = f"loss {loss:.4f}  {speed:.1f} samples/s  about {left / 60:.0f} min left"
-                say(f"step {step}/{config.steps}  {state}")
-
-        yield tell
 
 
 def write_sheet(folder: Path, step: int, sheet: Image) -> None:

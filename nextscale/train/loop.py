@@ -19,24 +19,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nextscale.console import complain
+from nextscale.console import complain, counted, say
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.train import checkpoint as state
 from nextscale.train import distributed
+from nextscale.train.adversarial import Adversary
 from nextscale.train.config import LoopConfig
-from nextscale.train.log import Board, Log, Row, Tally, progress, rates, write_sheet
+from nextscale.train.log import Board, Log, Row, Tally, rates, write_sheet
 
 
 class Task(Protocol):
-    """What the loop trains. A task may also have, and the loop then uses:
+    """What the loop trains. A task may also have these, and the loop then uses them:
 
     | | |
     | --- | --- |
-    | `state_dict()`, `load_state_dict(state)` | what it carries from step to step beside the model, in plain data |
-    | `validate(average)` -> numbers | logged as `val_...` every `validate_every` steps, by the first process alone |
-    | `sheet(average, step)` -> PIL image or None | written every `sheet_every` steps, likewise |
+    | `after(step, optimiser)` -> numbers to log | called after each optimiser step, in every process |
+    | `adversary` (`Adversary` or None) | critics that take a step after each optimiser step; part of the saved state |
+    | `state_dict()`, `load_state_dict(state)` | what else it carries from step to step beside the model, in plain data |
+    | `validation` (`Validation` or None) and `validation_pictures(average)` -> B 3 h h in [-1, 1] per factor | scored as `val_...` every `validate_every` steps and shown every `sheet_every`, by the first process alone |
     | `tokens_per_sample`, `flops_per_sample` | for `tokens_per_second` and `mfu` in the log |
-    """
+    """  # noqa: E501
 
     @property
     def model(self) -> nn.Module:
@@ -52,9 +54,6 @@ class Task(Protocol):
             step: number of the batch: the optimiser's step x grad_accum_steps + the batch's place in that step.
             batch: samples of this process, those at `distributed.positions(step, batch)`.
         """
-
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-        """What follows each optimiser step, in every process, as a critic's own step; returns numbers to log."""
 
 
 def decay_groups(parameters: Iterator[tuple[str, nn.Parameter]], lr: float, decay: float) -> list[dict[str, Any]]:
@@ -84,7 +83,7 @@ def learning_rate(step: int, config: LoopConfig) -> float:
 
 
 class Losses(nn.Module):
-    """A task's losses as a module's forward: what DDP and FSDP watch, whatever of the model the task calls."""
+    """Wraps a task's losses as one module's forward, into which DDP and FSDP hook."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -100,9 +99,10 @@ class Run:
 
     def __init__(self, task: Task, config: LoopConfig) -> None:
         self.task = task
+        self.adversary: Adversary | None = getattr(task, "adversary", None)
         self.config = config
         self.average = copy.deepcopy(task.model).eval().requires_grad_(False)
-        self.losses = distributed.spread(Losses(task), checkpoint_units(task.model), config.parallel)
+        self.losses = distributed.wrap(Losses(task), checkpoint_units(task.model), config.parallel)
         self.device = next(task.model.parameters()).device
         self.average.to(self.device)
         groups = task.groups(config)
@@ -136,14 +136,17 @@ class Run:
                 (loss / config.grad_accum_steps).backward()
             mean += float(loss.detach()) / config.grad_accum_steps
             self.tally.add(numbers)
-        norm = float(distributed.dense(nn.utils.clip_grad_norm_(self.trained, config.clip)))
+        norm = float(distributed.full(nn.utils.clip_grad_norm_(self.trained, config.clip)))
         lost, wild = distributed.any_process(not math.isfinite(mean), not math.isfinite(norm))
         if lost or wild:
             what = f"loss is {sum(distributed.gathered(mean))}" if lost else f"gradient's norm is {norm}"
             raise NextScaleError(f"the {what} at step {self.step}; resume with a lower learning rate")
         self.optimiser.step()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
-            self.tally.add(self.task.after(self.step, self.optimiser))
+            if hasattr(self.task, "after"):
+                self.tally.add(self.task.after(self.step, self.optimiser))
+            if self.adversary is not None:
+                self.tally.add(self.adversary.step())
         decay = min(config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for average, value in zip(self.means, self.task.model.parameters(), strict=True):
@@ -159,42 +162,44 @@ class Run:
         with torch.no_grad():
             for parameter, mean in zip(self.average.parameters(), self.means, strict=True):
                 if parameter is not mean:
-                    parameter.copy_(distributed.dense(mean))
+                    parameter.copy_(distributed.full(mean))
         return self.average
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data and whole tensors; the same for any number of processes, which must ask together."""
-        own: dict[str, Any] = getattr(self.task, "state_dict", dict)()
         return {
-            "model": distributed.whole(self.task.model.state_dict()),
+            "model": distributed.gather(self.task.model.state_dict()),
             "average": self.averaged().state_dict(),
-            "optimiser": distributed.whole(self.optimiser.state_dict()),
+            "optimiser": distributed.gather(self.optimiser.state_dict()),
             "step": self.step,
             "tally": asdict(Tally.merged(distributed.gathered(self.tally))),
-            "task": own,
+            "task": getattr(self.task, "state_dict", dict)(),
+            "critic": {} if self.adversary is None else self.adversary.state_dict(),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from a saved state."""
         model = self.task.model
         like = model.state_dict()
-        given = {name: distributed.shared_like(t, like.get(name, t)) for name, t in saved["model"].items()}
-        model.load_state_dict(given, assign=False)
+        shards = {name: distributed.shard(t, like.get(name, t)) for name, t in saved["model"].items()}
+        model.load_state_dict(shards, assign=False)
         self.average.load_state_dict(saved["average"])
         self.optimiser.load_state_dict(saved["optimiser"])
         for parameter, moments in self.optimiser.state.items():
             for name, value in moments.items():
-                moments[name] = distributed.shared_like(value, parameter)
+                moments[name] = distributed.shard(value, parameter)
         with torch.no_grad():
             for full, mean in zip(self.average.parameters(), self.means, strict=True):
                 if full is not mean:
-                    mean.copy_(distributed.shared_like(full.detach(), mean))
+                    mean.copy_(distributed.shard(full.detach(), mean))
         self.step = int(saved["step"])
         # The sums of all processes go on in the first one alone.
         if distributed.rank() == 0:
             self.tally = Tally(**saved.get("tally", {}))
         if saved.get("task"):
             cast(Any, self.task).load_state_dict(saved["task"])
+        if self.adversary is not None:
+            self.adversary.load_state_dict(saved["critic"])
 
 
 def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
@@ -229,7 +234,7 @@ def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
             if config.tensorboard:
                 logs.append(Board(folder / "tensorboard", run.step))
                 stack.callback(logs[1].close)
-        show = stack.enter_context(progress(config, run.step, quiet=not first))
+        show = stack.enter_context(counted("steps", say)) if first else None
         saved = time.monotonic()
         while run.step < config.steps:
             loss, rate = run.advance()
@@ -243,13 +248,14 @@ def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
             if row:
                 for log in logs:
                     log.write({"step": run.step} | row)
-            show(run.step, loss, speed, due)
+            if show:
+                show(run.step, config.steps, f"loss {loss:.4f}  {speed:.1f} samples/s", due=due)
             # The clocks of the processes differ; what one decides holds for all.
             if distributed.any_process(last or time.monotonic() - saved > 60 * config.save_minutes)[0]:
                 _save(run, folder, must=last)
                 saved = time.monotonic()
     average = run.averaged()
-    distributed.leave()
+    distributed.barrier()
     return average
 
 
@@ -259,7 +265,7 @@ def _samples(run: Run) -> int:
 
 
 def _row(run: Run, rate: float) -> Row:
-    """What the steps since the last row amount to, over all processes; the tally starts again."""
+    """The log row of the steps since the last one, over all processes; resets the tally."""
     tally = Tally.merged(distributed.gathered(run.tally))
     speeds = rates(tally, _samples(run), run.task, processes=distributed.world(), peak_tflops=run.config.peak_tflops)
     run.tally = Tally()
@@ -267,28 +273,28 @@ def _row(run: Run, rate: float) -> Row:
 
 
 def _validate(run: Run, folder: Path) -> Row:
-    """Sheet and validation where they are due and the task has them."""
+    """Write the sheet and return the scores, where they are due and the task has validation photographs."""
     config, task = run.config, cast(Any, run.task)
-
-    def due(name: str, every: int) -> bool:
-        return hasattr(task, name) and every > 0 and (run.step % every == 0 or run.step == config.steps)
-
-    shows, validates = due("sheet", config.sheet_every), due("validate", config.validate_every)
-    row: Row = {}
-    if shows or validates:
-        average = run.averaged()
-        if distributed.rank() == 0:
-            with torch.no_grad():
-                if validates:
-                    row = {f"val_{name}": float(value) for name, value in task.validate(average).items()}
-                sheet = task.sheet(average, run.step) if shows else None
-            if sheet is not None:
-                write_sheet(folder, run.step, sheet)
-    return row
+    if getattr(task, "validation", None) is None:
+        return {}
+    shows, scores = (
+        every > 0 and (run.step % every == 0 or run.step == config.steps)
+        for every in (config.sheet_every, config.validate_every)
+    )
+    if not (shows or scores):
+        return {}
+    average = run.averaged()
+    if distributed.rank() != 0:
+        return {}
+    with torch.no_grad():
+        pictures = task.validation_pictures(average)
+        if shows:
+            write_sheet(folder, run.step, task.validation.sheet(pictures))
+        return {f"val_{name}": value for name, value in task.validation.scores(pictures).items()} if scores else {}
 
 
 def _save(run: Run, folder: Path, *, must: bool) -> None:
-    """A checkpoint by the first process; one that fails before the last step costs only a line."""
+    """Save a checkpoint in the first process; a failure before the last step is only reported."""
     saved = run.state_dict()
     if distributed.rank() == 0:
         try:

@@ -27,7 +27,7 @@ def draws(seed: int, stream: int, first: int, batch: int, count: int) -> np.ndar
 
 
 def whole_factor(ladder: Ladder) -> int:
-    """The largest factor of a ladder, which training inputs are reduced by.
+    """The largest factor of a ladder: targets over inputs.
 
     Raises:
         OptionError: it is not a whole number.
@@ -49,8 +49,10 @@ def photographs(
     position = positions(step, batch).start
     hr = torch.from_numpy(crops.batch(position, batch)).to(device).float() / 255
     chance = [random.Random(crops.seed * 1_000_003 + position + i) for i in range(batch)]
-    drawn = [softened(hr[i : i + 1], draw) if draw.random() < soft else hr[i : i + 1] for i, draw in enumerate(chance)]
-    return torch.cat(drawn) * 2 - 1
+    targets = [
+        softened(hr[i : i + 1], draw) if draw.random() < soft else hr[i : i + 1] for i, draw in enumerate(chance)
+    ]
+    return torch.cat(targets) * 2 - 1
 
 
 def pairs(
@@ -67,7 +69,7 @@ def pairs(
     """Training pairs of one step; they are degraded on the device where they are used (the CPU).
 
     Args:
-        presets: names of degradations, drawn alike for each sample.
+        presets: names of degradations, one drawn uniformly per sample.
         clean: share of samples that are only reduced bilinearly.
         factor: side of the targets over that of the inputs.
         soft: share of samples whose target is a part of the crop, enlarged 1.2 to 2.2 times.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from nextscale.console import duration
+from nextscale.console import lasting
 from nextscale.model.config import Ladder, ModelConfig, RestorerConfig
 from nextscale.model.layers import AttentionBlock, ResBlock
 from nextscale.model.restorer import Restorer
@@ -57,9 +57,9 @@ class Piece:
     name: str
     modules: list[nn.Module]
     passes: int
-    """1: forward only. 3: trained, or on the way to what is."""
+    """1: forward only. 3: forward and backward."""
     run: Callable[[], Any] | None = None
-    """The forward pass; none where the weights only lie there."""
+    """The forward pass; None where the weights are only held in memory."""
     exact: bool = False
     """In float32 whatever the training runs in."""
     parameters: int = 0
@@ -72,94 +72,120 @@ class Piece:
 
 
 def _empty(make: Callable[[], ModuleT]) -> ModuleT:
-    """A module whose weights hold no numbers: it is made without them, and gets fake ones."""
+    """A module with fake weights, built without allocating real ones."""
     with unset_fake_temporarily(), torch.device("meta"):
         module = make()
     module._apply(lambda weight: torch.empty(weight.shape, dtype=weight.dtype))  # type: ignore[no-untyped-call]
     return module
 
 
-def _forwards(config: ModelConfig, training: Training, ladder: Ladder, stages: int, batch: int) -> list[Piece]:
-    """The parts of a training on the tokenizer's latents, as its task runs them."""
-    part = config.tokenizer
-    tokenizer = _empty(lambda: Tokenizer(part))
-    channels = part.autoencoder.latent_channels
-    images = torch.empty(batch, 3, ladder.image_sides[-1], ladder.image_sides[-1])
-    latents = [torch.empty(batch, channels, side, side) for side in ladder.canvases]
-    steps = [torch.zeros(batch, side, side, dtype=torch.long) for side in ladder.sides[: ladder.stage_ends[stages - 1]]]
-    codes = Codes(steps, ladder)
-    encoder: list[nn.Module] = [tokenizer.encoder, tokenizer.quant_conv]
-    decoders: list[nn.Module] = [tokenizer.decoders]
+class _Networks:
+    """A model's networks without numbers, and what its trainings run of them for a batch of photographs."""
 
-    def encode() -> list[Tensor]:
-        return tokenizer.stage_latents(images, ladder=ladder)
+    def __init__(self, config: ModelConfig, ladder: Ladder, stages: int, batch: int) -> None:
+        tokenizer, channels = config.tokenizer, config.tokenizer.autoencoder.latent_channels
+        self.config, self.ladder, self.stages = config, ladder, stages
+        self.tokenizer = _empty(lambda: Tokenizer(tokenizer))
+        self.images = torch.empty(batch, 3, ladder.image_sides[-1], ladder.image_sides[-1])
+        self.inputs = torch.empty(batch, 3, ladder.input_side, ladder.input_side)
+        self.latents = [torch.empty(batch, channels, side, side) for side in ladder.canvases]
+        sides = ladder.sides[: ladder.stage_ends[stages - 1]]
+        self.codes = Codes([torch.zeros(batch, side, side, dtype=torch.long) for side in sides], ladder)
+        self.maps = [torch.empty(batch, channels, side, side) for side in sides]
+        self.condition = Condition(self.latents, torch.zeros(batch, dtype=torch.long))
 
-    def decode() -> list[Tensor]:
-        return _differences([tokenizer.decode_canvas(f, stage) for stage, f in enumerate(latents)])
+    @functools.cached_property
+    def transformer(self) -> Transformer:
+        part = self.config.tokenizer
+        channels = part.autoencoder.latent_channels
+        return _empty(lambda: Transformer(self.config.transformer, part.ladder, part.codebook_size, channels))
 
-    def scan() -> Any:
-        return tokenizer.quantise(latents[:stages], ladder=ladder), tokenizer.canvases(codes)
+    def encode(self) -> list[Tensor]:
+        return self.tokenizer.stage_latents(self.images, ladder=self.ladder)
 
-    def search() -> list[Tensor]:
-        return [tokenizer.quantizer.nearest(torch.empty(batch, channels, *ids.shape[1:])) for ids in steps]
+    def decode(self) -> list[Tensor]:
+        return _differences([self.tokenizer.decode_canvas(f, stage) for stage, f in enumerate(self.latents)])
 
-    def tokenise() -> Any:
-        photograph = tokenizer.encode(images, stages, ladder=ladder), tokenizer.step_inputs(codes)
-        return photograph, tokenizer.quantise(encode()[:stages], ladder=ladder)
+    def canvases(self) -> list[Tensor]:
+        return self.tokenizer.canvases(self.codes)
 
-    if training == "autoencoder":
-        held = Piece("codebook", [tokenizer.quantizer], 1)
-        return [Piece("encoder", encoder, 3, encode), held, Piece("decoders", decoders, 3, decode)]
-    if training == "decoders":
-        quantise = Piece("codebook", [tokenizer.quantizer], 1, scan, exact=True)
-        return [Piece("encoder", encoder, 1, encode), quantise, Piece("decoders", decoders, 3, decode)]
-    if training in ("codebook", "vocabulary"):
-        quantise = Piece("codebook", [tokenizer.quantizer], 3, lambda: tokenizer.canvases(codes))
-        nearest = Piece("nearest codes", [], 1, search, exact=True)
-        encode_once = Piece("encoder", encoder, 1, encode, exact=True)
-        return [encode_once, nearest, quantise, Piece("decoders", decoders, 1)]
-    transformer = _empty(lambda: Transformer(config.transformer, part.ladder, part.codebook_size, channels))
-    condition = Condition(latents, torch.zeros(batch, dtype=torch.long))
-    maps = [torch.empty(batch, channels, side, side) for side in ladder.sides[1 : len(steps)]]
+    def quantise(self) -> Any:
+        return self.tokenizer.quantise(self.latents[: self.stages], ladder=self.ladder), self.canvases()
 
-    def predict() -> Tensor:
-        embedded = [transformer.embed(m, k) for k, m in enumerate(maps, start=1)]
-        logits = transformer.logits([transformer.start(condition), *embedded], condition)
+    def search(self) -> list[Tensor]:
+        return [self.tokenizer.quantizer.nearest(m) for m in self.maps]
+
+    def tokenise(self) -> Any:
+        photograph = self.tokenizer.encode(self.images, self.stages, ladder=self.ladder)
+        maps = self.tokenizer.step_inputs(self.codes)
+        return photograph, maps, self.tokenizer.quantise(self.encode()[: self.stages], ladder=self.ladder)
+
+    def predict(self) -> Tensor:
+        tokens = [self.transformer.start(self.condition)]
+        tokens += [self.transformer.embed(m, k) for k, m in enumerate(self.maps[1:], start=1)]
+        logits = self.transformer.logits(tokens, self.condition)
         with torch.autocast("cpu", enabled=False):
             return logits.log_softmax(-1)
 
+    def decoder_features(self) -> list[Tensor]:
+        decoders = self.tokenizer.decoders
+        return [decoders[n].features(f)[0] for n, f in enumerate(self.latents)]  # type: ignore[operator]
+
+
+def _forwards(config: ModelConfig, training: Training, ladder: Ladder, stages: int, batch: int) -> list[Piece]:
+    """The parts of a training on the tokenizer's latents, as its task runs them."""
+    run = _Networks(config, ladder, stages, batch)
+    tokenizer = run.tokenizer
+    encoder: list[nn.Module] = [tokenizer.encoder, tokenizer.quant_conv]
+    decoders: list[nn.Module] = [tokenizer.decoders]
+    codebook: list[nn.Module] = [tokenizer.quantizer]
+    if training == "autoencoder":
+        frozen = Piece("codebook", codebook, 1)
+        return [Piece("encoder", encoder, 3, run.encode), frozen, Piece("decoders", decoders, 3, run.decode)]
+    if training == "decoders":
+        quantise = Piece("codebook", codebook, 1, run.quantise, exact=True)
+        return [Piece("encoder", encoder, 1, run.encode), quantise, Piece("decoders", decoders, 3, run.decode)]
+    if training in ("codebook", "vocabulary"):
+        return [
+            Piece("encoder", encoder, 1, run.encode, exact=True),
+            Piece("nearest codes", [], 1, run.search, exact=True),
+            Piece("codebook", codebook, 3, run.canvases),
+            Piece("decoders", decoders, 1),
+        ]
     if training == "transformer":
         return [
-            Piece("tokenizer", [tokenizer], 1, tokenise, exact=True),
-            Piece("transformer", [transformer], 3, predict),
+            Piece("tokenizer", [tokenizer], 1, run.tokenise, exact=True),
+            Piece("transformer", [run.transformer], 3, run.predict),
         ]
+    return _fusion_forwards(run)
+
+
+def _fusion_forwards(run: _Networks) -> list[Piece]:
+    """The parts of the fusions' training: everything else is frozen and runs before them."""
+    config, inputs = run.config, run.inputs
     assert config.restorer is not None
     assert config.fusion is not None
-    pair, sizes = config.restorer, config.fusion
-    restorer = _empty(lambda: Restorer(pair))
-    fusions = _empty(lambda: make_fusions(sizes, Restorer(pair), Tokenizer(part)))
-    inputs = torch.empty(batch, 3, ladder.input_side, ladder.input_side)
-    sure = torch.empty(batch, 1, ladder.input_side, ladder.input_side)
-
-    def features() -> list[Tensor]:
-        return [tokenizer.decoders[n].features(f)[0] for n, f in enumerate(latents)]  # type: ignore[operator]
+    restoring, sizes = config.restorer, config.fusion
+    restorer = _empty(lambda: Restorer(restoring))
+    fusions = _empty(lambda: make_fusions(sizes, Restorer(restoring), Tokenizer(config.tokenizer)))
+    confidence = inputs.new_empty(len(inputs), 1, *inputs.shape[2:])
+    with torch.no_grad():
+        decoded, restored = run.decoder_features(), restorer.features(inputs)
 
     def fuse() -> Any:
-        made = [fusion(inputs, restored, d, sure) for fusion, d in zip(fusions, decoded, strict=True)]
+        made = [fusion(inputs, restored, d, confidence) for fusion, d in zip(fusions, decoded, strict=True)]
         return _differences([picture for picture, _ in made]), made
 
-    with torch.no_grad():
-        decoded, restored = features(), restorer.features(inputs)
     return [
-        Piece("tokenizer", [tokenizer], 1, lambda: (encode(), scan(), features())),
-        Piece("transformer", [transformer], 1, predict),
+        Piece("tokenizer", [run.tokenizer], 1, lambda: (run.encode(), run.quantise(), run.decoder_features())),
+        Piece("transformer", [run.transformer], 1, run.predict),
         Piece("restorer", [restorer], 1, lambda: restorer.features(inputs)),
         Piece("fusions", [fusions], 3, fuse),
     ]
 
 
 def _differences(pictures: list[Tensor]) -> list[Tensor]:
-    """The pixel term of pictures, which keeps as much as they hold."""
+    """A pixel loss per picture, which keeps as many values for the backward pass as the real one."""
     return [(picture.float() - torch.empty(picture.shape)).abs().mean() for picture in pictures]
 
 
@@ -180,12 +206,12 @@ def _count(piece: Piece, *, bf16: bool) -> Piece:
             (within[-1] if inside else outside)[storage] = tensor
         return tensor
 
-    def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
+    def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         nonlocal inside
         del module
         inside = True
         within.append({})
-        entered.extend(x for x in given if isinstance(x, Tensor))
+        entered.extend(x for x in arguments if isinstance(x, Tensor))
 
     def leave(*_: object) -> None:
         nonlocal inside
@@ -259,7 +285,7 @@ def training_flops(parts: Sequence[Piece]) -> float:
 
 
 def preparation_flops(parts: Sequence[Piece]) -> float:
-    """FLOPs of what only runs forward: tokenising, and whatever else is frozen and comes before."""
+    """FLOPs of the frozen parts, which only run forward: tokenising, say."""
     return sum(part.flops for part in parts if part.passes == 1)
 
 
@@ -268,7 +294,7 @@ def training_flops_per_sample(
 ) -> float:
     """FLOPs of forward and backward for one sample: what model FLOPs utilisation counts.
 
-    Work that is done again or masked is not in it, nor are tokenisation and degradation.
+    Recomputed and masked work does not count, nor do tokenisation and degradation.
     """
     return training_flops(pieces(config, training, side, stages=stages))
 
@@ -427,14 +453,14 @@ def render(plan: Plan) -> RenderableType:
     machine = plan.machine
     prefix, steps = plan.tokens
     at = ", ".join(f"{batch} of {side} px" for side, batch in plan.batches.items())
-    run = f"{duration(plan.seconds * plan.steps)} for {plan.steps} steps"
+    run = f"{lasting(plan.seconds * plan.steps)} for {plan.steps} steps"
     if plan.photographs:
         run += f", {plan.steps * plan.samples / plan.photographs:.3g} epochs"
     rows = [
         ("samples at a time", at),
         ("samples a step", f"{plan.samples:g} on {machine.processes} x {machine.name}"),
         ("FLOPs a step", f"{count(plan.step_flops)} forward and backward, {count(plan.step_preparation)} before them"),
-        ("time a step", f"{duration(plan.seconds)} at {machine.utilisation:.0%} of {plan.rate:.3g} TFLOPS"),
+        ("time a step", f"{lasting(plan.seconds)} at {machine.utilisation:.0%} of {plan.rate:.3g} TFLOPS"),
         ("time of the run", run),
     ]
     if steps:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -32,6 +33,8 @@ class Batch:
     """B in [0, 1]: the share of the noise that goes."""
     clean: Tensor
     """B: 1 where the input is not degraded, only reduced."""
+    smooth: Tensor
+    """B: 1 where the target is a smooth ramp without any texture."""
 
 
 class Samples(Dataset[tuple[Tensor, ...]]):
@@ -40,10 +43,13 @@ class Samples(Dataset[tuple[Tensor, ...]]):
     def __init__(self, photographs: Crops, faces: Crops | None, pages: Crops | None, config: RestorationConfig) -> None:
         self.photographs, self.faces, self.pages = photographs, faces, pages
         self.config = config
+        self.factor = photographs.side // config.side
 
     def __getitem__(self, position: int) -> tuple[Tensor, ...]:
         config = self.config
         draw = random.Random(self.photographs.seed * 1_000_003 + position)
+        if config.smooth_share and draw.random() < config.smooth_share:
+            return self._ramp(draw)
         kind = draw.random()
         crops = self.photographs
         if self.pages is not None and kind < config.pages_share:
@@ -56,15 +62,37 @@ class Samples(Dataset[tuple[Tensor, ...]]):
             hr = softened(hr, draw)
         recipe = sample_recipe(PRESETS["clean" if clean else draw.choice(config.presets)], draw)
         hr, recipe = hr * recipe.exposure, replace(recipe, exposure=1.0)
-        factor = hr.shape[-1] // config.side
-        lr = degrade(hr, [recipe], factor=factor)
+        lr = degrade(hr, [recipe], factor=self.factor)
         denoise, grain = 1.0, torch.zeros_like(lr)
         if draw.random() < config.grain:
             denoise = draw.choice((0.0, draw.random(), draw.random()))
             noisy, quiet = recipe.without_compression(), recipe.without_noise()
             if noisy != quiet:
-                grain = (1 - denoise) * (degrade(hr, [noisy], factor=factor) - degrade(hr, [quiet], factor=factor))
-        return hr[0] * 2 - 1, lr[0] * 2 - 1, grain[0] * 2, torch.tensor(denoise), torch.tensor(float(clean))
+                grain = (1 - denoise) * (
+                    degrade(hr, [noisy], factor=self.factor) - degrade(hr, [quiet], factor=self.factor)
+                )
+        marks = (torch.tensor(denoise), torch.tensor(float(clean)), torch.tensor(0.0))
+        return hr[0] * 2 - 1, lr[0] * 2 - 1, grain[0] * 2, *marks
+
+    def _ramp(self, draw: random.Random) -> tuple[Tensor, ...]:
+        """A smooth ramp under strong noise, half of the time with a camera's blur and compression around it."""
+        config = self.config
+        side = config.side * self.factor
+        corners = torch.tensor([[draw.random() for _ in range(4)] for _ in range(3)]).reshape(1, 3, 2, 2)
+        flatter = draw.random() ** 2
+        mean = corners.mean((2, 3), keepdim=True)
+        hr = F.interpolate(mean + flatter * (corners - mean), size=(side, side), mode="bilinear", align_corners=True)
+        if draw.random() < 0.5:
+            lr = degrade(hr, [replace(sample_recipe(PRESETS["noisy"], draw), exposure=1.0)], factor=self.factor)
+        else:
+            noise = torch.Generator().manual_seed(draw.getrandbits(62))
+            channels = draw.choice((1, 3))
+            sigma = 30 ** draw.random() / 255  # as many below 6 levels as above
+            lr = F.avg_pool2d(hr, self.factor)
+            lr = lr + sigma * torch.randn(1, channels, *lr.shape[2:], generator=noise)
+            lr = (lr.clamp(0, 1) * 255).round() / 255
+        marks = (torch.tensor(1.0), torch.tensor(0.0), torch.tensor(1.0))
+        return hr[0] * 2 - 1, lr[0] * 2 - 1, torch.zeros_like(lr[0]), *marks
 
 
 class Stream:

@@ -17,7 +17,7 @@ from nextscale.train.config import RestorationConfig
 
 @dataclass(frozen=True)
 class Activations:
-    """What a critic reads of a factor's pictures and of their targets, finest first."""
+    """Activations of a factor's pictures and of their targets that a critic compares, finest first."""
 
     made: list[Tensor]
     real: list[Tensor]
@@ -41,7 +41,7 @@ class Terms:
             self.lpips = Lpips("squeeze").to(device).to(memory_format=layout)  # type: ignore[call-overload]
 
     def critics(self, factors: int, device: torch.device) -> Adversary | None:
-        """A critic per factor, where the config asks for them."""
+        """A critic per factor, or None where the config has no adversarial weight."""
         config = self.config
         return (
             Adversary(factors, self.CHANNELS, config.critic_lr, device, by_accuracy=True)
@@ -50,27 +50,35 @@ class Terms:
         )
 
     def __call__(
-        self, number: int, picture: Tensor, target: Tensor, chance: np.ndarray
+        self, number: int, picture: Tensor, target: Tensor, chance: np.ndarray, smooth: Tensor
     ) -> tuple[dict[str, Tensor], Activations | None]:
-        """The terms of a factor's pictures B 3 H H in [-1, 1], unweighted, and what a critic reads of them.
+        """The unweighted terms of a factor's pictures B 3 H H in [-1, 1], and the activations for a critic.
 
         Args:
             number: of the factor, from 0 for the smallest.
             chance: three uniform numbers per sample: the place of its window, and its size for LPIPS.
+            smooth: B, true for smooth ramps, which pixels alone judge.
         """
         config = self.config
-        terms = {"pixel": (picture - target).abs().mean()}
+        difference = (picture - target).abs().mean(dim=(1, 2, 3))
+        textured = (~smooth).nonzero().flatten()
+        terms = {"pixel": difference[textured].sum() / len(difference)}
+        if len(textured) < len(difference):
+            terms["smooth"] = difference[smooth].sum() / len(difference)
+            picture, target, chance = picture[textured], target[textured], chance[textured.cpu().numpy()]
+        if not len(picture):
+            return terms, None
         if self.lpips is not None:
             low, high = config.lpips_scale if number else (0.8, 1.6)
             terms["lpips"] = resampled_lpips(self.lpips, picture, target, low + (high - low) * chance[:, 2])
         if self.vgg is None:
             return terms, None
-        near, true = (windows(images, chance, config.window) for images in (picture, target))
+        window, target_window = (windows(images, chance, config.window) for images in (picture, target))
         with torch.no_grad():
-            real = self.vgg((true / 2 + 0.5).contiguous(memory_format=torch.channels_last))
-        made = self.vgg((near / 2 + 0.5).contiguous(memory_format=torch.channels_last))
+            real = self.vgg((target_window / 2 + 0.5).contiguous(memory_format=torch.channels_last))
+        made = self.vgg((window / 2 + 0.5).contiguous(memory_format=torch.channels_last))
         terms["feature"] = feature_distance(made, real)
-        return terms, Activations([near, *made[1:]], [true, *real[1:]])
+        return terms, Activations([window, *made[1:]], [target_window, *real[1:]])
 
     def weighted(self, terms: dict[str, Tensor]) -> Tensor:
         """The sum of terms, each with its weight of the config."""
@@ -83,14 +91,14 @@ def factor_weights(config: RestorationConfig, factors: int) -> tuple[float, ...]
     Raises:
         OptionError: there are more factors than weights.
     """
-    given = config.factor_weights
-    if len(given) < factors:
-        raise OptionError(f"--restoration.factor-weights: {len(given)} given, the model has {factors} factors")
-    return given[-factors:]
+    weights = config.factor_weights
+    if len(weights) < factors:
+        raise OptionError(f"--restoration.factor-weights: {len(weights)} given, the model has {factors} factors")
+    return weights[-factors:]
 
 
 def logged(terms: dict[str, Tensor], number: int) -> dict[str, float]:
-    """The values of a factor's terms; the adversarial one means nothing, only its gradient."""
+    """The values of a factor's terms, without the adversarial one: only its gradient has a meaning."""
     return {f"{name}_{number + 1}": float(v.detach()) for name, v in terms.items() if name != "adversarial"}
 
 
@@ -110,7 +118,7 @@ def feature_distance(made: list[Tensor], real: list[Tensor]) -> Tensor:
 def windows(images: Tensor, chance: np.ndarray, size: int) -> Tensor:
     """A square window of each image B 3 H H, placed by two uniform numbers per image: B 3 size size.
 
-    The perceptual networks see only these: they cost more than what is trained.
+    The perceptual networks see only these windows, since they cost more than the model that is trained.
     """
     side = images.shape[-1]
     size = min(size, side)

@@ -19,7 +19,14 @@ from nextscale.train.pairs import pairs
 
 
 class Validation:
-    """Fixed pairs that no training step sees: targets B 3 H H, inputs B 3 h h, both in [-1, 1], and classes."""
+    """Fixed pairs that no training step sees: targets B 3 H H, inputs B 3 h h, both in [-1, 1], and classes B.
+
+    Args:
+        count: at most this many photographs.
+        presets: names of degradations, drawn per photograph.
+        clean: share of the inputs that are only reduced.
+        factor: H / h.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Colour matching on tensors."""
+"""Colours on tensors: matching them to the input's, and flat places that stay flat."""
 
 from __future__ import annotations
 
@@ -32,3 +32,29 @@ def adain_color(images: Tensor, source: Tensor) -> Tensor:
     spread, mean = torch.var_mean(images, dim=(2, 3), keepdim=True)
     wanted_spread, wanted_mean = torch.var_mean(source, dim=(2, 3), keepdim=True)
     return (images - mean) / (spread + 1e-5).sqrt() * (wanted_spread + 1e-5).sqrt() + wanted_mean
+
+
+FLAT_RADII = (1, 2, 3)
+"""Input pixels around a flat place over which the input's colour takes over from the image's."""
+
+
+def keep_flat(images: Tensor, inputs: Tensor) -> Tensor:
+    """The images, where the input is exactly flat, in the input's colour.
+
+    Networks pad with zeros, so they answer to the border of a tile as to an edge in the picture: flat areas came out
+    with specks there. What does not change within some pixels needs no restoring.
+
+    Args:
+        images: B 3 H H.
+        inputs: B 3 s s, where H is a multiple of s.
+    """
+    weight = inputs.new_zeros(len(inputs), 1, *inputs.shape[-2:])
+    for radius in FLAT_RADII:
+        # max_pool2d pads with minus infinity: beyond the edge there is nothing to differ.
+        highest, lowest = (F.max_pool2d(x, 2 * radius + 1, 1, radius) for x in (inputs, -inputs))
+        weight += (highest + lowest == 0).all(1, keepdim=True).to(weight) / len(FLAT_RADII)
+    if not weight.any():
+        return images
+    size = images.shape[-2:]
+    flat, weight = (F.interpolate(x, size=size, mode="nearest-exact") for x in (inputs, weight))
+    return torch.lerp(images, flat.to(images), weight.to(images))

@@ -118,6 +118,7 @@ def traits(picture: Picture, factor: float) -> dict[str, Any]:
         "bits": picture.bits,
         "has_alpha": picture.alpha is not None,
         "size": output_size(picture.size, factor),
+        "hdr": picture.cicp is not None,
     }
 
 

@@ -20,9 +20,10 @@ from nextscale.model.decoder import Decoder
 from nextscale.model.fusion import Fusion
 from nextscale.model.restorer import Restorer
 from nextscale.model.sampler import sample, tile_noise
+from nextscale.model.taesd import TaesdDecoder
 from nextscale.model.tokenizer import Codes, Tokenizer
 from nextscale.model.transformer import Condition, Transformer
-from nextscale.upscale.color import adain_color, wavelet_color
+from nextscale.upscale.color import adain_color, keep_flat, wavelet_color
 from nextscale.upscale.options import ColorFix, UpscaleOptions
 from nextscale.upscale.tiles import plan_tiles
 
@@ -106,7 +107,7 @@ class Pipeline:
         """
         if self.restorer is None and options.fast:
             raise OptionError("this model has no restorer to run alone; leave out --fast, or use another model")
-        if options.denoise != UpscaleOptions.denoise and (self.restorer is None or not self.restorer.config.denoise):
+        if options.denoise != UpscaleOptions.denoise and (self.restorer is None or not self.restorer.config.grain_rank):
             raise OptionError("this model has no denoise dial; leave out --denoise, or use another model")
 
     def ladder_for(self, options: UpscaleOptions) -> Ladder:
@@ -189,6 +190,7 @@ class Pipeline:
                     decoded, error = self.fuse(stage.f, stage.stage, inputs, restored, probabilities, options.fidelity)
             clock.tick(f"decode_{stage.stage + 1}")
             matched = match_color(decoded.float(), inputs, self._color_fix(options)).clamp(-1, 1)
+            matched = keep_flat(matched, inputs)
             enlarged = [F.interpolate(p[:, None], size=(side, side), mode="bilinear") for p in probabilities]
             steps = [ids.cpu() for ids in stage.codes.steps]
             codes = [Codes([ids[i : i + 1] for ids in steps], ladder) for i in range(len(inputs))]
@@ -218,7 +220,7 @@ class Pipeline:
         """
         assert self.fusions is not None
         decoder = self.tokenizer.decoders[stage]
-        assert isinstance(decoder, Decoder)
+        assert isinstance(decoder, Decoder | TaesdDecoder)
         decoded, base = decoder.features(f)
         fused, error = self.fusions[stage](inputs, restored, decoded, mean_probability(probabilities, inputs))
         if fidelity < 1:
@@ -234,7 +236,7 @@ class Pipeline:
         for factor in sorted(wanted):
             with self._autocast():
                 drafted = self.restorer.draft(restored, inputs, int(factor))
-            matched = match_color(drafted, inputs, self._color_fix(options)).clamp(-1, 1)
+            matched = keep_flat(match_color(drafted, inputs, self._color_fix(options)).clamp(-1, 1), inputs)
             clock.tick("draft")
             yield TileStage(factor, matched, matched.new_zeros(len(matched), 1, *matched.shape[-2:]), [])
             clock.restart()
@@ -289,8 +291,8 @@ def make_fusions(config: FusionConfig, restorer: Restorer, tokenizer: Tokenizer)
     fusions = nn.ModuleList()
     for stage, factor in enumerate(restorer.config.factors):
         decoder = tokenizer.decoders[stage]
-        assert isinstance(decoder, Decoder)
-        fusion = Fusion(config, restorer.config.channels, decoder.conv_out.in_channels, factor)
+        assert isinstance(decoder, Decoder | TaesdDecoder)
+        fusion = Fusion(config, restorer.config.channels, decoder.feature_channels, factor)
         fusion.head.load_state_dict(restorer.heads[stage].state_dict())
         fusions.append(fusion)
     return fusions

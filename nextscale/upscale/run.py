@@ -139,7 +139,8 @@ class Run:
         self.on_progress = on_progress
         self.ladder = pipeline.ladder_for(options)
         self.factors = cascade(options.scale, self.ladder.factors)
-        self.alpha_pass = picture.alpha is not None and int(np.ptp(picture.alpha)) > 0
+        alpha = picture.alpha
+        self.alpha_pass = alpha is not None and self.factors[0] > 1 and int(np.ptp(alpha)) > 0
         self.passes = len(self.factors) + self.alpha_pass
         self.passes_done = 0
         self.batch = options.tile_batch
@@ -229,7 +230,7 @@ class Run:
         size = output_size(self.picture.size, factor)
         alpha = self.alphas.get(factor)
         if self.alphas and alpha is None:
-            alpha = images.resize(self.alphas[max(self.alphas)], size)
+            alpha = _resize_alpha(self.alphas[max(self.alphas)], size, "bicubic")
         self.out.images[factor] = dataclasses.replace(self.picture, rgb=output.pixels, alpha=alpha)
         if output.confidence is not None:
             if earlier is not None:  # as sure as the least sure of the passes
@@ -246,7 +247,7 @@ class Run:
         out, scale = self.out, self.options.scale
         size = output_size(self.picture.size, scale)
         whole = out.images[native]
-        alpha = None if whole.alpha is None else images.resize(whole.alpha, size, filter="lanczos")
+        alpha = None if whole.alpha is None else _resize_alpha(whole.alpha, size, "lanczos")
         out.images[scale] = dataclasses.replace(
             whole, rgb=images.resize(whole.rgb, size, filter="lanczos"), alpha=alpha
         )
@@ -256,18 +257,17 @@ class Run:
             out.expected_error[scale] = _resize_plane(out.expected_error[native], size)
 
     def _restore_alpha(self, wanted: list[float]) -> dict[float, Array]:
-        """Alpha per factor, restored apart as a grey picture; what is fully clear or opaque stays so."""
+        """Alpha per factor, restored apart as a grey picture; what is fully clear or opaque stays so, and at x1 all."""
         alpha = self.picture.alpha
         if alpha is None:
             return {}
-        plain = {f: images.resize(alpha, output_size(self.picture.size, f)) for f in wanted}
+        alphas = {f: images.resize(alpha, output_size(self.picture.size, f), filter="bilinear") for f in wanted}
         if self.alpha_pass:
-            for _, stage, output in self._pass(alpha[..., None], None, wanted, CLEAN, [], False):
+            larger = [f for f in wanted if f > 1]
+            for _, stage, output in self._pass(alpha[..., None], None, larger, CLEAN, [], False):
                 if output.complete:
-                    values = plain[stage.factor]
-                    partial = (values > 0) & (values < np.iinfo(values.dtype).max)
-                    np.copyto(values, output.pixels[..., 0], where=partial)
-        return plain
+                    alphas[stage.factor] = _pin_alpha(output.pixels[..., 0], alphas[stage.factor], alpha)
+        return alphas
 
     def _pass(
         self,
@@ -391,6 +391,37 @@ def _cut(padded: Array, alpha: Array | None, tiles: list[Tile], side: int) -> Te
     return torch.from_numpy(images.to_float(np.stack(cut))).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
 
 
+def _pin_alpha(restored: Array, soft: Array, alpha: Array) -> Array:
+    """Restored alpha (H W, a whole multiple of `alpha`) within the values around each place of the input's.
+
+    Where `soft`, the input's alpha by linear interpolation, is fully clear or opaque, so is the result.
+    """
+    full, factor = np.iinfo(alpha.dtype).max, len(restored) // len(alpha)
+    for around, bound in ((np.minimum, np.maximum), (np.maximum, np.minimum)):
+        limit = _around(alpha, around).repeat(factor, axis=0).repeat(factor, axis=1)
+        restored = bound(restored, limit)
+    restored[soft == full], restored[soft == 0] = full, 0
+    return restored
+
+
+def _around(plane: Array, pick: np.ufunc) -> Array:
+    """The least or largest value (`pick`) of each place H W and the eight around it."""
+    for _ in range(2):
+        out = plane.copy()
+        pick(out[1:], plane[:-1], out=out[1:])
+        pick(out[:-1], plane[1:], out=out[:-1])
+        plane = out.T
+    return plane
+
+
+def _resize_alpha(alpha: Array, size: tuple[int, int], filter: images.Filter) -> Array:
+    """Alpha H W at another (width, height); what is fully clear or opaque stays so, where a filter would ring."""
+    out, soft = images.resize(alpha, size, filter=filter), images.resize(alpha, size, filter="bilinear")
+    full = np.iinfo(alpha.dtype).max
+    out[soft == full], out[soft == 0] = full, 0
+    return out
+
+
 def _resize_plane(plane: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     """A plane H W at another (width, height)."""
     return np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR))
@@ -466,10 +497,11 @@ def to_tensor(picture: Picture) -> Tensor:
 
 
 def to_pil(picture: Picture) -> Image.Image:
-    """A picture as a Pillow image of 8 bits: L, LA, RGB or RGBA, with its ICC profile and EXIF in `info`."""
+    """A picture as a Pillow image of 8 bits: L, LA, RGB or RGBA, with what describes it in `info`."""
     whole = picture.rgb if picture.alpha is None else np.dstack([picture.rgb, picture.alpha])
     if picture.bits == 16:
         whole = ((whole.astype(np.uint32) + 128) // 257).astype(np.uint8)
     out = Image.fromarray(whole[..., 0] if whole.shape[2] == 1 else whole)
-    out.info |= {key: value for key, value in (("icc_profile", picture.icc), ("exif", picture.exif)) if value}
+    about = {"icc_profile": picture.icc, "exif": picture.exif, "dpi": picture.dpi, "xmp": picture.xmp}
+    out.info |= {key: value for key, value in about.items() if value}
     return out

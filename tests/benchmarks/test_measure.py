@@ -25,6 +25,8 @@ from nextscale.upscale.options import UpscaleOptions
 from nextscale.upscale.pipeline import TileStage
 from tests.conftest import small_config
 
+pytestmark = pytest.mark.integration
+
 QUICK = SpeedOptions(sizes=(64, 140), batches=(1, 2), runs=1, fp32=True)
 PARTS = [
     *("encode", "features", "prefix_and_step_1", "step_2", "step_3", "decode_1", "color"),

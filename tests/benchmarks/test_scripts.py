@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(p for p in (ROOT / "benchmarks").glob("*.py") if "tyro.cli" in p.read_text(encoding="utf-8"))
 

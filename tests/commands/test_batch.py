@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[2]
 CLUSTER = """
 import sys, time
 from ray.cluster_utils import Cluster
+
+pytestmark = pytest.mark.integration
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 cluster.add_node(num_cpus=1)
 cluster.wait_for_nodes()

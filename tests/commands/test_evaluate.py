@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nextscale.commands.evaluate import Remaining, progress
+from nextscale.commands.evaluate import progress
 from nextscale.commands.main import main
+from nextscale.console import Remaining
 from nextscale.evaluate import scores
 from nextscale.evaluate.options import METRICS
 from nextscale.evaluate.weights import MissingWeights
@@ -161,9 +162,9 @@ def test_the_rest_is_estimated_from_what_this_run_did_itself(monkeypatch: pytest
     clock = iter([0.0, 1.0, 11.0, 21.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     remaining = Remaining()
-    assert remaining.after(90, 100, True) == pytest.approx(10)
-    assert remaining.after(91, 100, False) == pytest.approx(11 * 9)
-    assert remaining.after(92, 100, False) == pytest.approx(10.5 * 8)
+    assert remaining.seconds(90, 100, resumed=True) == pytest.approx(10)
+    assert remaining.seconds(91, 100) == pytest.approx(11 * 9)
+    assert remaining.seconds(92, 100) == pytest.approx(10.5 * 8)
 
 
 def test_progress_without_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +172,7 @@ def test_progress_without_a_terminal_is_plain_lines(capsys: pytest.CaptureFixtur
         done(1, 2, "a", False)
         done(2, 2, "b", False)
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0] for line in lines] == ["1/2 a", "2/2 b"]
+    assert [line.split("  about")[0] for line in lines] == ["nextscale: 1/2 pictures  a", "nextscale: 2/2 pictures  b"]
     assert lines[-1].endswith("about 0 seconds left")
     with progress() as done:
         done(1, 2, "a", False)

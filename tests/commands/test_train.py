@@ -16,8 +16,9 @@ from nextscale.model.checkpoint import save_folder
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.upscale.nextscale import NextScale
 from reproduce.tables import FlatBaseline
-from tests.conftest import small_config
-from tests.model.test_fusion import restoring_model
+from tests.conftest import restoring_model, small_config
+
+pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 ABLATIONS = ROOT / "runs" / "ablations"

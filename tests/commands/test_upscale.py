@@ -632,7 +632,7 @@ def test_an_interrupt_exits_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) 
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nextscale.image.picture.encode_bytes", interrupt)
+    monkeypatch.setattr(sys.modules["nextscale.image.write"], "encode_bytes", interrupt)
     photo("a.png")
     outcome = run("-i", "a.png", "-o", "out")
     assert outcome.status == 130
@@ -725,6 +725,8 @@ def help_of(*words: str) -> subprocess.CompletedProcess[str]:
     code = f"""
 import sys, time
 from nextscale.commands.main import main
+
+pytestmark = pytest.mark.integration
 try:
     main({[*words, "--help"]!r})
 finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,15 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.evaluate.inception_shapes import random_state
-
-SHARED = Path(__file__).parents[3] / "shared"
-
-
-def folder(variable: str, default: str) -> Path:
-    path = Path(os.environ.get(variable) or SHARED / default)
-    if not path.is_dir():
-        pytest.skip(f"no folder {path}: set {variable}")
-    return path
+from tests.skips import shared
 
 
 def photograph(name: str) -> Tensor:
@@ -36,7 +27,7 @@ def photograph(name: str) -> Tensor:
 @pytest.fixture
 def weights(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of real weights, in force for the test."""
-    path = folder("NEXTSCALE_WEIGHTS", "weights")
+    path = shared("NEXTSCALE_WEIGHTS", "weights")
     monkeypatch.setenv("NEXTSCALE_WEIGHTS", str(path))
     return path
 

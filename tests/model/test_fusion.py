@@ -15,23 +15,7 @@ from nextscale.model.config import FusionConfig, ModelConfig, RestorerConfig
 from nextscale.model.fusion import Fusion, laplace_loss
 from nextscale.upscale.nextscale import NextScale, shown_map
 from nextscale.upscale.options import UpscaleOptions
-from tests.conftest import random_model, small_config
-
-
-def restoring_model(*, untrained: bool) -> NextScale:
-    """The small random model with a restorer; its fusion as made, or with a say for the codes."""
-    base = small_config()
-    part = dataclasses.replace(base.tokenizer, fusion=None)
-    config = ModelConfig(part, base.transformer, RestorerConfig(channels=8, convs=2), FusionConfig(8, 1, 8))
-    torch.manual_seed(3)
-    model = NextScale.create(config)
-    generator = torch.Generator().manual_seed(1)
-    parts = model.tokenizer if untrained else model
-    with torch.no_grad():
-        for name, parameter in parts.named_parameters():
-            if not bool(parameter.any()) or "head.weight" in name:
-                parameter.normal_(std=0.05, generator=generator)
-    return model.to("cpu", fp32=True)
+from tests.conftest import random_model, restoring_model, small_config
 
 
 @pytest.fixture(scope="module")

@@ -69,9 +69,37 @@ def test_official_files_convert_in_every_wrapper(wrapper: str, tmp_path: Path) -
             torch.testing.assert_close(x1, F.avg_pool2d(wanted, 4), atol=1e-5, rtol=0)
 
 
-def test_the_denoise_plane_can_differ_within_a_batch() -> None:
+def test_the_dial_reaches_the_second_files_picture_where_the_rank_allows(tmp_path: Path) -> None:
+    state = compact_state()
+    generator = torch.Generator().manual_seed(5)
+    noisy = {name: t + 0.05 * torch.randn(t.shape, generator=generator) for name, t in state.items()}
+    noisy |= {name: t for name, t in state.items() if name.startswith("body.8.")}  # the head is not mixed
+    for name, tensors in (("net", state), ("wdn", noisy)):
+        torch.save({"params": tensors}, tmp_path / f"{name}.pth")
+    args = (tmp_path / "net.pth", tmp_path / "out", "realesrgan", "restorer")
+    report = convert(*args, noisy=tmp_path / "wdn.pth")  # type: ignore[arg-type]
+    assert any("down to the second file" in line for line in report)
+    restorer = load(tmp_path / "out")
+    images = torch.rand(1, 3, 10, 12, generator=generator)
+    with torch.no_grad():
+        # Eight channels have no more than rank 8 of the 16.
+        for denoise, other in ((1.0, state), (0.0, noisy)):
+            x4 = restorer(images * 2 - 1, denoise)[2]
+            torch.testing.assert_close(x4, published(other, images) * 2 - 1, atol=2e-5, rtol=0)
+    mixed = {name: 0.7 * state[name] + 0.3 * noisy[name] for name in state}
+    with torch.no_grad():
+        x4 = restorer(images * 2 - 1, 0.7)[2]
+    torch.testing.assert_close(x4, published(mixed, images) * 2 - 1, atol=2e-5, rtol=0)
+    with pytest.raises(OptionError, match="--noisy"):
+        convert(tmp_path / "net.pth", tmp_path / "other", "var", "tokenizer", noisy=tmp_path / "wdn.pth")
+
+
+def test_the_denoise_dial_can_differ_within_a_batch() -> None:
     torch.manual_seed(0)
     restorer = Restorer(RestorerConfig(channels=8, convs=2))
+    assert restorer.grain is not None
+    for grain in restorer.grain:
+        grain.up.weight.data.normal_(std=0.1)  # type: ignore[union-attr,operator]
     images = torch.rand(1, 3, 8, 8).expand(2, 3, 8, 8) * 2 - 1
     with torch.no_grad():
         both = restorer(images, torch.tensor([0.0, 1.0]))[2]

@@ -62,7 +62,7 @@ def test_the_prefix_sees_only_itself_and_all_see_it(model: NextScale) -> None:
     first, second = Cache(), Cache()
     transformer.logits([start], condition, first)
     transformer.logits([start + 1], condition, second)
-    assert torch.equal(first._held[1][..., :1024, :], second._held[1][..., :1024, :])
+    assert torch.equal(first._cached[1][..., :1024, :], second._cached[1][..., :1024, :])
 
 
 def test_cached_segments_give_the_whole_sequence_logits(model: NextScale) -> None:

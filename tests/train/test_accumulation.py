@@ -21,8 +21,7 @@ from nextscale.train.tasks.fusion import FusionTask
 from nextscale.train.tasks.reconstruction import ReconstructionTask
 from nextscale.train.tasks.restorer import RestorerTask
 from nextscale.train.terms import resampled_lpips, windows
-from tests.conftest import random_model
-from tests.model.test_fusion import restoring_model
+from tests.conftest import random_model, restoring_model
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
 
@@ -45,6 +44,7 @@ def fusion() -> FusionTask:
     return FusionTask(restoring_model(untrained=False), samples, config)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("make", [reconstruction, restorer, fusion])
 def test_two_accumulated_batches_are_one_of_twice_the_size(make: Callable[[], Any]) -> None:
     def step(batch: int, count: int) -> tuple[float, list[Tensor]]:

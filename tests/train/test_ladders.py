@@ -20,6 +20,8 @@ from nextscale.train.tasks.restorer import RestorerTask
 from nextscale.upscale.nextscale import NextScale
 from tests.conftest import small_config
 
+pytestmark = pytest.mark.integration
+
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
 TWO = {"sides": [4, 6, 8, 10, 14, 16], "stage_ends": [3, 6], "phi": [0, 0, 1, 1, 2, 3]}
 

@@ -128,7 +128,7 @@ def test_the_papers_tokenizer_recomputes_its_blocks_with_the_same_gradients() ->
     task = narrow_paper()
     units = checkpoint_units(task.model)
     config = paper().tokenizer.autoencoder
-    levels, blocks = len(config.multipliers), config.blocks
+    levels, blocks = len(config.multipliers), config.blocks  # type: ignore[union-attr]
     encoder, decoder = levels * blocks + blocks + 3, levels * (blocks + 1) + blocks + 1 + 3
     assert len(units) == encoder + 3 * decoder
     calls: list[nn.Module] = []
@@ -194,6 +194,7 @@ def test_positions_of_all_processes_are_those_of_one(monkeypatch: pytest.MonkeyP
     assert several == one == list(range(18))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_train_as_one(parallel: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"steps": 4, "grad_accum_steps": 2, "activation_checkpointing": True}
@@ -210,6 +211,7 @@ def test_two_processes_train_as_one(parallel: str, tmp_path: Path) -> None:
     assert torch.load(tmp_path / "two" / "final.pt", weights_only=True)["sharded"] is (parallel == "fsdp")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_train_the_transformer_as_one(parallel: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"steps": 3, "lr": 1e-3}
@@ -220,6 +222,7 @@ def test_two_processes_train_the_transformer_as_one(parallel: str, tmp_path: Pat
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.integration
 def test_a_sharded_run_resumes_in_one_process_and_the_other_way_round(tmp_path: Path) -> None:
     # A warm-up longer than the run does not depend on where the run ends.
     settings: dict[str, Any] = {"warmup": 100, "parallel": "fsdp"}
@@ -253,6 +256,7 @@ def test_one_process_needs_no_accelerate(tmp_path: Path, monkeypatch: pytest.Mon
 # -- resume ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_a_run_killed_at_random_moments_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path) -> None:
     settings = {"steps": 150, "save_minutes": 0.0, "log_every": 7}
     finish(program("toy", tmp_path / "whole", settings))
@@ -292,7 +296,7 @@ def run_until(step: int, folder: Path, **changes: Any) -> Toy:
             raise Stopped
         return {}
 
-    task.after = after  # type: ignore[assignment, method-assign]
+    task.after = after  # type: ignore[attr-defined]
     with pytest.raises(Stopped):
         train(task, loop(6, save_minutes=0.0, **changes), folder)
     return task
@@ -454,18 +458,29 @@ def test_impossible_settings_are_refused(changes: dict[str, int], tmp_path: Path
 # -- what it tells -----------------------------------------------------------------------------------------------------
 
 
+class Weights:
+    """Stands in for validation photographs: the score of a model is the sum of its first weights."""
+
+    def scores(self, outputs: list[Tensor]) -> dict[str, float]:
+        return {"weight": float(outputs[0].sum())}
+
+    def sheet(self, outputs: list[Tensor]) -> Image.Image:
+        return Image.new("RGB", outputs[0].shape)  # type: ignore[arg-type]
+
+
 class Shown(Toy):
     """A task with everything that it may have."""
 
     tokens_per_sample = 10.0
     flops_per_sample = 1e9
 
-    def validate(self, average: nn.Module) -> dict[str, float]:
-        return {"weight": float(next(average.parameters()).sum())}
+    def __init__(self) -> None:
+        super().__init__()
+        self.validation = Weights()
 
-    def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
+    def validation_pictures(self, average: nn.Module) -> list[Tensor]:
         assert not average.training
-        return Image.new("RGB", (step, 2)) if step > 2 else None
+        return [next(average.parameters())]
 
 
 def test_validation_and_sheets_come_when_they_are_due(tmp_path: Path) -> None:
@@ -475,9 +490,19 @@ def test_validation_and_sheets_come_when_they_are_due(tmp_path: Path) -> None:
     assert [sorted(row) for row in log[:2]] == [["step", "val_weight"]] * 2
     assert {"val_weight", "loss", "lr", "grad_norm"} <= log[2].keys()
     assert log[2]["val_weight"] == float(next(average.parameters()).sum())
-    assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == ["step-000004.png", "step-000005.png"]
+    assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == [
+        f"step-00000{step}.png" for step in (2, 4, 5)
+    ]
     with Image.open(tmp_path / "sheets" / "step-000004.png") as sheet:
-        assert sheet.size == (4, 2)
+        assert sheet.size == (8, 4)
+
+
+def test_nothing_is_validated_without_photographs(tmp_path: Path) -> None:
+    task = Shown()
+    task.validation = None  # type: ignore[assignment]
+    train(task, loop(2, validate_every=1, sheet_every=1), tmp_path)
+    assert "val_weight" not in rows(tmp_path)[0]
+    assert not (tmp_path / "sheets").exists()
 
 
 def test_a_row_holds_rates_only_of_what_is_known(tmp_path: Path) -> None:
@@ -515,9 +540,9 @@ def test_without_a_terminal_every_row_is_a_line(tmp_path: Path, capsys: pytest.C
     out, errors = capsys.readouterr()
     assert not errors
     first, second = out.splitlines()
-    assert first.startswith("step 2/4  loss ")
+    assert first.startswith("2/4 steps  loss ")
     assert "samples/s" in first
-    assert "min left" in second
+    assert second.endswith("  about 0 seconds left")
 
 
 def test_a_terminal_shows_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

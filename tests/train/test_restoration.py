@@ -19,11 +19,12 @@ from nextscale.train.loop import Run, train
 from nextscale.train.stream import Samples, Stream
 from nextscale.train.tasks.fusion import FusionTask
 from nextscale.train.tasks.restorer import RestorerTask, load_critic, save_critic, target_at
-from tests.model.test_fusion import restoring_model
+from nextscale.train.terms import Terms
+from tests.conftest import restoring_model
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
 CPU = torch.device("cpu")
-PLAIN = RestorationConfig(side=16, workers=0, feature=0.0, lpips=0.0, clean=0.2)
+PLAIN = RestorationConfig(side=16, workers=0, feature=0.0, lpips=0.0, clean=0.2, smooth_share=0.0)
 """Pixels alone: what needs no weights of others."""
 
 
@@ -50,7 +51,7 @@ def test_targets_keep_as_much_noise_as_the_dial_lets_through() -> None:
     config = dataclasses.replace(PLAIN, presets=("noisy",), grain=1.0, clean=0.0, soft=0.0)
     rows = [samples(config)[i] for i in range(24)]
     left: dict[bool, list[float]] = {}
-    for targets, inputs, grain, denoise, _ in rows:
+    for targets, inputs, grain, denoise, *_ in rows:
         assert grain.shape == inputs.shape
         left.setdefault(float(denoise) > 0.5, []).append(float(grain.std() / (1.0001 - denoise)))
         if float(denoise) == 0:
@@ -62,6 +63,27 @@ def test_targets_keep_as_much_noise_as_the_dial_lets_through() -> None:
     assert all(not sample[2].any() and float(sample[3]) == 1 for sample in (without[0], without[1]))
 
 
+def test_smooth_samples_are_ramps_under_noise_that_pixels_alone_judge() -> None:
+    config = dataclasses.replace(PLAIN, smooth_share=0.5)
+    rows = [samples(config)[i] for i in range(40)]
+    smooth = [row for row in rows if float(row[-1])]
+    assert 10 < len(smooth) < 30
+    for targets, inputs, *_ in smooth:
+        second = targets.diff(n=2, dim=-1).abs().max() + targets.diff(n=2, dim=-2).abs().max()
+        assert float(second) < 1e-5
+        noise = inputs - torch.nn.functional.avg_pool2d(targets, 4)
+        assert 0 < float(noise.std()) * 127.5 < 90
+    terms = Terms(dataclasses.replace(config, pixel=1.0), CPU)
+    picture, target = torch.ones(4, 3, 8, 8), torch.zeros(4, 3, 8, 8)
+    marks = torch.tensor([True, False, False, False])
+    values, seen = terms(0, picture, target, np.zeros((4, 3)), marks)
+    assert seen is None
+    assert {name: float(value) for name, value in values.items()} == {"pixel": 0.75, "smooth": 0.25}
+    assert float(terms.weighted(values)) == pytest.approx(0.75 + 3 * 0.25)
+    values, _ = terms(0, picture, target, np.zeros((4, 3)), torch.ones(4, dtype=torch.bool))
+    assert float(terms.weighted(values)) == pytest.approx(3)
+
+
 def test_the_target_at_a_factor_is_the_area_mean_plus_the_kept_noise() -> None:
     batch = Stream(samples(dataclasses.replace(PLAIN, presets=("noisy",), grain=1.0)), CPU).batch(0, 2)
     x1 = target_at(batch, 16)
@@ -70,6 +92,7 @@ def test_the_target_at_a_factor_is_the_area_mean_plus_the_kept_noise() -> None:
     assert target_at(batch, 64).shape == (2, 3, 64, 64)
 
 
+@pytest.mark.integration
 def test_the_restorer_learns_and_resumes_exactly(tmp_path: Path) -> None:
     loop = LoopConfig(steps=12, batch=2, lr=3e-3, warmup=1, bf16=False, ema=0.5, save_minutes=0)
 
@@ -92,6 +115,7 @@ def test_the_restorer_learns_and_resumes_exactly(tmp_path: Path) -> None:
     assert np.mean(values[-20:]) < 0.9 * np.mean(values[:20])
 
 
+@pytest.mark.integration
 def test_a_critic_that_guesses_has_no_say_and_one_that_knows_has_all(tmp_path: Path) -> None:
     adversary = Adversary(1, (3,), 1e-3, CPU, by_accuracy=True)
     real, made = [torch.ones(4, 3, 32, 32)], [torch.zeros(4, 3, 32, 32, requires_grad=True)]
@@ -115,6 +139,7 @@ def test_a_critic_that_guesses_has_no_say_and_one_that_knows_has_all(tmp_path: P
     )
 
 
+@pytest.mark.integration
 def test_the_fusion_trains_alone_and_remembers_its_predictions() -> None:
     plain = {f.name: getattr(PLAIN, f.name) for f in dataclasses.fields(PLAIN)} | {"side": 64, "presets": ("stablesr",)}
     config = FusionTrainingConfig(**plain, predicted=1.0, predicted_after=0, cycle=4)

@@ -83,6 +83,7 @@ def test_soft_photographs_are_parts_of_the_crops_without_their_finest_detail(cro
     assert 0 < sum(kept) < 8
 
 
+@pytest.mark.integration
 def test_reconstruction_learns_and_keeps_the_quantiser(crops: Crops, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(small_config().tokenizer)
@@ -113,6 +114,7 @@ def test_decoder_training_freezes_the_encoder(crops: Crops, tmp_path: Path) -> N
     assert all(torch.equal(tensor, before[name]) for name, tensor in tokenizer.encoder.state_dict().items())
 
 
+@pytest.mark.integration
 def test_the_codebook_lowers_its_error_from_k_means(crops: Crops, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(small_config().tokenizer)
@@ -127,6 +129,7 @@ def test_the_codebook_lowers_its_error_from_k_means(crops: Crops, tmp_path: Path
     assert {"perplexity_1", "perplexity_10", "usage", "l2_3"} <= set(rows(tmp_path)[0])
 
 
+@pytest.mark.integration
 def test_the_transformer_learns_codes_and_logs_each_step(crops: Crops, tmp_path: Path) -> None:
     model = random_model()
     transformer = model.transformer.requires_grad_(True)
@@ -177,15 +180,15 @@ def test_validation_scores_and_shows_every_stage(crops: Crops) -> None:
     validation.lpips = None
     settings = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=0.0)
     task = ReconstructionTask(model.tokenizer, crops, settings, validation)
-    assert set(task.validate(model.tokenizer)) == {"psnr_1", "psnr_2", "psnr_3"}
-    sheet = task.sheet(model.tokenizer, 5)
-    assert sheet is not None
+    pictures = task.validation_pictures(model.tokenizer)
+    assert set(validation.scores(pictures)) == {"psnr_1", "psnr_2", "psnr_3"}
+    sheet = validation.sheet(pictures)
     assert sheet.size == (5 * 256, 2 * 256)
     exact = validation.scores([torch.nn.functional.avg_pool2d(validation.targets, f) + 0.01 for f in (4, 2, 1)])
     assert exact["psnr_1"] == pytest.approx(exact["psnr_3"], abs=0.01)
     assert exact["psnr_3"] > 45
     transformer = CodesTask(model.transformer, model.tokenizer, {64: crops}, CodesConfig(sides=(64,)), validation)
-    assert set(transformer.validate(model.transformer)) == {"psnr_1", "psnr_2", "psnr_3"}
+    assert [p.shape[-1] for p in transformer.validation_pictures(model.transformer)] == [64, 128, 256]
 
 
 def test_the_vocabulary_trains_with_the_decoders_where_asked(crops: Crops, tmp_path: Path) -> None:
@@ -196,6 +199,7 @@ def test_the_vocabulary_trains_with_the_decoders_where_asked(crops: Crops, tmp_p
     assert not torch.equal(tokenizer.quantizer.codebook.weight, before)
 
 
+@pytest.mark.integration
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(crops: Crops, tmp_path: Path) -> None:
     def run(folder: Path, steps: int) -> dict[str, Tensor]:
         model = random_model()
@@ -213,7 +217,7 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(crops: Crops, tmp_
                     raise Stop
                 return {}
 
-            task.after = after  # type: ignore[method-assign]
+            task.after = after  # type: ignore[attr-defined]
             with pytest.raises(Stop):
                 train(task, loop(4, batch=1, save_minutes=0.0), folder)
             return run(folder, 4)
@@ -244,6 +248,7 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
+@pytest.mark.integration
 def test_the_commands_chain_from_nothing_to_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,10 +64,6 @@ class Toy:
         loss = (self.net.answer(x) - self.net.frozen(x)).square().mean()
         return loss, {"loss": float(loss.detach()), "size": float(x.abs().mean())}
 
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-        del step, optimiser
-        return {}
-
     def state_dict(self) -> dict[str, Any]:
         return {"seen": self.seen}
 

@@ -24,6 +24,7 @@ from nextscale.image import Picture
 from nextscale.upscale.engine import Engine, Place, run_all
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.pipeline import Pipeline
+from tests.conftest import restoring_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +37,12 @@ def folder(path: Path, count: int, **size: int) -> Path:
     for seed in range(count):
         images.write(path / f"{seed:02}.png", noise(seed, **size))
     return path
+
+
+@pytest.fixture(scope="module")
+def restoring_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model of the form of tiny's fifth version: its fusions have a say."""
+    return restoring_model(untrained=False).save_pretrained(tmp_path_factory.mktemp("restoring"), half=False)
 
 
 def command(model: Path, *arguments: Any) -> list[str]:
@@ -127,6 +134,7 @@ def sharing(watched: Watched) -> Engine:
     return Engine(model, share=True)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_pictures_share_batches_and_get_what_they_would_alone(model: NextScale, temperature: float) -> None:
     how = UpscaleOptions(scale=2, all_factors=True, confidence=True, temperature=temperature)
@@ -184,6 +192,7 @@ def test_another_pictures_error_is_its_own(model: NextScale) -> None:
     assert out["good"].picture.size == (40, 30)
 
 
+@pytest.mark.integration
 def test_a_shared_engine_restores_a_folder(model: NextScale) -> None:
     engine = Engine(model, share=True)
 
@@ -195,9 +204,43 @@ def test_a_shared_engine_restores_a_folder(model: NextScale) -> None:
     engine.close()
 
 
+# -- models with a restorer and fusions --------------------------------------------------------------------------------
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("how", [{}, {"fast": True}], ids=["fused", "fast"])
+def test_a_restoring_model_gives_a_folder_what_it_gives_single_pictures(
+    restoring_folder: Path, tmp_path: Path, how: dict[str, Any]
+) -> None:
+    source = folder(tmp_path / "in", 2)
+    flags = [f"--{name}" for name in how]
+    assert main(command(restoring_folder, "-i", source, "-o", tmp_path / "out", "-s", 2, *flags)) == 0
+    model = NextScale.from_pretrained(restoring_folder, device="cpu", fp32=True)
+    for path in sorted(source.iterdir()):
+        alone = model.upscale(path, UpscaleOptions(scale=2, **how))
+        assert np.array_equal(images.read(tmp_path / "out" / f"{path.stem}_x2.png").rgb, alone.picture.rgb)
+        assert bool(alone.codes) is not bool(how)
+
+
+def test_a_restoring_model_shares_batches_and_keeps_its_expected_error(restoring_folder: Path) -> None:
+    model = NextScale.from_pretrained(restoring_folder, device="cpu", fp32=True)
+    options = UpscaleOptions(scale=2, confidence=True)
+    pictures = [noise(seed) for seed in range(2)]
+    watched = Watched(model)
+    shared = sharing(watched)
+    results = gather(shared, pictures, options)
+    shared.close()
+    assert max(watched.sizes) > 1
+    for picture, result in zip(pictures, results, strict=True):
+        alone = model.upscale(picture, options)
+        assert np.abs(result.picture.rgb.astype(int) - alone.picture.rgb).max() <= 1
+        assert np.abs(result.maps[2.0].astype(float) - alone.maps[2.0]).max() <= 1e-3
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_folders_inside_folders_keep_their_places(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +253,7 @@ def test_folders_inside_folders_keep_their_places(
     assert found == ["00_x1.png", "deep/er/00_x1.png", "deep/er/01_x1.png"]
 
 
+@pytest.mark.integration
 def test_resume_leaves_out_what_is_done_and_redoes_what_changed(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,6 +275,7 @@ def test_resume_leaves_out_what_is_done_and_redoes_what_changed(
     assert len(capsys.readouterr().out.splitlines()) == 5
 
 
+@pytest.mark.integration
 def test_a_killed_run_goes_on_without_redoing_or_losing_one(model_folder: Path, tmp_path: Path) -> None:
     source, out, state = folder(tmp_path / "in", 16, width=200, height=150), tmp_path / "out", tmp_path / "m.jsonl"
     arguments = command(model_folder, "-i", source, "-o", out, "--resume", "--manifest", state, "--json")

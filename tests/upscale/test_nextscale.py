@@ -28,6 +28,7 @@ from nextscale.model.checkpoint import CONFIG, SHIPPED
 from nextscale.model.config import Ladder, flat_ladder
 from nextscale.model.tokenizer import Codes
 from nextscale.model.transformer import Transformer
+from nextscale.upscale.color import keep_flat
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.options import ColorFix, UpscaleOptions, cascade, output_size
 from nextscale.upscale.pipeline import Pipeline, TileStage, match_color
@@ -125,6 +126,7 @@ def test_the_output_is_exactly_scale_times_the_input(enlarger: NextScale, size: 
     assert result.confidence[scale].shape == (height, width)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("size", "scale"), [((1, 1), 4), ((1, 140), 2), ((129, 127), 1), ((129, 60), 3), ((9, 7), 8)])
 def test_so_it_is_with_the_real_network(model: NextScale, size: tuple[int, int], scale: float) -> None:
     assert model.upscale(noise(*size, 3), options(scale=scale)).picture.size == (size[1] * scale, size[0] * scale)
@@ -245,6 +247,7 @@ def check_codes(model: NextScale, how: UpscaleOptions) -> None:
             assert torch.equal(got, want)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("how", [options(), options(scale=2, temperature=1, top_k=20, seed=5)], ids=["greedy", "drawn"])
 def test_codes_do_not_depend_on_batch_or_order(model: NextScale, how: UpscaleOptions) -> None:
     check_codes(model, how)
@@ -277,6 +280,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_others(model: NextScale)
     assert not np.array_equal(first.rgb, model.upscale(photo, how(temperature=0.0)).picture.rgb)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_result_does_not_depend_on_the_tile_batch(model: NextScale, temperature: float) -> None:
     """The codes are equal; a convolution over another batch may round a pixel the other way."""
@@ -325,6 +329,7 @@ def test_one_tile_streams_x1_x2_x4(model: NextScale) -> None:
     assert check_stream(model, smooth(90, 120), 4) == [(1, True), (2, True), (4, True)]
 
 
+@pytest.mark.integration
 def test_several_tiles_stream_canvases_that_fill(model: NextScale) -> None:
     photo = smooth(128, 230)
     batches = options(tile_batch=1)
@@ -418,11 +423,60 @@ def test_alpha_is_restored_apart_from_colour(model: NextScale) -> None:
     assert first is not None
     assert second is not None
     np.testing.assert_array_equal(first, second)  # the colours have no say in it
-    plain = images.resize(grey, (192, 192))
-    sure = (plain == 0) | (plain == 255)
-    np.testing.assert_array_equal(first[sure], plain[sure])
+    soft = images.resize(grey, (192, 192), filter="bilinear")
+    sure = (soft == 0) | (soft == 255)
+    np.testing.assert_array_equal(first[sure], soft[sure])
     restored = model.upscale(grey, options(scale=2, input_class="clean")).picture.rgb[..., 0]
-    np.testing.assert_array_equal(first[~sure], restored[~sure])
+    low, high = (pick.reduce(around(grey)).repeat(2, axis=0).repeat(2, axis=1) for pick in (np.minimum, np.maximum))
+    np.testing.assert_array_equal(first[~sure], np.clip(restored, low, high)[~sure])
+
+
+def around(plane: Array) -> list[Array]:
+    """Nine planes H W: each value and its eight neighbours."""
+    padded, (height, width) = np.pad(plane, 1, mode="edge"), plane.shape
+    return [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+
+
+@pytest.mark.parametrize("scale", [0.4, 1, 2, 2.7, 6])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_what_is_opaque_or_clear_stays_so(enlarger: NextScale, scale: float, dtype: type) -> None:
+    full, rng = np.iinfo(dtype).max, np.random.default_rng(0)
+    alpha: Array = np.zeros((60, 40), dtype)
+    alpha[20:40, 10:30] = full
+    alpha[48:] = rng.integers(0, full + 1, (12, 40))
+    flat = Picture(np.full((60, 40, 3), 90, dtype), alpha)
+    got = enlarger.upscale(flat, options(scale=scale)).picture.alpha
+    assert got is not None
+    at = [round(scale * place) for place in (12, 22, 28, 38, 17)]
+    assert (got[at[1] : at[3], at[0] : at[2]] == full).all()
+    assert (got[: at[4]] == 0).all()
+    if scale == 1:
+        np.testing.assert_array_equal(got, alpha)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_flat_places_stay_flat_to_the_border(tiny: NextScale, factor: int) -> None:
+    photo = np.zeros((100, 110, 3), np.uint8)
+    photo[60:80, 60:80] = np.random.default_rng(0).integers(0, 256, (20, 20, 3))
+    got = tiny.upscale(photo, options(scale=factor, fast=True)).picture.rgb
+    inside = slice(57 * factor, 83 * factor)
+    assert got[inside, inside].max() > 100
+    got[inside, inside] = 0
+    assert got.max() == 0
+
+
+def test_only_what_is_exactly_flat_is_kept() -> None:
+    inputs = torch.full((1, 3, 16, 16), -1.0)
+    inputs[:, 1, 8, 8] = -0.9
+    images = torch.rand(1, 3, 32, 32)
+    kept = keep_flat(images, inputs)
+    rows = (torch.arange(32) // 2 - 8).abs()
+    distance = torch.maximum(rows[:, None], rows[None])
+    assert (kept[..., distance > 3] == -1).all()
+    torch.testing.assert_close(kept[..., distance <= 1], images[..., distance <= 1], rtol=0, atol=0)
+    assert ((kept < images) & (kept > -1))[..., (distance == 2) | (distance == 3)].all()
+    ramp = torch.linspace(-1, 1, 16).expand(1, 3, 16, 16)
+    assert keep_flat(images, ramp) is images
 
 
 def test_colours_are_kept(model: NextScale) -> None:
@@ -457,6 +511,7 @@ def test_the_confidence_map_comes_only_when_asked_for(model: NextScale) -> None:
     assert model.upscale(smooth(30, 30), options(all_factors=True)).confidence == {}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("scale", [2, 3, 5])
 def test_every_picture_has_a_confidence_map_of_its_size(model: NextScale, scale: int) -> None:
     result = model.upscale(smooth(30, 50), options(scale=scale, all_factors=True, confidence=True))
@@ -485,6 +540,7 @@ def test_a_cascade_is_as_sure_as_its_least_sure_pass(enlarger: NextScale) -> Non
 # ---- what goes in ----
 
 
+@pytest.mark.integration
 def test_arrays_tensors_pillow_images_and_paths_mean_the_same(model: NextScale, tmp_path: Path) -> None:
     rgb = smooth(30, 40)
     Image.fromarray(rgb).save(tmp_path / "a.png")
@@ -697,6 +753,7 @@ def hungry(model: NextScale, monkeypatch: pytest.MonkeyPatch, room: int, *, late
     return tried
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("late", [False, True])
 def test_out_of_memory_means_smaller_batches_and_the_same_bytes(
     model: NextScale, monkeypatch: pytest.MonkeyPatch, late: bool
@@ -874,6 +931,7 @@ def laplacian(pixels: Array) -> float:
 
 
 @needs_tiny
+@pytest.mark.integration
 @pytest.mark.parametrize("factor", [1, 2, 4])
 def test_no_seam_shows_on_a_smooth_photograph(bands: Callable[[float, int], tuple[Array, Array]], factor: int) -> None:
     band, middle = bands(6.0, factor)
@@ -885,6 +943,7 @@ def test_no_seam_shows_on_a_smooth_photograph(bands: Callable[[float, int], tupl
 
 
 @needs_tiny
+@pytest.mark.integration
 @pytest.mark.parametrize("factor", [1, 2, 4])
 def test_overlaps_are_as_sharp_as_tiles_on_a_textured_photograph(
     bands: Callable[[float, int], tuple[Array, Array]], factor: int

@@ -33,6 +33,8 @@ from nextscale.web.page import Limits, Restorer, overlaid, sweep
 from nextscale.web.serve import credentials, example_photos, free_port
 from tests.server import Server, running
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 
 

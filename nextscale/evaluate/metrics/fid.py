@@ -115,7 +115,7 @@ class Inception(nn.Module):
     Its state has the names of the official file, pt_inception-2015-12-05-6726825d.pth.
 
     Raises:
-        MissingWeights: that file is nowhere and cannot be downloaded, or is damaged.
+        MissingWeights: that file is not found and cannot be downloaded, or is damaged.
     """
 
     def __init__(self, *, download: bool = False) -> None:

@@ -33,7 +33,7 @@ class Niqe:
     """The measure with the parameters of clean photographs that its authors published.
 
     Raises:
-        MissingWeights: niqe_pris_params.npz is not to be found, or is not what its name says.
+        MissingWeights: niqe_pris_params.npz is not found, or holds something else.
     """
 
     def __init__(self) -> None:

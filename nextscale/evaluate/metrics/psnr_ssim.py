@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nextscale.image.luma import BT601
+
 Channel = Literal["y", "rgb"]
 
-# BT.601 from RGB in [0, 1] to luma in 16..235 (MATLAB's rgb2ycbcr, without its rounding).
-_LUMA = (65.481, 128.553, 24.966)
+# From RGB in [0, 1] to luma in 16..235 (MATLAB's rgb2ycbcr, without its rounding).
+_LUMA = tuple(219 * weight for weight in BT601)
 _LUMA_OFFSET = 16.0
 _RANGE = 255.0
 _WINDOW = 11

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.data.crops import Crops
+from nextscale.model.config import TaesdConfig
+from nextscale.model.layers import area_downsample
 from nextscale.model.quantizer import Scan
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.train.config import CodebookConfig, LoopConfig
@@ -39,7 +41,7 @@ class CodebookTask:
 
     def _latents(self, position: int, batch: int) -> list[Tensor]:
         targets = torch.from_numpy(self.crops.batch(position, batch)).to(self.used.device).float() / 127.5 - 1
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
             return self.model.stage_latents(targets, ladder=self.ladder)
 
     @torch.no_grad()
@@ -50,6 +52,8 @@ class CodebookTask:
             nn.init.dirac_(phi.weight)  # type: ignore[arg-type]
             phi.bias.zero_()  # type: ignore[operator]
         generator = torch.Generator().manual_seed(self.crops.seed)
+        if isinstance(self.model.config.autoencoder, TaesdConfig):
+            self._fit_projection()
         latents = [
             torch.cat(z)
             for z in zip(*(self._latents(i, 8) for i in range(0, self.config.kmeans_images, 8)), strict=True)
@@ -64,6 +68,26 @@ class CodebookTask:
                 rows = _kmeans(torch.cat(gathered), size, self.config.kmeans_rounds, generator)
                 quantizer.codebook.weight.copy_(rows)
                 scan.push(quantizer.nearest(scan.residual(latent)))
+
+    def _fit_projection(self) -> None:
+        """The linear map to latents and back becomes the principal components of the encoder's output."""
+        photos = torch.from_numpy(self.crops.batch(0, min(32, self.config.kmeans_images))).to(self.used.device)
+        images = photos.float() / 127.5 - 1
+        rows = torch.cat(
+            [
+                self.model.encoder(area_downsample(part, side)).float().permute(0, 2, 3, 1).flatten(0, 2)
+                for side in self.ladder.image_sides
+                for part in torch.split(images, 8)
+            ]
+        )
+        mean = rows.mean(0)
+        _, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean))
+        basis = vectors[:, -self.model.quant_conv.out_channels :].flip(1).T
+        self.model.quant_conv.weight.copy_(basis[..., None, None])
+        self.model.quant_conv.bias.copy_(-basis @ mean)  # type: ignore[union-attr]
+        for decoder in self.model.decoders:
+            decoder.post_quant_conv.weight.copy_(basis.T[..., None, None])  # type: ignore[union-attr, operator]
+            decoder.post_quant_conv.bias.copy_(mean)  # type: ignore[union-attr, operator]
 
     def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         quantizer = self.model.quantizer

@@ -1,4 +1,4 @@
-"""Training the fusion: the frozen restorer's features and the codes, the photograph's own or predicted ones."""
+"""Trains the fusions on the frozen restorer's features and on codes: the photograph's own or predicted ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from nextscale.model.config import SamplingOptions
@@ -49,8 +48,9 @@ class FusionTask:
         self.terms = Terms(config, self.device)
         self.weights = factor_weights(config, self.ladder.num_stages)
         self.adversary = self.terms.critics(self.ladder.num_stages, self.device)
-        self.remembered: dict[int, Tensor] = {}
-        """Per position: the predicted ids of all steps in a row, and the probability of each."""
+        self.remembered: dict[int, list[Tensor]] = {}
+        """Per position: the predicted ids of all steps in a row (int16: a half holds no more than 2048), and the
+        probability of each."""
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
         self.grad_accum_steps = config.grad_accum_steps
@@ -70,7 +70,9 @@ class FusionTask:
         use = draws(seed, 6, first, batch, 1)[:, 0] < share
         with torch.no_grad():
             restored = self.restorer.features(inputs, samples.denoise)
-            codes, probabilities = self._codes(samples.targets, inputs, samples.clean, positions(place, batch), use)
+            # The codes of the photographs and of the transformer are those of float32.
+            with torch.autocast(inputs.device.type, enabled=False):
+                codes, probabilities = self._codes(samples.targets, inputs, samples.clean, positions(place, batch), use)
             canvases = whole.tokenizer.canvases(codes)
         total = inputs.new_zeros(())
         numbers: dict[str, float] = {"predicted": float(use.mean())}
@@ -80,24 +82,24 @@ class FusionTask:
                 decoded, _ = whole.tokenizer.decoders[stage].features(f)  # type: ignore[operator]
             picture, error = self.model[stage](inputs, restored, decoded, mean_probability(maps, inputs))  # type: ignore[index]
             target = target_at(samples, picture.shape[-1])
-            terms, seen = self.terms(stage, picture, target, chance[:, stage])
+            terms, seen = self.terms(stage, picture, target, chance[:, stage], samples.smooth > 0)
             if self.adversary is not None and seen is not None and stage:
                 value, numbers[f"g_loss_{stage + 1}"] = self.adversary.generator_loss(stage, seen.made)
                 if done >= config.adversarial_from:
                     terms["adversarial"] = value
                 self.adversary.keep(stage, seen.made, seen.real)
-            unsure = laplace_loss(picture, target, error)
-            total = total + weight * self.terms.weighted(terms) + config.error * unsure
-            numbers |= logged(terms, stage) | {f"error_{stage + 1}": float(unsure.detach())}
+            error_loss = laplace_loss(picture, target, error)
+            total = total + weight * self.terms.weighted(terms) + config.error * error_loss
+            numbers |= logged(terms, stage) | {f"error_{stage + 1}": float(error_loss.detach())}
         numbers["loss"] = float(total.detach())
         return total, numbers
 
     def _codes(
         self, targets: Tensor, inputs: Tensor, clean: Tensor, places: range, use: np.ndarray
     ) -> tuple[Codes, list[Tensor]]:
-        """The photographs' codes, or where `use` says so the predicted ones; and the probability of each.
+        """The photographs' own codes, or the predicted ones where `use` is true; and the probability of each code.
 
-        Nobody has predicted the photographs' own; they have a probability of one half, which tells the fusion nothing.
+        The photographs' own codes were not predicted; their probability is set to one half everywhere.
         """
         whole, ladder = self.whole, self.ladder
         missing = [i for i, place in enumerate(places) if use[i] and place not in self.remembered]
@@ -108,43 +110,35 @@ class FusionTask:
             *_, last = sample(
                 whole.transformer, whole.tokenizer.quantizer, ladder, condition, SamplingOptions(), noise=noise
             )
-            ids = torch.cat([step.flatten(1) for step in last.codes.steps], dim=1).half()
-            sure = torch.cat([step.flatten(1) for step in last.probabilities], dim=1).half()
+            ids = torch.cat([step.flatten(1) for step in last.codes.steps], dim=1).short()
+            probabilities = torch.cat([step.flatten(1) for step in last.probabilities], dim=1).half()
             for row, i in enumerate(missing):
-                self.remembered[places[i]] = torch.stack([ids[row], sure[row]])
-        own = whole.tokenizer.encode(targets, ladder=ladder) if not use.all() else None
+                self.remembered[places[i]] = [ids[row].clone(), probabilities[row].clone()]
+        encoded = whole.tokenizer.encode(targets, ladder=ladder) if not use.all() else None
         sizes = [side * side for side in ladder.sides]
         steps: list[list[Tensor]] = [[] for _ in sizes]
         maps: list[list[Tensor]] = [[] for _ in sizes]
         for i, place in enumerate(places):
-            kept = torch.split(self.remembered[place], sizes, dim=1) if use[i] else None
+            predicted = [torch.split(part, sizes) for part in self.remembered[place]] if use[i] else None
             for k, side in enumerate(ladder.sides):
-                if kept is not None:
-                    steps[k].append(kept[k][0].view(side, side).long())
-                    maps[k].append(kept[k][1].view(side, side).float())
+                if predicted is not None:
+                    steps[k].append(predicted[0][k].view(side, side).long())
+                    maps[k].append(predicted[1][k].view(side, side).float())
                 else:
-                    assert own is not None
-                    steps[k].append(own.steps[k][i])
+                    assert encoded is not None
+                    steps[k].append(encoded.steps[k][i])
                     maps[k].append(torch.full((side, side), 0.5, device=inputs.device))
         return Codes([torch.stack(rows) for rows in steps], ladder), [torch.stack(rows) for rows in maps]
 
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-        """The critic's step, on the pictures of this one."""
-        del step, optimiser
-        return {} if self.adversary is None else self.adversary.step()
-
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the weights: the critic, and the predictions, which take long to make."""
-        critic = {} if self.adversary is None else self.adversary.state_dict()
-        return {"critic": critic, "remembered": self.remembered}
+        """The predicted codes, which take long to compute."""
+        return {"remembered": self.remembered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.remembered = dict(state["remembered"])
-        if self.adversary is not None:
-            self.adversary.load_state_dict(state["critic"])
 
     @torch.no_grad()
-    def _validation_pictures(self, average: nn.Module) -> list[Tensor]:
+    def validation_pictures(self, average: nn.Module) -> list[Tensor]:
         """The validation photographs restored from predicted codes, noise removed."""
         assert self.validation is not None
         whole = self.whole
@@ -162,16 +156,7 @@ class FusionTask:
                 whole.transformer, whole.tokenizer.quantizer, ladder, condition, SamplingOptions(), noise=noise
             ):
                 decoded, _ = whole.tokenizer.decoders[stage.stage].features(stage.f)  # type: ignore[operator]
-                sure = mean_probability([stage.probabilities[k] for k in ladder.steps_of(stage.stage)], inputs)
-                pictures.append(average[stage.stage](inputs, restored, decoded, sure)[0].clamp(-1, 1))  # type: ignore[index]
+                confidence = mean_probability([stage.probabilities[k] for k in ladder.steps_of(stage.stage)], inputs)
+                pictures.append(average[stage.stage](inputs, restored, decoded, confidence)[0].clamp(-1, 1))  # type: ignore[index]
             made.append(pictures)
         return [torch.cat(parts) for parts in zip(*made, strict=True)]
-
-    def validate(self, average: nn.Module) -> dict[str, float]:
-        """PSNR and LPIPS-alex of each factor's picture on the validation photographs, with predicted codes."""
-        return {} if self.validation is None else self.validation.scores(self._validation_pictures(average))
-
-    def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
-        """Input, each factor and truth of the validation photographs."""
-        del step
-        return None if self.validation is None else self.validation.sheet(self._validation_pictures(average))

@@ -5,12 +5,12 @@ Encoder and decoders start as a linear patch transform (principal components), w
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from nextscale.data.crops import Crops
@@ -96,7 +96,9 @@ class ReconstructionTask:
         targets = photographs(self.crops, step, batch, self.device, soft=config.soft)
         unquantised = draws(self.crops.seed, 4, first, batch, 3)[:, 2]
         chance = draws(self.crops.seed, 7, first, batch, 3 * self.ladder.num_stages).reshape(batch, -1, 3)
-        with torch.set_grad_enabled(self.train_encoder):
+        # What is quantised is encoded in float32; an autoencoder in training may encode in 16 bits.
+        exact = torch.autocast(targets.device.type, enabled=False)
+        with torch.set_grad_enabled(self.train_encoder), nullcontext() if self.train_encoder else exact:
             latents = tokenizer.stage_latents(targets, ladder=self.ladder)
         seen = latents
         if config.noise:
@@ -119,13 +121,13 @@ class ReconstructionTask:
             terms = {"pixel": difference.square().mean() if config.squared else difference.abs().mean()}
             if config.grid and tokenizer.config.autoencoder.patch > 1:
                 terms["grid"] = _grid(difference, tokenizer.config.autoencoder.patch)
-            near, true = (windows(images, chance[:, stage], 128) for images in (output, target))
+            window, target_window = (windows(images, chance[:, stage], 128) for images in (output, target))
             if self.lpips is not None:
-                terms["lpips"] = resampled_lpips(self.lpips, near, true, 0.75 + 0.75 * chance[:, stage, 2])
+                terms["lpips"] = resampled_lpips(self.lpips, window, target_window, 0.75 + 0.75 * chance[:, stage, 2])
             if self.vgg is not None:
                 with torch.no_grad():
-                    real = self.vgg(true / 2 + 0.5)
-                made = self.vgg(near / 2 + 0.5)
+                    real = self.vgg(target_window / 2 + 0.5)
+                made = self.vgg(window / 2 + 0.5)
                 terms["feature"] = torch.stack([(a - b).abs().mean() for a, b in zip(made, real, strict=True)]).mean()
                 if self.adversary is not None and stage + 1 >= config.disc_start_stage:
                     value, numbers[f"g_loss_{stage + 1}"] = self.adversary.generator_loss(stage, made)
@@ -139,21 +141,8 @@ class ReconstructionTask:
         numbers["loss"] = float(total.detach())
         return total, numbers
 
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-        """The critic's step, on the pictures of this one."""
-        del step, optimiser
-        return {} if self.adversary is None else self.adversary.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the weights: the critic."""
-        return {} if self.adversary is None else self.adversary.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.adversary is not None:
-            self.adversary.load_state_dict(state)
-
     @torch.no_grad()
-    def _validation_pictures(self, average: nn.Module) -> list[Tensor]:
+    def validation_pictures(self, average: nn.Module) -> list[Tensor]:
         """The validation photographs encoded and decoded by the averaged tokenizer, at each stage."""
         assert self.validation is not None
         assert isinstance(average, Tokenizer)
@@ -161,15 +150,6 @@ class ReconstructionTask:
         if self.config.unquantized_prob < 1:
             seen = average.canvases(average.quantise(seen, ladder=self.ladder))
         return [average.decode_canvas(f, stage).float().clamp(-1, 1) for stage, f in enumerate(seen)]
-
-    def validate(self, average: nn.Module) -> dict[str, float]:
-        """PSNR and LPIPS-alex of each stage's image on the validation photographs."""
-        return {} if self.validation is None else self.validation.scores(self._validation_pictures(average))
-
-    def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
-        """Input, each stage and truth of the validation photographs."""
-        del step
-        return None if self.validation is None else self.validation.sheet(self._validation_pictures(average))
 
 
 def _noise(seed: int, position: int, latents: list[Tensor]) -> list[Tensor]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -42,7 +41,7 @@ def load_critic(adversary: Adversary | None, path: Path) -> None:
 
 
 class RestorerTask:
-    """The restorer against photographs at every factor, with the denoise plane as drawn."""
+    """The restorer against photographs at every factor, with the denoise dial as drawn."""
 
     def __init__(
         self, restorer: Restorer, samples: Samples, config: RestorationConfig, validation: Validation | None = None
@@ -71,7 +70,7 @@ class RestorerTask:
         seed, first = self.stream.samples.photographs.seed, positions(step, batch).start
         chance = draws(seed, 7, first, batch, 3 * len(self.weights)).reshape(batch, -1, 3)
         inputs = samples.inputs.contiguous(memory_format=torch.channels_last)
-        pictures = self.restorer(inputs, samples.denoise)
+        pictures = self.restorer(inputs, samples.denoise if bool((samples.denoise < 1).any()) else 1.0)
         total = inputs.new_zeros(())
         numbers: dict[str, float] = {}
         for number, (picture, weight) in enumerate(zip(pictures, self.weights, strict=True)):
@@ -79,7 +78,7 @@ class RestorerTask:
             if number < len(pictures) - 1 and done % (len(pictures) - 1) != number:
                 continue
             target = target_at(samples, picture.shape[-1])
-            terms, seen = self.terms(number, picture, target, chance[:, number])
+            terms, seen = self.terms(number, picture, target, chance[:, number], samples.smooth > 0)
             if self.adversary is not None and seen is not None and number:
                 value, numbers[f"g_loss_{number + 1}"] = self.adversary.generator_loss(number, seen.made)
                 if done >= config.adversarial_from:
@@ -90,34 +89,12 @@ class RestorerTask:
         numbers["loss"] = float(total.detach())
         return total, numbers
 
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-        """The critic's step, on the pictures of this one."""
-        del step, optimiser
-        return {} if self.adversary is None else self.adversary.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the weights: the critic."""
-        return {} if self.adversary is None else self.adversary.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.adversary is not None:
-            self.adversary.load_state_dict(state)
-
     @torch.no_grad()
-    def _validation_pictures(self, average: nn.Module) -> list[Tensor]:
+    def validation_pictures(self, average: nn.Module) -> list[Tensor]:
         assert self.validation is not None
         inputs = self.validation.inputs.contiguous(memory_format=torch.channels_last)
         parts = [average(part) for part in torch.split(inputs, 4)]
         return [torch.cat(pictures).clamp(-1, 1) for pictures in zip(*parts, strict=True)]
-
-    def validate(self, average: nn.Module) -> dict[str, float]:
-        """PSNR and LPIPS-alex of each factor's picture on the validation photographs, all noise removed."""
-        return {} if self.validation is None else self.validation.scores(self._validation_pictures(average))
-
-    def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
-        """Input, each factor and truth of the validation photographs."""
-        del step
-        return None if self.validation is None else self.validation.sheet(self._validation_pictures(average))
 
 
 def target_at(samples: Batch, side: int) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from nextscale.data.crops import Crops
@@ -147,12 +146,8 @@ class CodesTask:
             numbers[f"accuracy_{k + 1}"] = float(right[:, part].mean())
         return total, numbers
 
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-        del step, optimiser
-        return {}
-
     @torch.no_grad()
-    def _validation_pictures(self, average: nn.Module) -> list[Tensor]:
+    def validation_pictures(self, average: nn.Module) -> list[Tensor]:
         """The validation photographs restored by the averaged transformer, from codes alone."""
         assert self.validation is not None
         assert isinstance(average, Transformer)
@@ -163,15 +158,6 @@ class CodesTask:
             self.tokenizer.decode_canvas(f, stage).float().clamp(-1, 1)
             for stage, f in enumerate(self.tokenizer.canvases(codes))
         ]
-
-    def validate(self, average: nn.Module) -> dict[str, float]:
-        """PSNR and LPIPS of each stage's restoration from codes alone."""
-        return {} if self.validation is None else self.validation.scores(self._validation_pictures(average))
-
-    def sheet(self, average: nn.Module, step: int) -> Image.Image | None:
-        """Input, each stage and truth of the validation photographs, from codes alone."""
-        del step
-        return None if self.validation is None else self.validation.sheet(self._validation_pictures(average))
 
 
 @torch.no_grad()

@@ -15,8 +15,9 @@ from torch import Tensor
 from nextscale.errors import NextScaleError
 from nextscale.evaluate.metrics.fid import Gaussian, Inception, frechet
 from nextscale.evaluate.weights import MissingWeights
-from tests.evaluate.conftest import folder, photograph
+from tests.evaluate.conftest import photograph
 from tests.evaluate.inception_shapes import shapes
+from tests.skips import shared
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 
@@ -159,8 +160,7 @@ def test_missing_weights_are_named_with_their_remedy(no_weights: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("weights")
 def test_the_official_weights_tell_a_photograph_from_noise() -> None:
-    if not (folder("NEXTSCALE_WEIGHTS", "weights") / FILE).is_file():
-        pytest.skip(f"no {FILE} in the folder of weights")
+    shared("NEXTSCALE_WEIGHTS", "weights", FILE)
     network = Inception()
     crops = photograph("astronaut.png").unfold(2, 128, 64).unfold(3, 128, 64).flatten(2, 3)[0].transpose(0, 1)
     photos, others = (gaussian(network(part)) for part in (crops[::2], crops[1::2]))

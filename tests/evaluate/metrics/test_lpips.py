@@ -17,7 +17,8 @@ from nextscale.errors import NextScaleError
 from nextscale.evaluate.metrics.lpips import Lpips, LpipsNet, Vgg19Features
 from nextscale.evaluate.metrics.psnr_ssim import psnr, ssim
 from nextscale.evaluate.weights import MissingWeights
-from tests.evaluate.conftest import folder, photograph
+from tests.evaluate.conftest import photograph
+from tests.skips import shared
 
 
 def astronaut() -> Tensor:
@@ -60,7 +61,7 @@ def bicubic_row(dataset: str, factor: int, num_pairs: int | None) -> list[float]
     def batch(images: list[Image.Image]) -> Tensor:
         return torch.stack([torch.from_numpy(np.array(image)) for image in images]).permute(0, 3, 1, 2) / 255
 
-    root = folder("NEXTSCALE_BENCH", "bench") / dataset
+    root = shared("NEXTSCALE_BENCH", "bench", dataset)
     lr = [read(path) for path in sorted((root / "LR").iterdir())[:num_pairs]]
     hr = [read(path) for path in sorted((root / "HR").iterdir())[:num_pairs]]
     pred = batch(
@@ -72,6 +73,7 @@ def bicubic_row(dataset: str, factor: int, num_pairs: int | None) -> list[float]
     return [metric.mean().item() for metric in (psnr(pred, target), ssim(pred, target), distance)]
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize(("dataset", "factor", "row", "_"), BICUBIC)
 def test_bicubic_on_four_pairs(dataset: str, factor: int, row: tuple[float, ...], _: object) -> None:
