@@ -77,7 +77,7 @@ def restoring_model(*, untrained: bool) -> NextScale:
     torch.manual_seed(3)
     model = NextScale.create(config)
     generator = torch.Generator().manual_seed(1)
-    parts = model.tokenizer if untrained else model.modules
+    parts: torch.nn.Module = model.tokenizer if untrained else model
     with torch.no_grad():
         for name, parameter in parts.named_parameters():
             if not bool(parameter.any()) or "head.weight" in name:

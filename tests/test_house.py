@@ -66,7 +66,19 @@ LONG = {
 }
 # Imported where they are used: extras, and what takes long to load and is seldom needed.
 OPTIONAL = {
-    *("accelerate", "braceexpand", "cv2", "filelock", "fsspec", "gradio", "ncnn", "ray", "tensorboard", "tifffile"),
+    *(
+        "accelerate",
+        "braceexpand",
+        "cv2",
+        "filelock",
+        "fsspec",
+        "gradio",
+        "ncnn",
+        "pyiqa",
+        "ray",
+        "tensorboard",
+        "tifffile",
+    ),
     *("httpx", "huggingface_hub", "rich", "torch.distributed", "torch.utils.tensorboard"),
 }
 

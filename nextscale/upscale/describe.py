@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from nextscale.model.config import ModelConfig
+from nextscale.model.config import AutoencoderConfig, ModelConfig
 from nextscale.upscale.options import UpscaleOptions, cascade, output_size
 from nextscale.upscale.pipeline import Pipeline
 
@@ -108,7 +108,8 @@ def tile_bytes(config: ModelConfig, grown: float = 1.0) -> float:
     """
     ladder, auto = config.tokenizer.ladder, config.tokenizer.autoencoder
     logits = ladder.sides[-1] ** 2 * config.tokenizer.codebook_size
-    features = (ladder.image_sides[-1] // auto.patch) ** 2 * auto.channels * auto.multipliers[0]
+    widest = auto.channels * (auto.multipliers[0] if isinstance(auto, AutoencoderConfig) else 1)
+    features = (ladder.image_sides[-1] // auto.patch) ** 2 * widest
     return WORKING_SHARE * 4 * max(logits, features) * grown**2
 
 
