@@ -1,7 +1,9 @@
-# The page of `nextscale serve` on port 7860.
+# The page of `nextscale serve` on port 7860, and the command line.
 #
 #   docker build -t nextscale .
 #   docker run -p 7860:7860 nextscale
+#   docker run --rm -i nextscale nextscale upscale -i - -o - < photo.jpg > photo_x4.jpg
+#   docker run --rm -v "$PWD:/photos" -u "$(id -u):$(id -g)" nextscale nextscale upscale /photos/holiday -o /photos/large
 #
 # On a GPU (torch's wheels bring CUDA's libraries, the host its driver):
 #
@@ -21,16 +23,20 @@ RUN python3 -m venv /opt/nextscale && useradd --create-home --shell /usr/sbin/no
 ENV PATH=/opt/nextscale/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 # torch first: it is by far the largest, and changes least.
-# hadolint ignore=DL3013
-RUN pip install "torch>=2.6" --index-url "${TORCH_INDEX}"
-
 WORKDIR /src
+COPY constraints.txt ./
+# hadolint ignore=DL3013
+RUN pip install -c constraints.txt torch --index-url "${TORCH_INDEX}"
+
 COPY pyproject.toml README.md LICENSE ./
 COPY examples ./examples
 COPY nextscale ./nextscale
-RUN pip install '.[web]'
+RUN pip install -c constraints.txt '.[web]'
 
 USER visitor
 WORKDIR /home/visitor
 EXPOSE 7860
+# Of the page; a container that runs another command has none to look at.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=90s \
+    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/', timeout=4)"]
 CMD ["nextscale", "serve", "--host", "0.0.0.0"]

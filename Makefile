@@ -4,6 +4,7 @@
 #   make test        set-up, lint, types, and the next two
 #   make test-unit          tests of the parts: about a minute
 #   make test-integration   tests of whole runs: browser, cluster, torchrun, recipes, commands on whole pictures
+#   make test-core   the tests of the core in an environment without extras
 #   make test-slow   tests that take many minutes, download or need weights; not in CI
 #   make check       lint and types only
 #   make clean       remove what was made, except .venv
@@ -16,7 +17,7 @@ CONSTRAINED := $(PIP) install --quiet -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: demo test test-unit test-integration test-slow check clean
+.PHONY: demo test test-unit test-integration test-core test-slow check clean
 
 demo: .venv/core.stamp
 	$(BIN)/python -m nextscale.demo
@@ -28,6 +29,9 @@ test-unit: .venv/dev.stamp
 
 test-integration: .venv/dev.stamp
 	scripts/test -m "integration and not slow"
+
+test-core: .venv/dev.stamp
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python scripts/environments.py --newest --borrow-torch $(BIN)/python
 
 test-slow: .venv/dev.stamp
 	scripts/test -m slow

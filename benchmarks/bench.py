@@ -24,6 +24,7 @@ from nextscale.console import say
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.evaluate.options import Names
 from nextscale.evaluate.table import dump, markdown_table
+from nextscale.install import how_to_install
 
 if TYPE_CHECKING:
     from benchmarks.measure import ModelReport, PictureRow
@@ -155,7 +156,7 @@ def figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise NextScaleError("--plot needs matplotlib; pip install 'nextscale[bench]'") from None
+        raise NextScaleError(f"--plot needs matplotlib; {how_to_install('bench')}") from None
     return Figure
 
 

@@ -151,7 +151,7 @@ def measure(name: str, device: str, options: SpeedOptions, on_line: OnLine = lam
     random = name in PRESETS and not (SHIPPED / name / CONFIG).is_file()
     config = PRESETS[name]() if random else read_config(find_folder(name), "model", ModelConfig)
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in NextScale.create(config).modules.parameters())
+        parameters = sum(parameter.numel() for parameter in NextScale.create(config).parameters())
     ladder = config.tokenizer.ladder
     report = ModelReport(
         model=name,

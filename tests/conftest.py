@@ -63,7 +63,7 @@ def random_model() -> NextScale:
     model = NextScale.create(small_config())
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, parameter in model.modules.named_parameters():
+        for name, parameter in model.named_parameters():
             if not bool(parameter.any()) or "head.weight" in name:
                 parameter.normal_(std=0.05, generator=generator)
     return model.to("cpu", fp32=True)
@@ -77,7 +77,7 @@ def restoring_model(*, untrained: bool) -> NextScale:
     torch.manual_seed(3)
     model = NextScale.create(config)
     generator = torch.Generator().manual_seed(1)
-    parts = model.tokenizer if untrained else model.modules
+    parts: torch.nn.Module = model.tokenizer if untrained else model
     with torch.no_grad():
         for name, parameter in parts.named_parameters():
             if not bool(parameter.any()) or "head.weight" in name:

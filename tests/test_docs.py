@@ -17,6 +17,7 @@ import tyro
 
 from benchmarks.bench import Bench
 from nextscale.commands.main import Command, main
+from nextscale.install import PUBLISHED
 from reproduce.report import Report
 
 ROOT = Path(__file__).parents[1]
@@ -112,6 +113,14 @@ def test_the_reference_is_that_of_the_docstrings() -> None:
     spec.loader.exec_module(module)
     made = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     assert made == module.page(), "run python docs/make_api.py"
+
+
+@each_page
+def test_nothing_is_installed_from_where_it_is_not(page: Path) -> None:
+    if not PUBLISHED:
+        assert not re.search(
+            r"(pipx? install|pip install -U) '?nextscale|nextscale\[", page.read_text(encoding="utf-8")
+        )
 
 
 @each_page

@@ -15,13 +15,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nextscale"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-OUTSIDE = ("tests", "reproduce", "benchmarks", "examples")
+OUTSIDE = ("tests", "reproduce", "benchmarks", "examples", "scripts")
 """Folders of the repository that are not in the wheel."""
 PYTHON_FILES = [*MODULES, *(path for folder in OUTSIDE for path in sorted((ROOT / folder).rglob("*.py")))]
 
 # Lowest first: a module imports from its own layer and from lower ones, and within a layer without circles.
 LAYERS = [
-    {"errors", "console", "device", "files"},
+    {"errors", "console", "device", "files", "install"},
     {"model", "image"},
     {"upscale", "data"},
     {"train", "evaluate"},
@@ -33,7 +33,7 @@ LAYERS = [
 APART = {("model", "image")}
 # Their top level is what every command's --help waits for.
 TORCH_FREE = [
-    *("errors", "console", "files", "image", "model.config", "model.config_io"),
+    *("errors", "console", "files", "install", "image", "model.config", "model.config_io"),
     *(
         "upscale.options",
         "upscale.plan",
@@ -47,6 +47,7 @@ TORCH_FREE = [
     *(
         "evaluate.datasets",
         "evaluate.options",
+        "evaluate.sets",
         "evaluate.summary",
         "evaluate.methods",
         "evaluate.table",
@@ -56,6 +57,8 @@ TORCH_FREE = [
     *(
         "commands.cli_types",
         "commands.progress",
+        "commands.streams",
+        "commands.doctor",
         "commands.main",
         "commands.serve",
         "commands.train",
@@ -72,7 +75,19 @@ LONG = {
 }
 # Imported where they are used: extras, and what takes long to load and is seldom needed.
 OPTIONAL = {
-    *("accelerate", "braceexpand", "cv2", "filelock", "fsspec", "gradio", "ncnn", "ray", "tensorboard", "tifffile"),
+    *(
+        "accelerate",
+        "braceexpand",
+        "cv2",
+        "filelock",
+        "fsspec",
+        "gradio",
+        "ncnn",
+        "pyiqa",
+        "ray",
+        "tensorboard",
+        "tifffile",
+    ),
     *("httpx", "huggingface_hub", "rich", "torch.distributed", "torch.utils.tensorboard"),
 }
 

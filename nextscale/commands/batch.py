@@ -18,9 +18,10 @@ import tyro
 
 from nextscale import image as images
 from nextscale.commands.cli_types import UpscaleFlags
-from nextscale.console import complain, say, say_row
+from nextscale.console import complain, lasting, say, say_row
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.files import Mark, has_mark, mark_of
+from nextscale.install import how_to_install
 from nextscale.upscale.manifest import Manifest, default_path, settings_key, unfinished
 from nextscale.upscale.outputs import earlier_results, own_suffix, result_stems
 
@@ -48,7 +49,7 @@ class Batch:
     """GPUs that each worker takes; 0.5 puts two on one."""
     pictures_per_task: int = 8
     """Pictures that a worker is handed at once; those in its hands are done again when it dies."""
-    address: str | None = None
+    address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
     """An existing cluster: auto, or its address (default: a cluster of this machine alone)."""
     resume: bool = False
     """Continue an interrupted run: leave out the pictures that its manifest knows as finished."""
@@ -68,7 +69,7 @@ class Batch:
         try:
             import ray
         except ImportError:
-            raise NextScaleError("batches need Ray: pip install 'nextscale[ray]'") from None
+            raise NextScaleError(f"batches need Ray: {how_to_install('ray')}") from None
         from nextscale import __version__
 
         started = time.perf_counter()
@@ -97,7 +98,7 @@ class Batch:
         if not self.json:
             done, before = len(todo) - failed, len(listed) - len(todo)
             counts = f"{done} done, {before} finished before, {failed} failed"
-            say(f"{len(listed)} pictures: {counts}, in {seconds:.1f} s")
+            say(f"{len(listed)} pictures: {counts}, in {lasting(seconds)}")
         return 1 if failed else 0
 
     def _rows(self, todo: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:

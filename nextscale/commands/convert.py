@@ -23,9 +23,9 @@ class Convert:
     """Whose checkpoint it is."""
     part: Literal["tokenizer", "transformer", "restorer"] = "tokenizer"
     """Which part of it."""
-    steps: str | None = None
+    steps: Annotated[str | None, tyro.conf.arg(metavar="SIDES")] = None
     """Sides of a one-stage ladder, e.g. 1,2,3,4 (default: the preset's hierarchical ladder)."""
-    noisy: Path | None = None
+    noisy: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """For a restorer: the same network's weights that keep the noise (realesr-general-wdn-x4v3), the other end of the
     denoise dial."""
 

@@ -99,7 +99,7 @@ Part = (
 class Data:
     """Prepare training data."""
 
-    part: Part
+    part: Annotated[Part, tyro.conf.arg(name="")]
     """What to do."""
 
     def run(self) -> int:

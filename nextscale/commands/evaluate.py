@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from nextscale.commands.cli_types import UpscaleFlags
 from nextscale.console import complain, counted, say
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.evaluate.options import BenchOptions, ScoreOptions
+from nextscale.evaluate.sets import SETS
 from nextscale.evaluate.summary import Summary
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ class Evaluate:
     """The true pictures."""
     bench: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """A set of small and large pictures (LR, HR; DIV2K, RealSR, DRealSR, Set5 ...), on which to run the model."""
+    sets: bool = False
+    """Print the public sets by name and how to get each, and measure nothing."""
     model: Annotated[str, tyro.conf.arg(aliases=["-n"])] = "tiny"
     """With --bench: a shipped model's name, a model folder, or a hub id (owner/name)."""
     score: Annotated[ScoreOptions, tyro.conf.arg(name="")] = field(default_factory=ScoreOptions)
@@ -52,6 +56,15 @@ class Evaluate:
     """With --bench: compute in float32 even where 16 bit is faster."""
 
     def run(self) -> int:
+        if self.sets:
+            for line in (line for public in SETS.values() for line in public.recipe()):
+                say(line)
+            return 0
+        if self.bench is not None and not self.bench.is_dir() and (public := SETS.get(self.bench.name.lower())):
+            complain(f"{self.bench}: no such folder; this is how to get it")
+            for line in public.recipe():
+                sys.stderr.write(line + "\n")
+            return 1
         if self.bench is not None and self.pred is None and self.target is None:
             return self._bench(self.bench)
         if self.bench is None and self.pred is not None and self.target is not None:
@@ -70,7 +83,9 @@ class Evaluate:
         with progress() as done:
             scores = score_folders(pred, target, self.score, device=self.device, on_picture=done)
         about = dataclasses.asdict(self.score) | {"pred": str(pred), "target": str(target)}
-        about = {key: value for key, value in about.items() if key != "metrics"} | {"pictures": len(scores.images)}
+        about = {key: value for key, value in about.items() if key not in ("metrics", "download")} | {
+            "pictures": len(scores.images)
+        }
         markdown = folders_markdown(scores.metrics, len(scores.images))
         self._write(markdown, folders_json(scores.metrics, scores.images, **about), csv_text(scores.images))
         return warn(scores.metrics)

@@ -17,6 +17,7 @@ from nextscale.commands.batch import Batch
 from nextscale.commands.convert import Convert
 from nextscale.commands.data import Data
 from nextscale.commands.degrade import Degrade
+from nextscale.commands.doctor import Doctor
 from nextscale.commands.evaluate import Evaluate
 from nextscale.commands.serve import Serve
 from nextscale.commands.train import Train
@@ -43,6 +44,7 @@ Command = (
     | Annotated[Degrade, tyro.conf.subcommand("degrade")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     | Annotated[Version, tyro.conf.subcommand("version")]
 )
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from nextscale.console import lasting, printable, say
+from nextscale.errors import OptionError
 
 if TYPE_CHECKING:
     from nextscale.upscale.run import Progress
@@ -123,3 +127,49 @@ def progress(files: int, *, quiet: bool) -> Iterator[ProgressLines]:
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bars:
         yield ProgressBars(files, bars)
+
+
+class ProgressEvents:
+    """Lines of JSON for the program that called: on a file descriptor, beside whatever else is shown.
+
+    {"event": "progress", "input", "share", "pass", "passes", "tile", "tiles", "step", "steps"} after every step, and
+    {"event": "done" or "failed", ...} with the row of --json at the end of each picture.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """
+        Raises:
+            OptionError: nothing that can be written is open there.
+        """
+        try:
+            self.stream: IO[bytes] | None = os.fdopen(os.dup(descriptor), "wb", buffering=0)
+            self.stream.write(b"")
+        except OSError as error:
+            raise OptionError(f"--progress-fd {descriptor}: {error.strerror}; open it for writing first") from None
+        self.lock = threading.Lock()
+
+    def step(self, name: str, progress: Progress) -> None:
+        """After a step of a picture."""
+        place = {"pass": progress.passes_done + 1, "passes": progress.passes}
+        place |= {"tile": progress.tiles_done + 1, "tiles": progress.tiles}
+        place |= {"step": progress.step, "steps": progress.steps}
+        self.write({"event": "progress", "input": name, "share": round(progress.share, 4), **place})
+
+    def end(self, row: dict[str, Any]) -> None:
+        """After a picture."""
+        self.write({"event": "failed" if "error" in row else "done", **row})
+
+    def write(self, event: dict[str, Any]) -> None:
+        """One line, whole; once nobody reads any more, none."""
+        with self.lock:
+            if self.stream is not None:
+                try:
+                    self.stream.write(json.dumps(event).encode() + b"\n")
+                except OSError:
+                    self.close()
+
+    def close(self) -> None:
+        """Close this copy of the descriptor."""
+        if self.stream is not None:
+            self.stream.close()
+            self.stream = None

@@ -16,6 +16,7 @@ import tyro
 
 from nextscale.console import say
 from nextscale.errors import NextScaleError, OptionError
+from nextscale.install import how_to_install
 from nextscale.web.serve import credentials, example_photos, free_port
 
 HOUR = 3600.0
@@ -73,7 +74,7 @@ class Serve:
             import gradio  # noqa: F401
             from starlette.middleware import Middleware
         except ImportError:
-            raise NextScaleError("the page needs Gradio: pip install 'nextscale[web]'") from None
+            raise NextScaleError(f"the page needs Gradio: {how_to_install('web')}") from None
         from nextscale.upscale.nextscale import NextScale
         from nextscale.web.page import CSS, Limits, Restorer, build, keep_swept
         from nextscale.web.uploads import NamelessUploads

@@ -32,12 +32,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class LoopFlags(LoopConfig):
+    """The optimisation, the same for every training."""
+
+    bf16: Annotated[
+        bool,
+        tyro.conf.arg(
+            help="Compute in float32 throughout, instead of autocasting to bfloat16.",
+            help_behavior_hint="(off)",
+        ),
+    ] = LoopConfig.bf16
+
+
+@dataclass(frozen=True)
 class SourcesConfig:
     """How training photographs are read."""
 
     max_damaged: float = 0.01
     """Share of the photographs that may be damaged before the run stops; a damaged one is replaced by another."""
-    cache: Path | None = None
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Folder for shards fetched from addresses (`~/.cache/nextscale/shards`)."""
 
 
@@ -72,15 +85,15 @@ class TrainTokenizer:
     out: Path
     """Folder of the run: state, log, and the result in `model/`."""
     phase: Literal["autoencoder", "codebook", "decoders", "vocabulary"]
-    start: Path | None = None
+    start: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Tokenizer to go on from: the result of the phase before, a converted checkpoint, or a whole model."""
-    preset: Literal["tiny", "paper"] | None = None
+    preset: Annotated[Literal["tiny", "paper"] | None, tyro.conf.arg(metavar="{tiny,paper}")] = None
     """Configuration of a new tokenizer (tiny)."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """JSON of what differs in the configuration, as in {"tokenizer": {"ladder": {"stage_ends": [10]}}}: anything in a
     new tokenizer's, the ladder alone in that of --start."""
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
-    loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
+    loop: tyro.conf.OmitArgPrefixes[LoopFlags] = field(default_factory=LoopFlags)
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -162,10 +175,10 @@ class TrainFusion:
     """Folder of the run: state, log, and the result in `model/`."""
     start: Path
     """The whole model, as `train transformer` or an earlier run leaves it."""
-    restorer: Path | None = None
+    restorer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The restorer, as `train restorer` leaves it: the model gets it, and a fusion that starts as nothing (default: the
     model's own)."""
-    loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
+    loop: tyro.conf.OmitArgPrefixes[LoopFlags] = field(default_factory=LoopFlags)
     restoration: FusionTrainingConfig = field(default_factory=FusionTrainingConfig)
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -222,15 +235,15 @@ class TrainTransformer:
     """Folder of the run: state, log, and the result in `model/`."""
     tokenizer: Path
     """A trained tokenizer, by itself or in a whole model: a folder, a shipped name, or a hub id."""
-    start: Path | None = None
+    start: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A converted transformer, or a model whose transformer to continue from."""
-    preset: Literal["tiny", "paper"] | None = None
+    preset: Annotated[Literal["tiny", "paper"] | None, tyro.conf.arg(metavar="{tiny,paper}")] = None
     """Configuration of a new transformer (tiny)."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """JSON of what differs in the configuration, as in {"transformer": {"aligned_conditioning": false}}: anything of a
     new transformer, and the ladder on which the tokenizer is read."""
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
-    loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
+    loop: tyro.conf.OmitArgPrefixes[LoopFlags] = field(default_factory=LoopFlags)
     codes: CodesConfig = field(default_factory=CodesConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     plan: bool = False
@@ -361,9 +374,9 @@ class TrainRestorer:
     """Folders, .tar shards, globs or addresses of photographs."""
     out: Path
     """Folder of the run: state, log, and the result in `model/`."""
-    start: Path | None = None
+    start: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A restorer, as `convert --part restorer` or an earlier run leaves it; its critic goes on where it has one."""
-    loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
+    loop: tyro.conf.OmitArgPrefixes[LoopFlags] = field(default_factory=LoopFlags)
     restoration: RestorationConfig = field(default_factory=RestorationConfig)
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -447,7 +460,7 @@ Part = (
 class Train:
     """Train a model of your own."""
 
-    part: Part
+    part: Annotated[Part, tyro.conf.arg(name="")]
     """What to train."""
 
     def run(self) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -15,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nextscale.commands.cli_types import UpscaleFlags
-from nextscale.commands.progress import ProgressLines, progress
-from nextscale.console import complain, say, say_row
+from nextscale.commands.progress import ProgressEvents, ProgressLines, progress
+from nextscale.commands.streams import STANDARD, fetch, missing, to_stdout
+from nextscale.console import complain, lasting, say, say_row
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.files import Mark, canonical, has_mark
 from nextscale.upscale.manifest import Manifest, default_path, settings_key, stamp_of, unfinished
@@ -24,6 +27,7 @@ from nextscale.upscale.outputs import Targets, earlier_results, write_results
 
 if TYPE_CHECKING:
     from nextscale.upscale.engine import Engine, Place
+    from nextscale.upscale.run import Progress
 
 NO_PICTURES = "no pictures in this folder; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF"
 ONLY_RESULTS = "nothing but results of earlier runs in this folder; name those that are to be restored again"
@@ -34,14 +38,14 @@ Extension = Literal["auto", "png", "jpg", "webp", "tif", "bmp", "avif"]
 class Upscale:
     """Restore and enlarge pictures: nextscale upscale PHOTO.jpg -o PHOTO_x4.png"""
 
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE|DIR")]
-    """A file for one picture, else a folder (created)."""
-    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE|DIR ...")] = ()
-    """Pictures, or folders of pictures."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE|DIR|-")]
+    """A file for one picture, else a folder (created); - writes one picture to the standard output."""
+    pictures: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE|DIR|URL|- ...")] = ()
+    """Pictures, or folders of pictures; addresses (https://, s3:// ...); - reads a picture from the standard input."""
     input: Annotated[
-        tuple[tuple[Path, ...], ...],
+        tuple[tuple[str, ...], ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(aliases=["-i"], metavar="FILE|DIR ..."),
+        tyro.conf.arg(aliases=["-i"], metavar="FILE|DIR|URL|- ..."),
     ] = ()
     """The same as the pictures without a name."""
     options: Annotated[UpscaleFlags, tyro.conf.arg(name="")] = field(default_factory=UpscaleFlags)
@@ -59,6 +63,10 @@ class Upscale:
     """Compute in float32 even where 16 bit is faster."""
     json: bool = False
     """Print one JSON object per picture."""
+    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    """Print nothing but errors."""
+    progress_fd: Annotated[int | None, tyro.conf.arg(metavar="FD")] = None
+    """Write every step and every picture's end as JSON lines to this open file descriptor (2: among the errors)."""
     recursive: Annotated[bool, tyro.conf.arg(aliases=["-r"])] = False
     """Take the pictures of folders inside the folders, too; the output keeps them apart the same way."""
     resume: bool = False
@@ -67,11 +75,53 @@ class Upscale:
     """Where the state of every picture of a folder is kept (default: a file of the user's, named by -o)."""
 
     def run(self) -> int:
-        named = [*self.pictures, *(path for group in self.input for path in group)]
-        if not named:
+        names = [*self.pictures, *(name for group in self.input for name in group)]
+        if not names:
             raise OptionError("name at least one picture or folder")
         if self.max_tiles < 0:
             raise OptionError(f"max-tiles must be 0 or more, got {self.max_tiles}")
+        if str(self.output) == STANDARD:
+            return self._to_stdout(names)
+        events = None if self.progress_fd is None else ProgressEvents(self.progress_fd)
+        with tempfile.TemporaryDirectory(prefix="nextscale-") as fetched, _closing(events):
+            named, given, unfetched = fetch(names, Path(fetched))
+            return self._run(named, given, unfetched, events)
+
+    def _to_stdout(self, names: list[str]) -> int:
+        """One picture to the standard output, on which nothing else is said."""
+        several = self.options.all_factors or self.options.confidence
+        if len(names) > 1 or several or os.path.isdir(names[0]) or self.json or self.suffix is not None:
+            raise OptionError(
+                "-o - takes one picture and gives one: leave out further pictures, folders, --all-factors, "
+                "--confidence, --suffix and --json (--progress-fd tells the same)"
+            )
+        if self.resume or self.manifest:
+            raise OptionError("--resume and --manifest are for pictures that go to a folder; name one with -o")
+        with tempfile.TemporaryDirectory(prefix="nextscale-") as folder:
+            status = dataclasses.replace(self, output=Path(folder), quiet=True).run()
+            for file in Path(folder).iterdir():
+                to_stdout(file)
+        return status
+
+    def _run(
+        self,
+        named: list[Path],
+        given: dict[Path, str],
+        unfetched: list[tuple[str, str]],
+        events: ProgressEvents | None,
+    ) -> int:
+        """The pictures of local files and folders.
+
+        Args:
+            given: of files that were fetched, the name each goes by.
+            unfetched: what could not be fetched, with the reason.
+        """
+        if given and (self.resume or self.manifest):
+            raise OptionError("--resume and --manifest are for local files; `nextscale batch` resumes stores")
+        for name, reason in unfetched:
+            self._report({"input": name, "error": reason}, events)
+        if not named:
+            return 1
         folder = output_folder(self, named)
         started = time.perf_counter()
         manifest = self._manifest(folder, named)
@@ -80,7 +130,7 @@ class Upscale:
             inputs = list_inputs(named, recursive=self.recursive, without=folder, suffix=self.suffix, known=known)
             sources, refused = inputs.pictures, inputs.refused
             for path, reason in refused:
-                self._report({"input": str(path), "error": reason})
+                self._report({"input": str(path), "error": reason}, events)
             if inputs.results:
                 self._left_out(inputs.results)
             if not sources:
@@ -90,11 +140,13 @@ class Upscale:
             if manifest is not None and self.resume:
                 items = {canonical(s): (stamps[s], s) for s in sources}
                 todo = unfinished(items, manifest, lambda path, mark: has_mark(Path(path), mark))
-            failed = self._restore(todo, self._targets(folder, sources, named), manifest, stamps) if todo else 0
+            targets = self._targets(folder, sources, named)
+            failed = self._restore(todo, targets, manifest, stamps, given, events) if todo else 0
         if manifest is not None:
             before = len(sources) - len(todo)
-            self._summary(len(todo) - failed, before, failed + len(refused), time.perf_counter() - started)
-        return 1 if failed or refused else 0
+            failures = len(refused) + len(unfetched)
+            self._summary(len(todo) - failed, before, failed + failures, time.perf_counter() - started)
+        return 1 if failed or refused or unfetched else 0
 
     def _targets(self, folder: Path | None, sources: list[Path], named: list[Path]) -> Targets:
         roots = [path for path in named if os.path.isdir(path)] if self.recursive else []
@@ -124,7 +176,13 @@ class Upscale:
             return None
 
     def _restore(
-        self, todo: list[Path], targets: Targets, manifest: Manifest | None, stamps: dict[Path, list[int]]
+        self,
+        todo: list[Path],
+        targets: Targets,
+        manifest: Manifest | None,
+        stamps: dict[Path, list[int]],
+        given: dict[Path, str],
+        events: ProgressEvents | None,
     ) -> int:
         """Restore pictures, several in flight; how many failed."""
         from nextscale.upscale.engine import Engine, run_all
@@ -133,10 +191,11 @@ class Upscale:
         model = NextScale.from_pretrained(self.model, device=self.device, fp32=self.fp32)
         targets.factors = self.options.factors(model.ladder_for(self.options).factors)
         failed, lost = 0, threading.Event()
-        with progress(len(todo), quiet=self.json) as bars:
+        with progress(len(todo), quiet=self.json or self.quiet) as bars:
 
             def work(engine: Engine, place: Place, source: Path) -> dict[str, Any]:
-                row, marks = self._one(engine, place, source, targets, bars)
+                name = given.get(source, str(source))
+                row, marks = self._one(engine, place, source, targets, bars, name, events)
                 if manifest is not None and not lost.is_set():
                     try:
                         manifest.record(canonical(source), stamps[source], marks, row.get("error"))
@@ -148,17 +207,24 @@ class Upscale:
             engine = Engine(model)
             for row in run_all(engine, todo, work):
                 failed += "error" in row
-                self._report(row)
+                self._report(row, events)
             engine.close()
         return failed
 
     def _one(
-        self, engine: Engine, place: Place, source: Path, targets: Targets, bars: ProgressLines
+        self,
+        engine: Engine,
+        place: Place,
+        source: Path,
+        targets: Targets,
+        bars: ProgressLines,
+        name: str,
+        events: ProgressEvents | None,
     ) -> tuple[dict[str, Any], dict[str, Mark]]:
-        """Restore one picture; the row to report, and what its files hold."""
+        """Restore one picture, which goes by a name; the row to report, and what its files hold."""
         from nextscale import image as images
 
-        row: dict[str, Any] = {"input": str(source)}
+        row: dict[str, Any] = {"input": name}
         marks: dict[str, Mark] = {}
         try:
             started = time.perf_counter()
@@ -170,7 +236,13 @@ class Upscale:
             files = targets.claim(source, picture)
             place.leave()
             with bars.picture(source, plan.words()) as line:
-                result = engine.upscale(picture, self.options, line)
+
+                def on_progress(progress: Progress) -> None:
+                    line(progress)
+                    if events is not None:
+                        events.step(name, progress)
+
+                result = engine.upscale(picture, self.options, on_progress)
                 started = time.perf_counter()
                 marks = write_results(result, files, lossless=picture.lossless)
                 seconds += result.timings["total"] + time.perf_counter() - started
@@ -195,19 +267,25 @@ class Upscale:
         (complain if self.json else say)(line)
 
     def _summary(self, done: int, before: int, failed: int, seconds: float) -> None:
-        if not self.json and done + before + failed > 1:
+        if not self.json and not self.quiet and done + before + failed > 1:
             earlier = f", {before} finished before" if before else ""
-            say(f"{done + before + failed} pictures: {done} done{earlier}, {failed} failed, in {seconds:.1f} s")
+            say(f"{done + before + failed} pictures: {done} done{earlier}, {failed} failed, in {lasting(seconds)}")
 
-    def _report(self, row: dict[str, Any]) -> None:
+    def _report(self, row: dict[str, Any], events: ProgressEvents | None) -> None:
+        if events is not None:
+            events.end(row)
         if self.json:
             say_row(row)
         if "error" in row:
             complain(f"{row['input']}: {row['error']}")
-        elif not self.json:
+        elif not self.json and not self.quiet:
             (width, height), (new_width, new_height) = row["size"], row["output_size"]
             sizes = f"{width} x {height} -> {new_width} x {new_height}"
             say(f"{row['input']}: {sizes} in {row['seconds']:.1f} s -> {', '.join(row['outputs'].values())}")
+
+
+def _closing(events: ProgressEvents | None) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if events is None else contextlib.closing(events)
 
 
 @dataclass(frozen=True)
@@ -257,6 +335,9 @@ def list_inputs(
                 continue
             if not inside:
                 refused.append((path, NO_PICTURES))
+        elif (reason := missing(path)) is not None:  # now, not after seconds of loading
+            refused.append((path, reason))
+            continue
         for picture in sorted(inside):
             place = canonical(picture)
             found.setdefault(place, picture)

@@ -24,10 +24,10 @@ from nextscale import image as images
 from nextscale.console import complain
 from nextscale.errors import ImageError, NextScaleError
 from nextscale.files import write_atomic
+from nextscale.install import how_to_install
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_EXTRA = "pip install 'nextscale[data]'"
 
 
 class DataError(NextScaleError):
@@ -85,7 +85,7 @@ def _without_braces(pattern: str) -> list[str]:
     try:
         from braceexpand import braceexpand
     except ImportError:
-        raise DataError(f"{pattern}: braces need a package more; {_EXTRA}") from None
+        raise DataError(f"{pattern}: braces need a package more; {how_to_install('data')}") from None
     try:
         return list(braceexpand(pattern))
     except ValueError as error:
@@ -181,7 +181,9 @@ def _file_system(address: str) -> tuple[Any, str]:
         system, path = url_to_fs(address)
     except ImportError as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{_shown(address)}: reading it needs a package more ({reason}); {_EXTRA}") from None
+        raise DataError(
+            f"{_shown(address)}: reading it needs a package more ({reason}); {how_to_install('data')}"
+        ) from None
     return system, str(path)
 
 

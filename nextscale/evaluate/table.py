@@ -13,7 +13,8 @@ from typing import Any
 from nextscale.evaluate.summary import Summary, json_number
 
 TITLES = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "fid": "FID", "niqe": "NIQE"}
-_DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "fid": 2, "niqe": 3}
+TITLES |= {"dists": "DISTS", "musiq": "MUSIQ", "maniqa": "MANIQA", "clipiqa": "CLIPIQA"}
+_DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "fid": 2, "niqe": 3, "dists": 4, "musiq": 2, "maniqa": 4, "clipiqa": 4}
 
 
 @dataclass(frozen=True)

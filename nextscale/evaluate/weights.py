@@ -1,18 +1,22 @@
 """Finds or downloads the weights of the metrics.
 
-The folder named by the environment variable NEXTSCALE_WEIGHTS, then torch's hub cache, then a download of the official
-file into that cache. Without weights there is an error, never a number.
+The folder named by the environment variable NEXTSCALE_WEIGHTS, then torch's hub cache (which torchvision and
+pytorch-fid fill, too), then packages that bring small files along. Nothing is downloaded unless the user says so, by
+--download or NEXTSCALE_DOWNLOAD=1: then the official file comes into that cache, checked by its sha256. Without weights
+there is an error, never a number.
 """
 
 from __future__ import annotations
 
 import hashlib
 import http.client
+import importlib.util
 import os
 import pickle
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,15 +46,33 @@ def first_file(candidates: Sequence[Path]) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def official_file(url: str, *, also: Sequence[str] = ()) -> Path:
+def brought_along(package: str, inside: str) -> list[Path]:
+    """Where an installed package would have a file."""
+    spec = importlib.util.find_spec(package)
+    roots = (spec.submodule_search_locations or []) if spec else []
+    return [Path(root) / inside for root in roots]
+
+
+def official_file(url: str, *, also: Sequence[str] = (), fetch: bool = False) -> Path:
     """The file that `url` ends in, from the user's folder (there also under other names), the hub cache or the net.
 
+    Args:
+        fetch: whether the user agreed to a download; the environment variable NEXTSCALE_DOWNLOAD=1 says so, too.
+
     Raises:
-        MissingWeights: it is not found, and the download failed or has another checksum.
+        MissingWeights: it is nowhere, or the download failed or has another checksum.
     """
     name = url.rsplit("/", 1)[1]
     user, cached = user_folder(), hub_folder() / name
-    return first_file([*(user / other for other in also), user / name, cached]) or download(url, cached)
+    found = first_file([*(user / other for other in also), user / name, cached])
+    if found is not None:
+        return found
+    if fetch or os.environ.get("NEXTSCALE_DOWNLOAD") == "1":
+        return download(url, cached)
+    raise MissingWeights(
+        f"The weights {name} are not here: --download (or NEXTSCALE_DOWNLOAD=1) fetches them from {url} into "
+        f"{cached.parent}; or put them into the folder named by NEXTSCALE_WEIGHTS"
+    )
 
 
 def download(url: str, target: Path) -> Path:
@@ -88,8 +110,8 @@ def load_into(module: nn.Module, file: Path, *, prefix: str = "", names: Mapping
         MissingWeights: the file is damaged, lacks a tensor or holds one of another shape.
     """
     wanted = names if names is not None else {name: prefix + name for name in module.state_dict()}
+    state = load_file(file)
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
         # Files older than BatchNorm's counter lack it, and it takes no part in a result.
         load: dict[str, Tensor] = {
             ours: state[theirs]
@@ -97,6 +119,18 @@ def load_into(module: nn.Module, file: Path, *, prefix: str = "", names: Mapping
             if theirs in state or not ours.endswith("num_batches_tracked")
         }
         module.load_state_dict(load)
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise damaged(file) from error
+
+
+def load_file(file: Path) -> Any:
+    """What a checkpoint holds, on the CPU, without running code of it.
+
+    Raises:
+        MissingWeights: the file is damaged.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise damaged(file) from error
 

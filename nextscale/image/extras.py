@@ -10,8 +10,8 @@ import numpy as np
 
 from nextscale.errors import ImageError
 from nextscale.image.picture import Array
+from nextscale.install import how_to_install
 
-_EXTRA: Final = "pictures of more than 8 bits per channel need an extra; pip install 'nextscale[depth16]'"
 _OPENCV_SIDE: Final = 1 << 20
 
 
@@ -19,7 +19,8 @@ def extra(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ImageError(_EXTRA) from None
+        remedy = how_to_install("depth16")
+        raise ImageError(f"pictures of more than 8 bits per channel need packages more; {remedy}") from None
 
 
 def by_opencv(cv2: ModuleType, data: bytes, size: tuple[int, int], channels: int) -> Array:

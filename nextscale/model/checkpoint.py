@@ -26,6 +26,10 @@ from nextscale.files import write_atomic
 from nextscale.model.config_io import check_numbers, from_dict, parse_json, to_dict
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FACTS = "card.json"
+"""The facts beside the card in a model folder, from which the card is written."""
+CARD = "README.md"
+"""The model card, under the name that hubs show."""
 SHIPPED = Path(__file__).parents[1] / "weights"
 """Models that come with the package, one folder each."""
 MOST_CONFIG = 1_000_000
@@ -36,10 +40,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each tensor of a checkpoint, by name."""
 
 
-def find_folder(name: str | Path) -> Path:
+def find_folder(name: str | Path, **hub: Any) -> Path:
     """The folder of a model: the name of a shipped model, a path, or a hub id `owner/name` (downloaded once).
 
     See `local_folder` for which of them a name is.
+
+    Args:
+        hub: of a hub id, what `huggingface_hub.snapshot_download` takes: revision, token, cache_dir ...
 
     Raises:
         ModelError: there is no such model, or the download failed.
@@ -55,7 +62,7 @@ def find_folder(name: str | Path) -> Path:
             f"{text}: a model is a folder with {CONFIG} and {WEIGHTS}; convert other files with `nextscale convert`"
         )
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text):
-        return _download(text)
+        return _download(text, **hub)
     shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob(f"*/{CONFIG}"))) or "none"
     raise ModelError(f"{text}: no such model; give a folder, a hub id (owner/name) or a shipped name ({shipped})")
 
@@ -76,16 +83,28 @@ def local_folder(name: str | Path) -> Path | None:
     return Path(path) if os.path.isdir(path) else None
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, **hub: Any) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG, WEIGHTS]))
-    except Exception as error:  # The hub's client raises many unrelated kinds; all mean the same to the user.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG, WEIGHTS, FACTS, CARD], **hub))
+    except Exception as error:
         raise ModelError(
-            f"{hub_id}: no such folder, and the hub does not give it ({reason}); check the name and the connection"
+            f"{hub_id}: no such folder, and the hub does not give it ({hub_reason(error)}); check the name and the "
+            "connection"
         ) from None
+
+
+def hub_reason(error: Exception) -> str:
+    """In one line, what an error of the hub's library says.
+
+    It raises many unrelated kinds, some of an HTTP client that differs with its version; all mean the same to a user.
+    """
+    text = re.sub(r" \(Request ID: [^)]*\)| for url: \S+", "", str(error))
+    lines = [line.strip().rstrip(".") for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and re.match(r"\d{3} \w+ Error", lines[0]):  # the lines after it say more
+        lines = lines[1:]
+    return ": ".join(lines[:2]) or type(error).__name__
 
 
 def save_folder(

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nextscale.errors import NextScaleError, OptionError
+from nextscale.install import how_to_install
 
 Value = TypeVar("Value")
 
@@ -65,7 +66,7 @@ def wrap(module: nn.Module, units: list[nn.Module], parallel: Literal["ddp", "fs
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError:
-        raise NextScaleError("several processes need accelerate: pip install 'nextscale[train]'") from None
+        raise NextScaleError(f"several processes need accelerate: {how_to_install('train')}") from None
     if parallel == "ddp" and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise OptionError("accelerate launch asks for FSDP: add --parallel fsdp, or launch without it")
     # A step may leave parameters out: a stage's decoder, a side's table. (torch warns once where none is.)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from nextscale.errors import OptionError
 
-Device = Literal["a100-40", "a100-80", "h100", "h200", "l40s", "rtx3090", "rtx4090", "cpu"]
+Device = Literal["this", "a100-40", "a100-80", "h100", "h200", "l40s", "rtx3090", "rtx4090", "cpu"]
 GIB = 2**30
 
 
@@ -38,8 +38,8 @@ HARDWARE: dict[str, Hardware] = {
 class PlanConfig:
     """The machine to plan a training for."""
 
-    device: Device = "a100-80"
-    """One process's device; cpu measures this machine."""
+    device: Device = "this"
+    """One process's device: this measures the machine that plans, its GPU if it has one; cpu its processor."""
     processes: int = 1
     """How many of them train together."""
     tflops: float = 0.0
@@ -55,16 +55,49 @@ class PlanConfig:
 
     @property
     def name(self) -> str:
-        """The device's name in a plan."""
-        return "given device" if self.tflops else self.device
+        """What to call the device."""
+        if self.tflops:
+            return "given device"
+        return "device of this machine" if self.device == "this" else self.device
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it computes on a processor."""
+        if self.device != "this":
+            return self.device == "cpu"
+        import torch
+
+        return not (self.tflops or torch.cuda.is_available())
 
     @property
     def hardware(self) -> Hardware:
-        """The device that these settings name; a CPU is measured."""
-        found = HARDWARE[self.device] if self.device in HARDWARE else this_cpu()
+        """What these settings name; measures the CPU where that is asked for."""
+        if self.device in HARDWARE:
+            found = HARDWARE[self.device]
+        else:
+            found = this_cpu() if self.device == "cpu" else this_machine()
         if self.tflops:
             found = replace(found, bf16=self.tflops, fp32=self.tflops / 2)
         return replace(found, memory_gib=self.memory_gib) if self.memory_gib else found
+
+
+def this_machine() -> Hardware:
+    """The GPU that a training here would run on, by matrix products; without one, the CPU."""
+    import torch
+
+    from nextscale.device import Timer, product_rate
+
+    if not torch.cuda.is_available():
+        return this_cpu()
+    device = torch.device("cuda")
+    timer = Timer(device)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")  # TF32, as in the data sheets above
+    try:
+        bf16, fp32 = (1e-12 * product_rate(4096, dtype, timer) for dtype in (torch.bfloat16, torch.float32))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return Hardware(bf16, fp32, torch.cuda.get_device_properties(device).total_memory / GIB)
 
 
 def this_cpu(side: int = 1024) -> Hardware:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nextscale.console import complain
 from nextscale.errors import NextScaleError
 from nextscale.files import JsonLines, keep_json_lines, write_atomic
+from nextscale.install import how_to_install
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,7 +97,7 @@ class Board:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise NextScaleError("--tensorboard needs tensorboard: pip install 'nextscale[tensorboard]'") from None
+            raise NextScaleError(f"--tensorboard needs tensorboard: {how_to_install('tensorboard')}") from None
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, row: Row) -> None:

@@ -431,7 +431,7 @@ def _memory(parts: Sequence[Piece], training: Training, loop: LoopConfig, machin
         "average": WIDE * averaged * (1 if share == 1 else 1 + 1 / share),
         "exchange between processes": WIDE * trained if joined and share == 1 else 0.0,
         "activations": sum(p.checkpointed if loop.activation_checkpointing else p.kept for p in parts),
-        "framework": (0.4 if machine.device == "cpu" else 1.0) * GIB,
+        "framework": (0.4 if machine.on_cpu else 1.0) * GIB,
     }
     return {name: size for name, size in memory.items() if size}
 

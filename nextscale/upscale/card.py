@@ -9,10 +9,6 @@ from typing import Any
 from nextscale.errors import ModelError
 from nextscale.model.config_io import parse_json
 
-FACTS = "card.json"
-"""The facts beside the card in a model folder, from which the card is written."""
-CARD = "model_card.md"
-
 
 @dataclass(frozen=True)
 class CardFacts:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
+from huggingface_hub import HfApi, ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
-from nextscale.errors import ModelError
+from nextscale.errors import ModelError, OptionError
 from nextscale.model.checkpoint import (
+    CARD,
+    FACTS,
     WEIGHTS,
     check_sizes,
     find_folder,
     half_precision,
+    hub_reason,
     load_weights,
     read_config,
     read_kind,
@@ -27,7 +30,8 @@ from nextscale.model.config import FusionConfig, Ladder, ModelConfig, RestorerCo
 from nextscale.model.restorer import Restorer
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.model.transformer import Transformer
-from nextscale.upscale.card import CARD, FACTS, CardFacts, model_card
+from nextscale.upscale.card import CardFacts, model_card
+from nextscale.upscale.describe import ModelDescription, describe
 from nextscale.upscale.options import UpscaleOptions, cascade, output_size
 from nextscale.upscale.pipeline import Pipeline, TileStage, make_fusions, match_color, mean_probability
 from nextscale.upscale.plan import WorkPlan
@@ -35,6 +39,7 @@ from nextscale.upscale.run import Progress, Reveal, Run, UpscaleResult, as_pictu
 
 __all__ = [
     "DEFAULT_MODEL",
+    "ModelDescription",
     "NextScale",
     "Progress",
     "Reveal",
@@ -53,10 +58,16 @@ __all__ = [
 ]
 
 DEFAULT_MODEL = "tiny"
+Factors = list[float]
+"""Under this name where the class below has a method `float`."""
 
 
-class NextScale:
-    """A tokenizer, a transformer and, in newer models, a restorer and a fusion: ready to restore pictures."""
+class NextScale(ModelHubMixin, nn.Module):
+    """A tokenizer, a transformer and, in newer models, a restorer and a fusion: ready to restore pictures.
+
+    A module like any other: `state_dict`, `parameters`, `to`, `half`, `cuda` do what they say. Only the transformer
+    computes in 16 bit; the quantiser stays in float32, so that the ids do not change.
+    """
 
     def __init__(
         self,
@@ -66,9 +77,15 @@ class NextScale:
         restorer: Restorer | None = None,
         fusions: nn.ModuleList | None = None,
     ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.transformer = transformer
+        self.restorer = restorer
+        self.fusions = fusions
         self.pipeline = Pipeline(config, tokenizer, transformer, restorer, fusions)
         self.facts = CardFacts()
         """What the model card says of its training; as loaded."""
+        self.eval()
 
     @classmethod
     def create(cls, config: ModelConfig) -> NextScale:
@@ -82,8 +99,17 @@ class NextScale:
         return cls(config, tokenizer, transformer, restorer, make_fusions(config.fusion, restorer, tokenizer))
 
     @classmethod
-    def from_pretrained(
-        cls, name: str | Path = DEFAULT_MODEL, *, device: str = "auto", fp32: bool = False
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        name: str | Path = DEFAULT_MODEL,
+        *,
+        device: str | torch.device = "auto",
+        fp32: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
     ) -> NextScale:
         """Load a model.
 
@@ -91,16 +117,28 @@ class NextScale:
             name: a shipped model's name, a folder, or a hub id.
             device: auto (CUDA, then MPS, then CPU), or a torch device.
             fp32: compute in float32 even where 16 bit is faster.
+            revision: of a hub id: a branch, a tag or a commit.
+            token: for private models; None takes the one of `hf auth login`, False takes none.
+            cache_dir: where downloads are kept instead of the hub's own cache.
+            local_files_only: never download.
+            force_download: download again what the cache holds.
 
         Raises:
-            ModelError: in one line, what is wrong with the folder.
+            ModelError: in one line, what is wrong with the folder, or why the hub does not give it.
             OptionError: the device is not there.
         """
-        folder = find_folder(name)
+        folder = find_folder(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         config = read_config(folder, "model", ModelConfig)
-        check_sizes(folder / WEIGHTS, lambda: cls.create(config).modules)
+        check_sizes(folder / WEIGHTS, lambda: cls.create(config))
         model = cls.create(config)
-        load_weights(folder / WEIGHTS, model.modules)
+        load_weights(folder / WEIGHTS, model)
         if (folder / FACTS).is_file():
             model.facts = CardFacts.parse((folder / FACTS).read_text(encoding="utf-8"), str(folder / FACTS))
         return model.to(device, fp32=fp32)
@@ -131,53 +169,91 @@ class NextScale:
         load_weights(second / WEIGHTS, model.transformer)
         return cls(model.config, part, model.transformer)
 
-    def save_pretrained(self, folder: str | Path, *, half: bool = True, facts: CardFacts | None = None) -> Path:
+    def save_pretrained(  # type: ignore[override]
+        self,
+        folder: str | Path,
+        *,
+        half: bool = True,
+        facts: CardFacts | None = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        **hub: Any,
+    ) -> Path:
         """Write config.json, weights in 16 bit (the quantiser stays in 32) unless `half` is off, and the model card.
 
         Args:
             facts: what the card says of training, licences and metrics (None: what it said when this model was loaded).
-        """
-        state = self.modules.state_dict()
-        facts = facts or self.facts
-        texts = {FACTS: facts.dump(), CARD: model_card(facts, self._shape())}
-        return save_folder(folder, "model", self.config, half_precision(state) if half else state, texts)
+            push_to_hub: then call `push_to_hub` with `repo_id` (None: the folder's name) and the other keywords.
 
-    def push_to_hub(
+        Raises:
+            ModelError: the folder cannot be written, or the hub refuses.
+        """
+        facts = facts or self.facts
+        state = self.state_dict()
+        texts = {FACTS: facts.dump(), CARD: model_card(facts, self._shape())}
+        saved = save_folder(folder, "model", self.config, half_precision(state) if half else state, texts)
+        if push_to_hub:
+            self.push_to_hub(repo_id or saved.name, facts=facts, **hub)
+        return saved
+
+    def push_to_hub(  # type: ignore[override]
         self,
-        repo: str,
+        repo_id: str,
         *,
-        private: bool = False,
+        commit_message: str = "A nextscale model",
+        private: bool | None = None,
         token: str | None = None,
-        half: bool = True,
+        branch: str | None = None,
+        create_pr: bool = False,
         facts: CardFacts | None = None,
     ) -> str:
-        """Save the model to a hub (HF_ENDPOINT names another than huggingface.co); returns the commit's address.
+        """Save the model to a hub (HF_ENDPOINT names another than huggingface.co).
+
+        Returns:
+            the address of the commit, or of the pull request.
 
         Args:
-            repo: owner/name; made if it is not there.
+            repo_id: owner/name; made if it is not there.
+            private: of a new repository (None: as its owner's new ones are).
+            token: None takes the one of `hf auth login`.
+            branch: which one to commit to (None: main).
+            create_pr: open a pull request against main instead of committing; not together with `branch`.
+            facts: as of `save_pretrained`.
 
         Raises:
             ModelError: the hub cannot be reached or refuses.
         """
-        import httpx
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
+        # The mixin's own method makes the repository before it knows that the model can be saved, and leaves its
+        # temporary copy behind where the hub refuses.
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, half=half, facts=facts)
-            shutil.copy(Path(folder, CARD), Path(folder, "README.md"))  # the name that hubs show
+            self.save_pretrained(folder, facts=facts)
             try:
                 api = HfApi(token=token)
-                api.create_repo(repo, private=private, exist_ok=True)
-                commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="A nextscale model")
-            except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
-                why = " ".join(str(error).split())
-                raise ModelError(f"{repo}: the hub did not take it ({why}); check name, network and token") from None
-        return str(commit.commit_url)
+                repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+                commit = api.upload_folder(
+                    repo_id=repo,
+                    folder_path=folder,
+                    commit_message=commit_message,
+                    revision=branch,
+                    create_pr=create_pr,
+                )
+            except Exception as error:
+                raise ModelError(
+                    f"{repo_id}: the hub did not take it ({hub_reason(error)}); check name, network and token"
+                ) from None
+        return str(commit.pr_url or commit.commit_url)
+
+    def generate_model_card(self, *_: Any, facts: CardFacts | None = None, **__: Any) -> ModelCard:
+        """The card that `save_pretrained` writes, as the hub's library has it."""
+        return ModelCard(model_card(facts or self.facts, self._shape()))
+
+    def describe(self) -> ModelDescription:
+        """What a host program needs to know to run this model."""
+        return describe(self.pipeline)
 
     def _shape(self) -> dict[str, Any]:
         """What the card says of the model itself."""
-        millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in self.modules.items()}
+        millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in self.named_children()}
         ladder = self.tokenizer.ladder
         return {
             "parameters": ", ".join(f"{name} {count:.1f} million" for name, count in millions.items()),
@@ -192,22 +268,6 @@ class NextScale:
         return self.pipeline.config
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        return self.pipeline.tokenizer
-
-    @property
-    def transformer(self) -> Transformer:
-        return self.pipeline.transformer
-
-    @property
-    def restorer(self) -> Restorer | None:
-        return self.pipeline.restorer
-
-    @property
-    def fusions(self) -> nn.ModuleList | None:
-        return self.pipeline.fusions
-
-    @property
     def device(self) -> torch.device:
         return self.pipeline.device
 
@@ -215,15 +275,44 @@ class NextScale:
     def dtype(self) -> torch.dtype:
         return self.pipeline.dtype
 
-    @property
-    def modules(self) -> nn.ModuleDict:
-        """All parts under their names in the checkpoint."""
-        return self.pipeline.modules
-
-    def to(self, device: str = "auto", *, fp32: bool = False) -> NextScale:
-        """Move to a device; see `Pipeline.to`."""
-        self.pipeline.to(device, fp32=fp32)
+    def to(  # type: ignore[override]
+        self,
+        device: str | torch.device | torch.dtype | None = "auto",
+        dtype: torch.dtype | None = None,
+        *,
+        fp32: bool = False,
+    ) -> NextScale:
+        """Move to a device and choose the computing type; see `Pipeline.to`. None for either keeps what it is."""
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        if device is None:
+            device, dtype = self.device, dtype or self.dtype
+        self.pipeline.to(device, dtype, fp32=fp32)
         return self
+
+    def half(self) -> NextScale:
+        """Compute in float16."""
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> NextScale:
+        """Compute in bfloat16."""
+        return self.to(torch.bfloat16)
+
+    def float(self) -> NextScale:
+        """Compute in float32."""
+        return self.to(torch.float32)
+
+    def forward(self, images: Tensor, **options: Any) -> Tensor:
+        """Restore a batch: images B C H W in [0, 1], C = 1 or 3 -> B C sH sW, float32 in [0, 1], on the same device.
+
+        Args:
+            options: those of `UpscaleOptions`, as in scale=2.
+
+        Raises:
+            OptionError, ImageError, NextScaleError: as `upscale`.
+        """
+        results = self.upscale(list(images), **options)
+        return torch.stack([result.tensor for result in results]).to(images.device)
 
     def check(self, options: UpscaleOptions) -> None:
         """See `Pipeline.check`."""
@@ -251,11 +340,33 @@ class NextScale:
         keys: list[tuple[int, int]],
         label: int,
         options: UpscaleOptions,
-        wanted: list[float],
+        wanted: Factors,
         **more: Any,
     ) -> Iterator[TileStage]:
         """Restore a batch of tiles; see `Pipeline.restore_tiles`."""
         return self.pipeline.restore_tiles(inputs, keys, label, options, wanted, **more)
+
+    @overload
+    def upscale(
+        self,
+        image: list[Any] | tuple[Any, ...],
+        options: UpscaleOptions | None = None,
+        *,
+        stream: Literal[False] = False,
+        on_progress: Callable[[Progress], None] | None = None,
+        **keywords: Any,
+    ) -> list[UpscaleResult]: ...
+
+    @overload
+    def upscale(
+        self,
+        image: Tensor,  # by its dimensions, a result or a list of results
+        options: UpscaleOptions | None = None,
+        *,
+        stream: Literal[False] = False,
+        on_progress: Callable[[Progress], None] | None = None,
+        **keywords: Any,
+    ) -> Any: ...
 
     @overload
     def upscale(
@@ -265,6 +376,7 @@ class NextScale:
         *,
         stream: Literal[False] = False,
         on_progress: Callable[[Progress], None] | None = None,
+        **keywords: Any,
     ) -> UpscaleResult: ...
 
     @overload
@@ -275,6 +387,7 @@ class NextScale:
         *,
         stream: Literal[True],
         on_progress: Callable[[Progress], None] | None = None,
+        **keywords: Any,
     ) -> Iterator[Reveal]: ...
 
     def upscale(
@@ -284,23 +397,30 @@ class NextScale:
         *,
         stream: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
-    ) -> UpscaleResult | Iterator[Reveal]:
-        """Restore and enlarge a picture of any size.
+        **keywords: Any,
+    ) -> UpscaleResult | list[UpscaleResult] | Iterator[Reveal]:
+        """Restore and enlarge a picture of any size: `model.upscale("photo.jpg", scale=2, fidelity=0.8)`.
 
         Args:
-            image: a `Picture`, a path, a Pillow image, a numpy array (H W or H W C) or a tensor (C H W or 1 C H W),
-                uint8, uint16 or float in [0, 1]; floats are rounded to 8 bits.
+            image: a `Picture`, a path, the bytes of a file, an open binary file, a Pillow image, a numpy array (H W or
+                H W C) or a tensor (C H W), uint8, uint16 or float in [0, 1]; floats are kept to 16 bits. A list of
+                these, or a tensor B C H W, gives a list of results.
             options: see `UpscaleOptions`.
             stream: return an iterator that yields x1, x2, x4 (every native factor up to the scale) as their stages
-                finish, batch of tiles by batch of tiles.
-            on_progress: called after every step.
+                finish, batch of tiles by batch of tiles; of one picture only.
+            on_progress: called after every step of every picture.
+            keywords: single options, which take the place of those in `options`.
 
         Raises:
-            OptionError: the options do not fit the model.
+            OptionError: there is no such option, or the options do not fit the model.
             ImageError: the input cannot be read as an image.
             NextScaleError: out of memory even with one tile at a time, or for the result itself.
         """
-        options = options or UpscaleOptions()
+        options = (options or UpscaleOptions()).changed(**keywords)
+        if isinstance(image, list | tuple) or (isinstance(image, Tensor) and image.ndim == 4):
+            if stream:
+                raise OptionError("stream is for one picture at a time; call it for each")
+            return [Run(self.pipeline, as_picture(each), options, on_progress).result() for each in image]
         if stream:
             options = dataclasses.replace(options, all_factors=True)
         run = Run(self.pipeline, as_picture(image), options, on_progress)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from nextscale.errors import OptionError, check_values
 from nextscale.model.config import SamplingOptions
@@ -83,6 +85,20 @@ class UpscaleOptions:
             raise OptionError("--fast makes no confidence map, which needs the codes; leave out one of the two")
         if self.fast and self.fidelity < 1:
             raise OptionError("--fast has no codes for --fidelity to turn to; leave out one of the two")
+
+    def changed(self, **changes: Any) -> UpscaleOptions:
+        """The same options but for some: changed(scale=2).
+
+        Raises:
+            OptionError: there is no such option, or a value is out of range.
+        """
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+                raise OptionError(f"there is no option {name}; {remedy}")
+        return dataclasses.replace(self, **changes)
 
     @property
     def sampling(self) -> SamplingOptions:

@@ -60,8 +60,16 @@ class Pipeline:
         self.transformer = transformer.eval()
         self.restorer = None if restorer is None else restorer.eval()
         self.fusions = None if fusions is None else fusions.eval()
-        self.device = torch.device("cpu")
-        self.dtype = torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.tokenizer.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What they compute in: the type of the transformer's weights."""
+        return next(self.transformer.parameters()).dtype
 
     @property
     def modules(self) -> nn.ModuleDict:
@@ -71,20 +79,24 @@ class Pipeline:
             parts |= {"restorer": self.restorer, "fusions": self.fusions}
         return nn.ModuleDict(parts)
 
-    def to(self, device: str = "auto", *, fp32: bool = False) -> None:
-        """Move to a device; the transformer's weights take the computing type, the quantiser stays in float32."""
-        self.device = pick_device(device)
-        self.dtype = torch.float32 if fp32 else fast_dtype(self.device)
+    def to(self, device: str | torch.device = "auto", dtype: torch.dtype | None = None, *, fp32: bool = False) -> None:
+        """Move to a device; the transformer's weights take the computing type, the quantiser stays in float32.
+
+        Args:
+            dtype: what to compute in (None: the fastest of the device, or float32 if `fp32`).
+        """
+        target = pick_device(str(device))
+        dtype = torch.float32 if fp32 else dtype or fast_dtype(target)
         try:
             for part in (self.tokenizer, self.restorer, self.fusions):
                 if part is not None:
-                    part.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.transformer.to(self.device, self.dtype)
+                    part.to(target, torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.transformer.to(target, dtype)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             raise NextScaleError(
-                f"out of memory for the model on {self.device}; close other programs, or use another --device"
+                f"out of memory for the model on {target}; close other programs, or use another --device"
             ) from None
         self.modules.requires_grad_(False)
 

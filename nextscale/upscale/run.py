@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,11 @@ class UpscaleResult:
     def picture(self) -> Picture:
         """The result at the scale asked for."""
         return self.images[max(self.images)]
+
+    @property
+    def tensor(self) -> Tensor:
+        """The result as C H W, float32 in [0, 1], without alpha."""
+        return to_tensor(self.picture)
 
     @property
     def pil(self) -> Image.Image:
@@ -465,15 +470,19 @@ def plan_of(pipeline: Pipeline, picture: Picture, options: UpscaleOptions) -> Wo
 
 
 def as_picture(image: Any) -> Picture:
-    """A `Picture` of a path, a Pillow image, an array or a tensor.
+    """A `Picture` of a path, a file's bytes, an open binary file, a Pillow image, an array or a tensor.
 
     Raises:
         ImageError: it is none of these, or its shape, type or values are not a picture's.
     """
     if isinstance(image, Picture):
         return image
-    if isinstance(image, str | Path):
+    if isinstance(image, str | os.PathLike):
         return images.read(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return images.decode_bytes(bytes(image))
+    if callable(getattr(image, "read", None)) and not isinstance(image, Image.Image):
+        return images.decode_bytes(_bytes_of(image))
     if isinstance(image, Image.Image):
         return images.from_pil(image)
     if isinstance(image, Tensor):
@@ -485,7 +494,20 @@ def as_picture(image: Any) -> Picture:
         return _from_array(pixels.permute(1, 2, 0).numpy())
     if isinstance(image, np.ndarray):
         return _from_array(image[..., None] if image.ndim == 2 else image)
-    raise ImageError(f"not a picture: {type(image).__name__}; give a path, a Pillow image, an array or a tensor")
+    raise ImageError(
+        f"not a picture: {type(image).__name__}; give a path, bytes, a file, a Pillow image, an array or a tensor"
+    )
+
+
+def _bytes_of(file: Any) -> bytes:
+    """The rest of an open file."""
+    try:
+        data = file.read()
+    except (OSError, ValueError) as error:
+        raise ImageError(f"the open file cannot be read ({error}); open it again") from None
+    if not isinstance(data, bytes):
+        raise ImageError('the file is open as text; open it with mode "rb"')
+    return data
 
 
 def _from_array(array: Array) -> Picture:
@@ -496,12 +518,18 @@ def _from_array(array: Array) -> Picture:
         low, high = float(array.min()), float(array.max())
         if not (low >= -0.25 and high <= 1.25):  # some overshoot is usual after a resize; NaN is not
             raise ImageError(f"float pixels must lie in [0, 1], got {low:g} to {high:g}")
-        array = images.from_float(array * 2 - 1, np.uint8)
+        array = images.from_float(array * 2 - 1, np.uint16)  # finer than any screen shows, and written as such
     if array.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"pixels must be uint8, uint16 or float, got {array.dtype}")
     colours = 3 if array.shape[2] >= 3 else 1
     alpha = np.ascontiguousarray(array[..., colours]) if array.shape[2] > colours else None
     return Picture(np.ascontiguousarray(array[..., :colours]), alpha, format="array")
+
+
+def to_tensor(picture: Picture) -> Tensor:
+    """The colours of a picture as C H W, float32 in [0, 1]."""
+    top = np.iinfo(picture.rgb.dtype).max
+    return torch.from_numpy(picture.rgb.astype(np.float32) / top).permute(2, 0, 1)
 
 
 def to_pil(picture: Picture) -> Image.Image:

@@ -18,6 +18,7 @@ from benchmarks.peaks import Peaks
 from benchmarks.speed_options import SpeedOptions
 from benchmarks.work import Work
 from nextscale.errors import ModelError
+from nextscale.install import how_to_install
 
 WORK = Work({"float32": 3e9, "bfloat16": 1e9}, 2e9, 5e9)
 PARTS = [Part("encode", 1.5, 2**20, WORK, 0.5, "memory"), Part("step_2", 0.5, 3 * 2**20, WORK, 0.5, "compute")]
@@ -145,7 +146,7 @@ def test_nothing_is_measured_for_a_plot_without_matplotlib(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["--plot", "speed.png"]) == 1
-    assert capsys.readouterr().err == "nextscale: --plot needs matplotlib; pip install 'nextscale[bench]'\n"
+    assert capsys.readouterr().err == f"nextscale: --plot needs matplotlib; {how_to_install('bench')}\n"
     assert not measured
 
 

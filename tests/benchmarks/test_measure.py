@@ -195,7 +195,7 @@ def test_a_preset_without_weights_runs_on_the_same_random_ones(monkeypatch: pyte
     options = SpeedOptions(sizes=(64,), batches=(1,), runs=1, fp32=True)
     reports = [measure("small", "cpu", options) for _ in range(2)]
     assert [report.weights for report in reports] == ["random", "random"]
-    assert reports[0].parameters == sum(p.numel() for p in create(small_config()).modules.parameters())
+    assert reports[0].parameters == sum(p.numel() for p in create(small_config()).parameters())
     assert torch.equal(drawn[0], drawn[1])
 
 

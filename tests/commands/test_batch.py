@@ -22,6 +22,7 @@ from nextscale.commands.cli_types import UpscaleFlags
 from nextscale.commands.main import main
 from nextscale.files import mark_of
 from nextscale.image import Picture
+from nextscale.install import how_to_install
 from nextscale.upscale.nextscale import NextScale
 
 pytest.importorskip("ray", reason="batches need the extra `ray`")
@@ -219,7 +220,7 @@ def test_mistakes_are_one_line(
 def test_without_ray_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["batch", "-i", ".", "-o", "out"]) == 1
-    assert "pip install 'nextscale[ray]'" in capsys.readouterr().err
+    assert how_to_install("ray") in capsys.readouterr().err
 
 
 def test_batch_and_upscale_give_the_same_files(model_folder: Path, tmp_path: Path) -> None:

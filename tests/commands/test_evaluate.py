@@ -16,11 +16,12 @@ from nextscale.commands.evaluate import progress
 from nextscale.commands.main import main
 from nextscale.console import Remaining
 from nextscale.evaluate import scores
+from nextscale.evaluate.options import METRICS
 from nextscale.evaluate.weights import MissingWeights
 from tests.evaluate.test_benchmark import make_bench
 
 
-def refuse(*_: Any) -> None:
+def refuse(*_: Any, **__: Any) -> None:
     raise MissingWeights("no weights here: fetch them")
 
 
@@ -74,7 +75,7 @@ def test_a_metric_without_weights_is_said_and_not_invented(
 @pytest.mark.parametrize(
     ("words", "status", "expected"),
     [
-        (["--metrics", "psnr,vmaf"], 2, "metrics must be some of psnr ssim lpips fid niqe, got vmaf"),
+        (["--metrics", "psnr,vmaf"], 2, f"metrics must be some of {' '.join(METRICS)}, got vmaf"),
         (["--metrics", "psnr", "--border", "-1"], 2, "border must be 0 or more"),
         (["--metrics", "psnr", "--border", "8"], 1, "a border of 8 leaves nothing of 20 x 16"),
         (["--fidelity", "0.5"], 2, "only --bench takes options of a model or a set"),
@@ -172,7 +173,7 @@ def test_progress_without_a_terminal_is_plain_lines(capsys: pytest.CaptureFixtur
         done(2, 2, "b", False)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("  about")[0] for line in lines] == ["nextscale: 1/2 pictures  a", "nextscale: 2/2 pictures  b"]
-    assert lines[-1].endswith("about 0 s left")
+    assert lines[-1].endswith("about 0 seconds left")
     with progress() as done:
         done(1, 2, "a", False)
     assert capsys.readouterr().err == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import re
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from PIL import Image
 
 from nextscale.data import crops as data
 from nextscale.data.crops import Crops, DataError, find_sources
+from nextscale.install import how_to_install
 
 
 @pytest.fixture
@@ -302,7 +304,7 @@ def test_a_missing_package_is_one_line_with_the_remedy(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(builtins, "__import__", without)
     for pattern in ("https://127.0.0.1/a.tar", str(tmp_path / "{a,b}.tar")):
-        with pytest.raises(DataError, match=r"pip install 'nextscale\[data\]'"):
+        with pytest.raises(DataError, match=re.escape(how_to_install("data"))):
             find_sources([pattern], tmp_path)
 
 

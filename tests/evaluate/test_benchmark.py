@@ -187,7 +187,7 @@ def test_fid_goes_on_after_a_stop(bench: Path, tmp_path: Path, monkeypatch: pyte
             next(calls)
             return image.mean(dim=(2, 3))
 
-    monkeypatch.setattr(scores, "Inception", Means)
+    monkeypatch.setattr(scores, "Inception", lambda **_: Means())
     score = ScoreOptions(metrics=("fid",))
 
     def measure(out: Path | None, limit: int) -> Evaluation:

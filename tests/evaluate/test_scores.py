@@ -44,7 +44,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "p", tmp_path / "t"
 
 
-def refuse(*_: Any) -> None:
+def refuse(*_: Any, **__: Any) -> None:
     raise MissingWeights("no weights here: fetch them")
 
 
@@ -119,7 +119,7 @@ def test_fid_of_folders_compares_their_features(folders: tuple[Path, Path], monk
             assert image.dtype == torch.float32
             return image.mean(dim=(2, 3))
 
-    monkeypatch.setattr(scores, "Inception", Means)
+    monkeypatch.setattr(scores, "Inception", lambda **_: Means())
     result = score_folders(*folders, ScoreOptions(metrics=("fid",)), device="cpu")
     vectors = [
         [to_tensor(read_pixels(path)).mean(dim=(2, 3))[0].float().numpy() for path in sorted(folder.iterdir())]

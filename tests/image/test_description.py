@@ -18,6 +18,7 @@ from nextscale import image
 from nextscale.errors import ImageError
 from nextscale.image import Array, Picture
 from nextscale.image.avif import depth_of
+from nextscale.install import how_to_install
 from tests.image.pictures import (
     SRGB,
     chunk,
@@ -274,7 +275,7 @@ def test_deep_avif_becomes_16_bits(depth: int, alpha: bool) -> None:
 def test_deep_avif_without_the_extra_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     data = deep_avif(10, False)
     monkeypatch.setitem(sys.modules, "cv2", None)
-    assert "pip install 'nextscale[depth16]'" in refusal(data)
+    assert how_to_install("depth16") in refusal(data)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from PIL import Image
 from nextscale import image
 from nextscale.errors import ImageError, OptionError
 from nextscale.image import Picture
+from nextscale.install import how_to_install
 from tests.image.pictures import (
     GREY_PROFILE,
     SRGB,
@@ -127,7 +128,7 @@ def test_without_the_extra_16_bits_are_refused_with_the_remedy(
     colour = image.encode_bytes(picture(3, False, np.uint16), suffix)
     grey = image.encode_bytes(picture(1, False, np.uint16), suffix)
     monkeypatch.setitem(sys.modules, missing, None)
-    assert "pip install 'nextscale[depth16]'" in refusal(colour)
+    assert how_to_install("depth16") in refusal(colour)
     assert image.decode_bytes(grey).bits == 16  # plain grey needs no extra
 
 

@@ -36,8 +36,8 @@ def refused(folder: Path | str) -> str:
 def test_a_saved_model_loads_bit_for_bit(model: NextScale, model_folder: Path) -> None:
     again = NextScale.from_pretrained(model_folder, fp32=True)
     assert again.config == model.config
-    for name, tensor in again.modules.state_dict().items():
-        assert torch.equal(tensor, model.modules.state_dict()[name]), name
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
 
 
 def test_half_precision_keeps_the_quantiser_whole(model: NextScale, tmp_path: Path) -> None:
@@ -56,10 +56,10 @@ def test_a_tokenizer_saves_and_loads_alone(model: NextScale, tmp_path: Path) -> 
 
 def test_saving_leaves_no_temporary_files(model_folder: Path) -> None:
     assert sorted(p.name for p in model_folder.iterdir()) == [
+        "README.md",
         "card.json",
         "config.json",
         "model.safetensors",
-        "model_card.md",
     ]
 
 
@@ -254,21 +254,21 @@ def test_missing_files_and_names_are_explained(tmp_path: Path) -> None:
 def test_a_hub_id_is_downloaded(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def snapshot(name: str, *, allow_patterns: list[str]) -> str:
-        asked.append((name, tuple(allow_patterns)))
+    def snapshot(name: str, *, allow_patterns: list[str], **how: object) -> str:
+        asked.append((name, *allow_patterns, how))
         return str(model_folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    assert find_folder("owner/name") == model_folder
-    assert asked == [("owner/name", ("config.json", "model.safetensors"))]
+    assert find_folder("owner/name", revision="v1") == model_folder
+    assert asked == [("owner/name", "config.json", "model.safetensors", "card.json", "README.md", {"revision": "v1"})]
 
 
 def test_a_hub_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(name: str, *, allow_patterns: list[str]) -> str:
+    def fail(name: str, *, allow_patterns: list[str], **_: object) -> str:
         raise OSError(f"no route\nto {name} {allow_patterns}")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    assert "the hub does not give it (no route)" in refused("owner/name")
+    assert "the hub does not give it (no route: to owner/name" in refused("owner/name")
 
 
 def test_an_unwritable_folder_is_explained(model: NextScale, tmp_path: Path) -> None:

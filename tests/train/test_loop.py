@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from nextscale.data.crops import Crops
 from nextscale.errors import NextScaleError, OptionError
+from nextscale.install import how_to_install
 from nextscale.model.config import Ladder, TokenizerConfig, paper
 from nextscale.model.layers import ResBlock
 from nextscale.model.tokenizer import Tokenizer
@@ -241,7 +243,7 @@ def test_several_processes_without_accelerate_are_one_clear_line(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(NextScaleError, match=r"pip install 'nextscale\[train\]'"):
+    with pytest.raises(NextScaleError, match=re.escape(how_to_install("train"))):
         train(Toy(), loop(1), tmp_path)
 
 
@@ -540,7 +542,7 @@ def test_without_a_terminal_every_row_is_a_line(tmp_path: Path, capsys: pytest.C
     first, second = out.splitlines()
     assert first.startswith("2/4 steps  loss ")
     assert "samples/s" in first
-    assert second.endswith("  about 0 s left")
+    assert second.endswith("  about 0 seconds left")
 
 
 def test_a_terminal_shows_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -569,5 +571,5 @@ def test_tensorboard_holds_the_rows(tmp_path: Path) -> None:
 
 def test_without_tensorboard_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(NextScaleError, match=r"pip install 'nextscale\[tensorboard\]'"):
+    with pytest.raises(NextScaleError, match=re.escape(how_to_install("tensorboard"))):
         train(Toy(), loop(1, tensorboard=True), tmp_path)

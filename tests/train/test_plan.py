@@ -6,6 +6,7 @@ import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from nextscale.console import lasting
 from nextscale.data.crops import Crops
 from nextscale.errors import OptionError
 from nextscale.model.config import FusionConfig, ModelConfig, RestorerConfig, paper
@@ -21,7 +21,7 @@ from nextscale.model.restorer import Restorer
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.model.transformer import Transformer
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig, RestorationConfig
-from nextscale.train.hardware import HARDWARE, PlanConfig, this_cpu
+from nextscale.train.hardware import HARDWARE, Hardware, PlanConfig, this_cpu
 from nextscale.train.plan import (
     ATTENTION,
     Plan,
@@ -220,9 +220,18 @@ def test_this_cpu_is_measured() -> None:
     assert PlanConfig("h100").hardware is HARDWARE["h100"]
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(0.5, "0.5 s"), (150, "2.5 min"), (9000, "2.5 h"), (216000, "2.5 days")])
-def test_times_are_said_in_their_unit(seconds: float, said: str) -> None:
-    assert lasting(seconds) == said
+def test_the_default_is_the_machine_that_plans() -> None:
+    config = PlanConfig()
+    assert config.device == "this"
+    assert config.name == "device of this machine"
+    assert config.hardware.bf16 > 0
+
+
+def test_a_gpu_here_is_measured_and_named_by_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=24 * 2**30))
+    monkeypatch.setattr("nextscale.device.product_rate", lambda _, dtype, *__: 1e12 * (1 + dtype.itemsize))
+    assert PlanConfig().hardware == Hardware(3.0, 5.0, 24.0)
 
 
 @pytest.mark.integration

@@ -144,7 +144,7 @@ def test_the_fusion_trains_alone_and_remembers_its_predictions() -> None:
     plain = {f.name: getattr(PLAIN, f.name) for f in dataclasses.fields(PLAIN)} | {"side": 64, "presets": ("stablesr",)}
     config = FusionTrainingConfig(**plain, predicted=1.0, predicted_after=0, cycle=4)
     model = restoring_model(untrained=False)
-    frozen = {name: value.clone() for name, value in model.modules.state_dict().items() if "fusions" not in name}
+    frozen = {name: value.clone() for name, value in model.state_dict().items() if "fusions" not in name}
     loop = LoopConfig(steps=4, batch=2, lr=1e-3, warmup=1, bf16=False, ema=0.5)
     run = Run(FusionTask(model, samples(config), config), loop)
     for _ in range(2):
@@ -157,4 +157,4 @@ def test_the_fusion_trains_alone_and_remembers_its_predictions() -> None:
     other = Run(FusionTask(again, samples(config), config), loop)
     other.load_state_dict(saved)
     assert other.advance()[0] == run.advance()[0]
-    assert all(torch.equal(value, frozen[name]) for name, value in model.modules.state_dict().items() if name in frozen)
+    assert all(torch.equal(value, frozen[name]) for name, value in model.state_dict().items() if name in frozen)

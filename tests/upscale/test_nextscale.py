@@ -6,6 +6,7 @@ import dataclasses
 import random
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -588,14 +589,85 @@ def test_arrays_tensors_pillow_images_and_paths_mean_the_same(model: NextScale, 
     Image.fromarray(rgb).save(tmp_path / "a.png")
     tensor = torch.from_numpy(rgb).permute(2, 0, 1)
     same = [
-        rgb, np.asfortranarray(rgb), rgb[:, ::-1][:, ::-1], rgb / 255, (rgb / 255).astype(np.float32),
-        tensor, tensor[None], tensor.float() / 255, tensor.double() / 255,
-        Image.fromarray(rgb), tmp_path / "a.png", str(tmp_path / "a.png"), as_picture(rgb),
+        rgb, np.asfortranarray(rgb), rgb[:, ::-1][:, ::-1], tensor, tensor[None], Image.fromarray(rgb),
+        tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes(), as_picture(rgb),
     ]  # fmt: skip
     want = model.upscale(rgb, options(scale=1)).picture
     for given_as in same:
         assert_same(as_picture(given_as), as_picture(rgb))
-        assert_same(model.upscale(given_as, options(scale=1)).picture, want)
+        got = model.upscale([given_as], options(scale=1)) if given_as is same[4] else [model.upscale(given_as, scale=1)]
+        assert_same(got[0].picture, want)
+    with (tmp_path / "a.png").open("rb") as file:
+        assert_same(model.upscale(file, scale=1).picture, want)
+    with (
+        (tmp_path / "a.png").open(encoding="latin-1") as text,
+        pytest.raises(ImageError, match='open it with mode "rb"'),
+    ):
+        model.upscale(text)
+
+
+def test_floats_keep_sixteen_bits(model: NextScale) -> None:
+    fine = np.linspace(0.2, 0.3, 30 * 40 * 3, dtype=np.float32).reshape(30, 40, 3)
+    tensor = torch.from_numpy(fine).permute(2, 0, 1)
+    for given_as in (fine, fine.astype(np.float64), tensor, tensor.double(), tensor.contiguous()):
+        picture = as_picture(given_as)
+        assert picture.bits == 16
+        np.testing.assert_allclose(picture.rgb / 65535, fine, atol=1e-5)
+    result = model.upscale(fine, scale=2)
+    assert result.picture.bits == 16
+    assert result.tensor.shape == (3, 60, 80)
+    assert len(np.unique(result.picture.rgb)) > 256
+    np.testing.assert_allclose(result.tensor.permute(1, 2, 0).numpy() * 65535, result.picture.rgb, atol=0.01)
+
+
+def test_a_list_or_a_batch_gives_a_list(model: NextScale) -> None:
+    photos = [smooth(20, 30), smooth(24, 16, 1)]
+    results = model.upscale(photos, scale=1, fidelity=0.5)
+    for photo, result in zip(photos, results, strict=True):
+        assert_same(result.picture, model.upscale(photo, options(scale=1, fidelity=0.5)).picture)
+    batch = torch.rand(2, 3, 18, 20, generator=torch.Generator().manual_seed(0))
+    both = model.upscale(batch, scale=2)
+    assert [result.picture.size for result in both] == [(40, 36)] * 2
+    assert_same(both[1].picture, model.upscale(batch[1], scale=2).picture)
+    assert model.upscale([]) == []
+    with pytest.raises(OptionError, match="stream is for one picture"):
+        model.upscale(batch, stream=True)
+
+
+def test_keywords_take_the_place_of_options(model: NextScale) -> None:
+    base = options(scale=4, fidelity=0.3)
+    want = model.upscale(smooth(20, 30), options(scale=2, fidelity=0.3)).picture
+    assert_same(model.upscale(smooth(20, 30), base, scale=2).picture, want)
+    with pytest.raises(OptionError, match=r"^there is no option fidelty; did you mean fidelity\?$"):
+        model.upscale(smooth(20, 30), fidelty=1)
+    with pytest.raises(OptionError, match=r"^there is no option zzz; there are scale, all_factors, "):
+        model.upscale(smooth(20, 30), zzz=1)
+    with pytest.raises(OptionError, match=r"^scale must be"):
+        model.upscale(smooth(20, 30), scale=0)
+
+
+def test_the_model_is_a_module(model_folder: Path) -> None:
+    model = NextScale.from_pretrained(model_folder, device="cpu", fp32=True)
+    assert isinstance(model, torch.nn.Module)
+    assert not model.training
+    assert {name.split(".")[0] for name in model.state_dict()} == {"tokenizer", "transformer"}
+    batch = torch.rand(2, 3, 16, 20, generator=torch.Generator().manual_seed(0))
+    out = model(batch, scale=2, fidelity=0.5)
+    assert out.shape == (2, 3, 32, 40)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out[1], model.upscale(batch[1], scale=2, fidelity=0.5).tensor)
+    assert model.half().dtype == torch.float16
+    assert next(model.tokenizer.quantizer.parameters()).dtype == torch.float32
+    assert model.float().dtype == torch.float32
+    assert model.to(torch.bfloat16).to("cpu", torch.float16).to(None, torch.float32).dtype == torch.float32
+    out = model(batch, scale=2, fidelity=0.5)  # with weights that went through 16 bit
+    assert bool(torch.isfinite(out).all())
+    copy = deepcopy(model)
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            parameter.zero_()
+    assert copy.pipeline.tokenizer is copy.tokenizer
+    torch.testing.assert_close(model(batch, scale=2, fidelity=0.5), out)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -619,7 +691,8 @@ def test_one_to_four_channels_are_grey_or_colour_with_or_without_alpha(channels:
         np.full((4, 4, 3), 255.0),
         np.full((4, 4, 3), -1.0),
         torch.zeros(4, 4),
-        torch.zeros(2, 3, 4, 4),
+        [torch.zeros(2, 3, 4, 4)],
+        torch.zeros(1, 2, 3, 4, 4),
         torch.zeros(3, 0, 4),
         torch.full((3, 4, 4), 200.0),
         torch.zeros(3, 4, 4, dtype=torch.int64),
@@ -850,8 +923,7 @@ def test_sixteen_bit_is_used_where_it_is_fast_and_fp32_on_request(model_folder: 
 
 def test_bfloat16_gives_whole_pictures_too(model_folder: Path) -> None:
     model = NextScale.from_pretrained(model_folder, device="cpu", fp32=True)
-    model.pipeline.dtype = torch.bfloat16
-    model.transformer.to(torch.bfloat16)
+    model.bfloat16()
     result = model.upscale(smooth(60, 60), options(scale=2, confidence=True))
     assert result.picture.rgb.std() > 1
     assert result.confidence[2].any()

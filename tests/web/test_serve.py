@@ -27,6 +27,7 @@ from nextscale import image as images
 from nextscale.commands.main import main
 from nextscale.errors import ImageError
 from nextscale.image import Picture
+from nextscale.install import how_to_install
 from nextscale.upscale.nextscale import NextScale
 from nextscale.web.page import Limits, Restorer, overlaid, sweep
 from nextscale.web.serve import credentials, example_photos, free_port
@@ -269,4 +270,4 @@ def test_without_gradio_the_remedy_is_named(
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert main(["serve", "--port", "0"]) == 1
-    assert "pip install 'nextscale[web]'" in capsys.readouterr().err
+    assert how_to_install("web") in capsys.readouterr().err

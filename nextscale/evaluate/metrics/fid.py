@@ -118,7 +118,14 @@ class Inception(nn.Module):
         MissingWeights: that file is not found and cannot be downloaded, or is damaged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, download: bool = False) -> None:
+        """
+        Args:
+            download: fetch the official weights where they are nowhere.
+
+        Raises:
+            MissingWeights: they are nowhere, or damaged.
+        """
         super().__init__()
         self.Conv2d_1a_3x3 = _Conv(3, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = _Conv(32, 32, 3, padded=False)
@@ -138,7 +145,7 @@ class Inception(nn.Module):
         self.Mixed_7c = _Forked(2048, pool=_max_pool)
         # FID stops before the classes; the file has them.
         self.fc = nn.Linear(_NUM_FEATURES, _NUM_CLASSES)
-        load_into(self, official_file(_URL))
+        load_into(self, official_file(_URL, fetch=download))
         self.requires_grad_(False).eval()
 
     def forward(self, image_BCHW: Tensor) -> Tensor:

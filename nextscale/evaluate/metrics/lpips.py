@@ -8,7 +8,6 @@ Shapes: B images, C channels, h w feature positions, H W pixels.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.evaluate.weights import MissingWeights as MissingWeights
-from nextscale.evaluate.weights import first_file, hub_folder, load_into, official_file, user_folder
+from nextscale.evaluate.weights import brought_along, first_file, hub_folder, load_into, official_file, user_folder
 
 LpipsNet = Literal["alex", "squeeze", "vgg"]
 
@@ -38,12 +37,18 @@ class Lpips(nn.Module):
     shift: Tensor
     deviation: Tensor
 
-    def __init__(self, net: LpipsNet = "alex") -> None:
+    def __init__(self, net: LpipsNet = "alex", *, download: bool = False) -> None:
+        """
+        Args:
+            download: fetch the backbone's official weights where they are nowhere.
+
+        Raises:
+            MissingWeights: the weights are nowhere, or damaged.
+        """
         super().__init__()
         spec = _BACKBONES[net]
         self.taps = spec.taps
-        self.features = spec.build()
-        load_into(self.features, _backbone_file(spec), prefix="features.")
+        self.features = backbone(net, download=download)
         heads = [nn.Conv2d(width, 1, 1, bias=False) for width in spec.widths]
         self.heads = nn.ModuleList(heads)
         names = {f"{i}.weight": f"lin{i}.model.1.weight" for i in range(len(heads))}
@@ -225,18 +230,26 @@ _BACKBONES: Mapping[str, _Backbone] = {
 # --- files of weights -------------------------------------------------------------------------------------------------
 
 
-def _backbone_file(spec: _Backbone) -> Path:
-    return official_file(_OFFICIAL_URL + spec.official, also=[spec.file])
+def backbone(net: LpipsNet, *, download: bool = False) -> nn.Sequential:
+    """The convolutional layers of a network, with its official weights.
+
+    Raises:
+        MissingWeights: these are nowhere, or damaged.
+    """
+    spec = _BACKBONES[net]
+    features = spec.build()
+    file = official_file(_OFFICIAL_URL + spec.official, also=[spec.file], fetch=download)
+    load_into(features, file, prefix="features.")
+    return features
 
 
 def _head_file(net: str) -> Path:
     """The LPIPS linear layers: the user's folder, else those that an installed lpips or torchmetrics brings along."""
-    candidates = [user_folder() / "lin" / f"{net}.pth"]
-    for package, inside in (("lpips", "weights/v0.1"), ("torchmetrics", "functional/image/lpips_models")):
-        spec = importlib.util.find_spec(package)
-        for root in (spec.submodule_search_locations or []) if spec else []:
-            candidates.append(Path(root) / inside / f"{net}.pth")
-    file = first_file(candidates)
+    shipped = [
+        *brought_along("lpips", f"weights/v0.1/{net}.pth"),
+        *brought_along("torchmetrics", f"functional/image/lpips_models/{net}.pth"),
+    ]
+    file = first_file([user_folder() / "lin" / f"{net}.pth", *shipped])
     if file is None:
         raise MissingWeights(
             f"LPIPS needs its linear layers lin/{net}.pth: put them into the folder named by NEXTSCALE_WEIGHTS, "

@@ -39,7 +39,7 @@ class FusionTask:
         self.model: nn.Module = model.fusions
         self.config = config
         self.validation = validation
-        model.modules.requires_grad_(False)
+        model.requires_grad_(False)
         model.fusions.requires_grad_(True)
         self.device = model.device
         self.ladder = model.tokenizer.ladder.for_input(config.side)

@@ -1,0 +1,184 @@
+"""Pictures from the standard input, from addresses and to the standard output; progress for a calling program."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from nextscale import image as images
+from nextscale.commands import streams
+from nextscale.commands.main import main
+from nextscale.install import how_to_install
+
+ROOT = Path(__file__).parents[2]
+Run = Callable[..., tuple[int, bytes, str]]
+
+
+@pytest.fixture
+def run(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Run:
+    """`nextscale upscale` with the small model at x1 in an empty folder; `stdin` is what it gets there."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object, stdin: bytes | None = None) -> tuple[int, bytes, str]:
+        source = SimpleNamespace(buffer=io.BytesIO(stdin or b""), isatty=lambda: stdin is None)
+        monkeypatch.setattr(sys, "stdin", source)
+        how = ["-n", str(model_folder), "-s", "1", "--device", "cpu", "--fp32"]
+        try:
+            status = main(["upscale", *map(str, words), *how])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, err = capfdbinary.readouterr()
+        return status, out, err.decode()
+
+    return call
+
+
+def photo(form: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(file, form)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_picture_goes_through_a_pipe(run: Run, tmp_path: Path, form: str) -> None:
+    status, out, err = run("-i", "-", "-o", "-", stdin=photo(form))
+    assert (status, err) == (0, "")
+    through = images.decode_bytes(out)
+    assert (through.format, through.size) == (form, (30, 20))
+    (tmp_path / f"a.{form.lower()}").write_bytes(photo(form))
+    assert run(f"a.{form.lower()}", "-o", f"b.{form.lower()}")[0] == 0
+    assert (tmp_path / f"b.{form.lower()}").read_bytes() == out
+
+
+def test_the_format_on_a_pipe_is_the_one_asked_for(run: Run) -> None:
+    status, out, _ = run("-", "-o", "-", "--ext", "webp", stdin=photo())
+    assert (status, images.decode_bytes(out).format) == (0, "WebP")
+
+
+def test_the_standard_input_goes_to_a_file_or_a_folder(run: Run) -> None:
+    assert run("-i", "-", "-o", "a.png", stdin=photo())[0] == 0
+    status, out, _ = run("-i", "-", "-o", "out", stdin=photo("JPEG"))
+    assert status == 0
+    assert out.startswith(b"-: 30 x 20 -> 30 x 20")
+    assert images.read("a.png").size == (30, 20)
+    assert images.read("out/stdin_x1.jpg").size == (30, 20)
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "status", "line"),
+    [
+        (["-i", "-", "-o", "-"], b"no picture", 1, "-: this is not a picture"),
+        (["-i", "-", "-o", "-"], None, 1, "-: the standard input is a terminal; send a picture into it"),
+        (["-i", "-", "-", "-o", "out"], photo(), 2, "the standard input (-) can be read once only"),
+        (["-i", "-", "-o", "-", "--all-factors"], photo(), 2, "-o - takes one picture and gives one"),
+        (["-i", "-", "b.png", "-o", "-"], photo(), 2, "-o - takes one picture and gives one"),
+        (["-i", ".", "-o", "-"], photo(), 2, "-o - takes one picture and gives one"),
+        (["-i", "-", "-o", "-", "--json"], photo(), 2, "-o - takes one picture and gives one"),
+        (
+            ["-i", "-", "-o", "-", "--resume"],
+            photo(),
+            2,
+            "--resume and --manifest are for pictures that go to a folder",
+        ),
+        (["-i", "memory://a.png", "-o", "out", "--resume"], None, 1, "memory://a.png: it cannot be fetched"),
+        (["-i", "https://h.invalid/", "-o", "out"], None, 1, "https://h.invalid/: this address names no file"),
+        (["-i", "nosuch://h/a.png?key=secret", "-o", "o.png"], None, 1, "nosuch://h/a.png: it cannot be fetched"),
+        (["-i", "missing.png", "-o", "o.png"], None, 1, "missing.png: no such file; check the name"),
+        (["-i", "missing.png", "-o", "o.png", "--progress-fd", "777"], None, 2, "--progress-fd 777: Bad file desc"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    run: Run, words: list[str], stdin: bytes | None, status: int, line: str
+) -> None:
+    got, out, err = run(*words, stdin=stdin)
+    assert (got, out) == (status, b"")
+    assert err.startswith(f"nextscale: {line}"), err
+    assert err.count("\n") == 1
+    assert "secret" not in err
+    assert not list(Path().iterdir())
+
+
+def test_addresses_are_read_and_named_as_given(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a b.png").write_bytes(photo())
+    with fsspec.open("memory://shop/a b.png", "wb") as file:
+        file.write(photo())
+    status, out, err = run("-i", "memory://shop/a%20b.png", "-o", "none", "--json")
+    assert status == 1  # fsspec takes names as they are
+    status, out, err = run("-i", "memory://shop/a b.png", "-o", "out", "--json")
+    assert (status, err) == (0, "")
+    row = json.loads(out)
+    assert row["input"] == "memory://shop/a b.png"
+    assert images.read(row["outputs"]["x1"]).size == (30, 20)
+    assert Path(row["outputs"]["x1"]) == Path("out/a b_x1.png")
+    address = (tmp_path / "a b.png").as_uri()
+    assert run(address, "-o", "here")[1].startswith(f"{tmp_path / 'a b.png'}: 30 x 20 ->".encode())
+
+
+def test_without_fsspec_one_line_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    status, _, err = run("-i", "https://h.invalid/a.png", "-o", "o.png")
+    assert status == 1
+    assert err == f"nextscale: https://h.invalid/a.png: reading addresses needs fsspec: {how_to_install('data')}\n"
+
+
+def test_progress_goes_to_a_descriptor_as_lines_of_json(run: Run, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    (tmp_path / "a.png").write_bytes(photo())
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    status, out, _ = run("a.png", "b.png", "-o", "out", "-q", "--progress-fd", writing)
+    os.close(writing)
+    with os.fdopen(reading) as stream:
+        events: list[dict[str, Any]] = [json.loads(line) for line in stream]
+    assert (status, out) == (1, b"")
+    steps = [event for event in events if event["event"] == "progress"]
+    assert {event["input"] for event in steps} == {"a.png"}
+    assert [event["step"] for event in steps] == [1, 2, 3]
+    assert steps[-1]["share"] == 1
+    assert set(steps[0]) == {"event", "input", "share", "pass", "passes", "tile", "tiles", "step", "steps"}
+    (done,) = [event for event in events if event["event"] == "done"]
+    assert done["outputs"] == {"x1": str(Path("out/a_x1.png"))}
+    (failed,) = [event for event in events if event["event"] == "failed"]
+    assert failed["input"] == "b.png"
+    assert "not a picture" in failed["error"]
+
+
+def test_a_reader_that_leaves_does_not_stop_the_work(run: Run, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    (tmp_path / "a.png").write_bytes(photo())
+    assert run("a.png", "-o", "b.png", "--progress-fd", writing)[0] == 0
+    os.close(writing)
+    assert images.read("b.png").size == (30, 20)
+
+
+def test_a_missing_file_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
+    code = (
+        "import sys; from nextscale.commands.main import main; "
+        "status = main(['upscale', '-i', 'missing.png', '-o', 'o.png']); print(status, 'torch' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    call = [sys.executable, "-c", code]
+    done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "False"]
+    assert done.stderr == "nextscale: missing.png: no such file; check the name\n"
+
+
+def test_names_that_are_addresses() -> None:
+    assert streams.is_address("s3://bucket/a.png")
+    assert not streams.is_address(r"C:" + "/photos/a.png")
+    assert not streams.is_address("holiday/a.png")

@@ -1,0 +1,57 @@
+"""What a host is told of a model is what the model does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nextscale.upscale.describe import tile_bytes
+from nextscale.upscale.nextscale import NextScale
+from nextscale.upscale.options import UpscaleOptions
+from tests.conftest import random_model
+
+
+def test_the_description_is_that_of_the_model(model: NextScale) -> None:
+    about = model.describe()
+    assert about.factors == model.tokenizer.ladder.factors == (1.0, 2.0, 4.0)
+    assert about.scale == 4
+    assert about.tile == model.tokenizer.ladder.input_side
+    assert about.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert about.weights == 4 * about.parameters
+    assert about.tiling == "internal"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7)])
+def test_sizes_need_no_multiple_and_no_minimum(model: NextScale, size: tuple[int, int]) -> None:
+    about = model.describe()
+    assert (about.minimum_side, about.multiple_of, about.square) == (1, 1, False)
+    result = model.upscale(np.zeros((size[1], size[0], about.input_channels), np.uint8), scale=1)
+    assert result.tensor.shape == (about.output_channels, size[1], size[0])
+
+
+def test_it_computes_in_every_type_named() -> None:
+    model = random_model()
+    for name in model.describe().dtypes:
+        model.to(getattr(torch, name))
+        assert model.upscale(np.zeros((9, 9, 3), np.uint8), scale=1).tensor.dtype == torch.float32
+    assert model.describe().weights < 4 * model.describe().parameters
+
+
+def test_memory_of_pictures_is_that_of_the_arrays(model: NextScale) -> None:
+    photo = np.zeros((30, 40, 3), np.uint8)
+    how = UpscaleOptions(scale=4, all_factors=True)
+    result = model.upscale(photo, how)
+    held = photo.nbytes + sum(picture.rgb.nbytes for picture in result.images.values())
+    assert model.describe().memory(40, 30, how).pictures == held
+    assert model.describe().memory(40, 30, how, bits=16).pictures == 2 * held
+
+
+def test_memory_of_tiles_grows_with_their_batch_and_size(model: NextScale) -> None:
+    about = model.describe()
+    one = about.memory(128, 128)
+    assert one.weights == about.weights
+    assert one.tiles == int(tile_bytes(model.config))
+    assert about.memory(1000, 1000, UpscaleOptions(tile_batch=3)).tiles == 3 * one.tiles
+    assert about.memory(1000, 1000, UpscaleOptions(tile_batch=1, tile=256)).tiles == 4 * one.tiles
+    assert about.memory(200, 100).tiles == 2 * one.tiles
