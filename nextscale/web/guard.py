@@ -114,17 +114,17 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun = False
+        answered = False
 
         async def guarded(message: Message) -> None:
-            nonlocal begun
+            nonlocal answered
             if message["type"] == "http.response.start":
-                begun = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
+            answered = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
             self._check(scope)
@@ -134,12 +134,10 @@ class Guard:
             if error.status == 401:
                 response.headers["WWW-Authenticate"] = 'Basic realm="nextscale", charset="UTF-8"'
             await response(scope, receive, guarded)
-        except Exception as error:
+        except Exception:
             log.exception("a request failed")
-            if begun:
+            if not answered:  # what has begun is broken off
                 raise
-            sorry = RefusedError(500, f"internal error ({type(error).__name__})")
-            await error_response(sorry)(scope, receive, guarded)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)

@@ -307,7 +307,7 @@ class Jobs:
             if reveal.expected_error is not None:
                 result.mean_error = round(float(reveal.expected_error.mean(dtype=np.float64)), 2)
             if job.wants_view:
-                painted = views.overlay(values, is_error=reveal.expected_error is not None)
+                painted = views.overlay(values, reveal.factor, is_error=reveal.expected_error is not None)
                 (job.folder / f"{key}-overlay.png").write_bytes(painted)
                 result.has_overlay = True
         if job.wants_view:

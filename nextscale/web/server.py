@@ -83,7 +83,7 @@ class Server:
             Route(f"{job}/view/{{layer}}/{{tile}}", self.view),
             Route(f"{job}/{{file}}", self.file),
         ]
-        handlers = {NextScaleError: _refuse, HTTPException: _no_route}
+        handlers = {NextScaleError: _refuse, HTTPException: _no_route, Exception: _apologize}
         return Guard(
             Starlette(routes=routes, exception_handlers=cast(Any, handlers)), self.limits, hosts=hosts, auth=auth
         )
@@ -396,3 +396,7 @@ async def _no_route(_: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     texts = {404: "there is nothing here", 405: "this address does not take that method"}
     return error_response(RefusedError(status, texts.get(status, "the request cannot be read")))
+
+
+async def _apologize(_: Request, error: Exception) -> Response:
+    return error_response(RefusedError(500, f"internal error ({type(error).__name__})"))

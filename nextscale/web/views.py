@@ -29,7 +29,7 @@ _PROFILE_BYTES: Final = 64_000
 """A larger profile is left out of the tiles, which would each carry it."""
 
 # The overlay: from amber to magenta, clear below FAINT and at its strongest from STRONG on, in 8-bit levels.
-FAINT, STRONG = 6.0, 24.0
+FAINT, STRONG = 8.0, 26.0
 _AMBER, _MAGENTA = np.array([255.0, 176.0, 0.0]), np.array([214.0, 0.0, 108.0])
 
 
@@ -79,21 +79,22 @@ def preview(picture: Picture) -> bytes:
     return out.getvalue()
 
 
-def overlay(values: NDArray[np.uint8], *, is_error: bool) -> bytes:
-    """A PNG to lay over a picture: the more the model may be wrong, the more colour.
+def overlay(values: NDArray[np.uint8], factor: float, *, is_error: bool) -> bytes:
+    """A PNG to lay over a picture: the more the model may be wrong, the more color.
 
     Args:
         values: H W, the expected error in 8-bit levels; or, of a model without one, its confidence (255: sure).
+        factor: of the picture; the map is averaged to the size of its input, where its grain is gone.
     """
     image = Image.fromarray(values)
-    image = image.reduce(max(1, -(-max(image.size) // OVERLAY_SIDE)))
+    image = image.reduce(max(1, int(factor), -(-max(image.size) // OVERLAY_SIDE)))
     levels = np.arange(256.0)
     share = (levels - FAINT) / (STRONG - FAINT) if is_error else (191 - levels) / 128  # from three quarters sure down
     share = share.clip(0, 1)
     palette = _AMBER + (_MAGENTA - _AMBER) * share[:, None]
     image.putpalette(palette.round().astype(np.uint8).tobytes())
     out = io.BytesIO()
-    image.save(out, "PNG", transparency=(share**0.8 * 217).round().astype(np.uint8).tobytes())
+    image.save(out, "PNG", transparency=(share**1.2 * 217).round().astype(np.uint8).tobytes())
     return out.getvalue()
 
 
