@@ -492,6 +492,7 @@ const percentText = (share) => (share < 0.1 ? `${(share * 100).toFixed(1)} %` : 
 
 const pointers = new Map();
 let dragging = null; // "line" or "picture"
+let start = null; // where a single finger went down and still is
 
 const place = (event) => {
   const box = $("stage").getBoundingClientRect(), ratio = view.canvas.width / box.width;
@@ -506,6 +507,7 @@ $("stage").addEventListener("pointerdown", (event) => {
   if (event.target.closest(".card, .legend") || event.button) return;
   $("stage").setPointerCapture(event.pointerId);
   pointers.set(event.pointerId, place(event));
+  start = pointers.size === 1 ? place(event) : null;
   const onLine = Boolean(event.target.closest(".line"));
   // A finger on a picture that fits has nothing to move but the line.
   dragging = onLine || (view.fitted && event.pointerType === "touch" && shownKey(current)) ? "line" : "picture";
@@ -516,6 +518,7 @@ $("stage").addEventListener("pointermove", (event) => {
   const before = pointers.get(event.pointerId);
   if (!before) return;
   const now = place(event);
+  if (start && Math.hypot(now[0] - start[0], now[1] - start[1]) > 12) start = null;
   if (pointers.size === 2) {
     const old = pair();
     pointers.set(event.pointerId, now);
@@ -533,7 +536,7 @@ for (const kind of ["pointerup", "pointercancel"]) {
 }
 let tapped = 0;
 $("stage").addEventListener("pointerup", (event) => { // two taps, as two clicks
-  if (event.pointerType !== "touch" || event.target.closest(".card, .legend")) return;
+  if (event.pointerType !== "touch" || !start || event.target.closest(".card, .legend")) return;
   if (event.timeStamp - tapped < 300) toggleFull(event);
   tapped = event.timeStamp;
 });
