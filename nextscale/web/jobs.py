@@ -56,6 +56,8 @@ class Result:
     """Whether it can be fetched: complete, or the part that a stopped job left."""
     preview: int = 0
     """The number of its newest preview."""
+    bytes: int = 0
+    """Of its PNG."""
     view: views.View | None = None
     mean_error: float | None = None
     has_overlay: bool = False
@@ -300,7 +302,7 @@ class Jobs:
     def _save(self, job: Job, key: str, reveal: Reveal) -> None:
         """Write a complete result, or the part that a stopped job has."""
         result = job.results[key]
-        (job.folder / f"{key}.png").write_bytes(images.encode_bytes(reveal.picture, ".png"))
+        result.bytes = (job.folder / f"{key}.png").write_bytes(images.encode_bytes(reveal.picture, ".png"))
         if reveal.confidence is not None:
             values = shown_map(reveal.confidence, reveal.expected_error)
             (job.folder / f"{key}-map.png").write_bytes(images.encode_bytes(Picture(values[..., None]), ".png"))

@@ -67,7 +67,8 @@ async function choose(entry) {
   const wanted = Number(settings.scale);
   const ask = async (fast) => {
     const query = new URLSearchParams({ width: entry.size[0], height: entry.size[1] });
-    for (const key of ["cfg"]) if (settings[key]) query.set(key, settings[key]);
+    if (settings.cfg) query.set("cfg", settings.cfg);
+    if (!server.factors.includes(wanted)) query.set("scale", wanted);
     if (fast) query.set("fast", "true");
     return (await (await fetch(`/api/plan?${query}`)).json()).factors;
   };
@@ -83,7 +84,7 @@ async function choose(entry) {
   if (entry.reduced || best.seconds > QUICK) entry.state = "choosing";
 }
 
-const megabytes = (bytes) => `${Math.round(bytes / 1e5) / 10} MB`;
+const megabytes = (bytes) => (bytes < 95e4 ? `${Math.ceil(bytes / 1e3)} kB` : `${Math.round(bytes / 1e5) / 10} MB`);
 const megapixels = ([width, height]) => `${Math.round(width * height / 1e5) / 10} megapixels`;
 
 function fail(entry, message) {
@@ -253,7 +254,7 @@ function render() {
   $("legend-mean").textContent = result?.mean_error ? `±${Math.round(result.mean_error)} of 255 on average` : "";
   $("save").setAttribute("aria-disabled", String(!result?.stored));
   if (result?.stored) {
-    renderFormats(result.formats);
+    renderFormats(result.formats, result.bytes);
     $("save").href = `/api/jobs/${entry.job.id}/${key}.${$("format").value}`;
     $("save").textContent = `Save ${key}`;
   } else {
@@ -269,11 +270,13 @@ function render() {
   view.draw();
 }
 
-function renderFormats(formats) {
-  const select = $("format");
-  if ([...select.options].map((option) => option.value).join() === formats.join()) return;
+function renderFormats(formats, bytes) {
+  const select = $("format"), state = JSON.stringify([formats, bytes]);
+  if (select.dataset.state === state) return;
   const before = select.value;
-  select.replaceChildren(...formats.map((name) => el("option", { value: name, textContent: { png: "PNG", jpg: "JPEG", webp: "WebP" }[name] })));
+  const names = { png: bytes ? `PNG, ${megabytes(bytes)}` : "PNG", jpg: "JPEG", webp: "WebP" };
+  select.dataset.state = state;
+  select.replaceChildren(...formats.map((name) => el("option", { value: name, textContent: names[name] })));
   if (formats.includes(before)) select.value = before;
 }
 
@@ -376,7 +379,7 @@ const tile = (layer, level, column, row) => image(`${layer.address}/${level}_${c
 // ---- the viewer -----------------------------------------------------------------------------------------------------
 
 const view = {
-  canvas: $("canvas"), context: $("canvas").getContext("2d"), scale: 1, x: 0, y: 0, fitted: true, line: 0.5, overlay: false,
+  canvas: $("canvas"), context: $("canvas").getContext("2d"), scale: 1, x: 0, y: 0, fitted: true, line: 0.5, held: false, overlay: false,
 
   get size() { return current?.size ?? [1, 1]; },
   // Device pixels per result pixel at 100 %.
@@ -419,7 +422,7 @@ const view = {
   },
 
   draw() {
-    const { canvas, context, line } = this, entry = current, key = entry && shownKey(entry);
+    const { canvas, context } = this, line = this.held ? 1 : this.line, entry = current, key = entry && shownKey(entry);
     context.clearRect(0, 0, canvas.width, canvas.height);
     if (!entry?.size) return;
     const edge = key ? Math.round(line * canvas.width) : canvas.width;
@@ -555,12 +558,15 @@ $("stage").addEventListener("keydown", (event) => {
     0: () => view.fit(), 1: () => view.full() };
   const lines = { ArrowLeft: view.line - step, ArrowDown: view.line - step, ArrowRight: view.line + step, ArrowUp: view.line + step,
     PageDown: view.line - 0.1, PageUp: view.line + 0.1, Home: 0, End: 1 };
-  if (onLine && event.key in lines) view.setLine(lines[event.key]);
+  if (event.key === " ") { view.held = true; update(); } // as long as it is down: the photograph alone
+  else if (onLine && event.key in lines) view.setLine(lines[event.key]);
   else if (event.key in keys && !event.ctrlKey && !event.metaKey) keys[event.key]();
   else if (event.key in moves) view.move(...moves[event.key].map((way) => way * view.canvas.width / 12));
   else return;
   event.preventDefault();
 });
+$("stage").addEventListener("keyup", (event) => { if (event.key === " ") { view.held = false; update(); } });
+$("stage").addEventListener("blur", () => { view.held = false; update(); }, true);
 new ResizeObserver(() => view.resize()).observe($("stage"));
 
 $("in").onclick = () => view.zoomTo(view.scale * 1.5);
@@ -597,6 +603,8 @@ function collect() {
     if (input.tagName === "SELECT" && input.selectedOptions[0].defaultSelected) continue;
     if (input.value !== "") fields[input.name] = input.value;
   }
+  if (fields.other) fields.scale = fields.other;
+  delete fields.other;
   if (fields.fast) Object.assign(fields, quickly());
   return fields;
 }
@@ -609,6 +617,19 @@ function renderSettings() {
   for (const output of settings.querySelectorAll("output")) output.value = `${Math.round(output.closest("label").querySelector("input").value * 100)} %`;
 }
 
+// The next visit begins with the options of this one.
+function recallSettings() {
+  const kept = JSON.parse(localStorage.getItem("settings") ?? "{}");
+  for (const input of settings.elements) {
+    if (!(input.name in kept)) continue;
+    if (input.type === "radio" || input.type === "checkbox") input.checked = kept[input.name] === input.value;
+    else input.value = kept[input.name];
+  }
+  if (!settings.elements.scale.value) settings.elements.scale.value = LARGEST;
+  renderSettings();
+}
+const keepSettings = () => localStorage.setItem("settings", JSON.stringify(Object.fromEntries(new FormData(settings))));
+
 function toggleOptions(show) {
   $("options").hidden = !show;
   document.body.classList.toggle("with-options", show);
@@ -617,10 +638,11 @@ function toggleOptions(show) {
 }
 
 $("scale").append(...server.factors.map((factor) => el("label", {},
-  el("input", { type: "radio", name: "scale", value: factor, checked: factor === LARGEST }), el("span", { textContent: `x${factor}` }))));
+  el("input", { type: "radio", name: "scale", value: factor, checked: factor === LARGEST, defaultChecked: factor === LARGEST }), el("span", { textContent: `x${factor}` }))));
 $("denoise-row").hidden = !server.has_denoise;
 $("fast-row").hidden = !server.has_fast;
-settings.addEventListener("input", renderSettings);
+settings.addEventListener("input", () => { renderSettings(); keepSettings(); });
+$("reset").onclick = () => { settings.reset(); localStorage.removeItem("settings"); renderSettings(); };
 settings.onsubmit = async (event) => {
   event.preventDefault();
   const entry = current;
@@ -634,7 +656,7 @@ settings.onsubmit = async (event) => {
 $("open-options").onclick = () => toggleOptions($("options").hidden);
 $("close-options").onclick = () => toggleOptions(false);
 $("options").addEventListener("keydown", (event) => { if (event.key === "Escape") toggleOptions(false); });
-renderSettings();
+recallSettings();
 
 // ---- ways in --------------------------------------------------------------------------------------------------------
 
