@@ -33,4 +33,6 @@ RUN pip install '.[web]'
 USER visitor
 WORKDIR /home/visitor
 EXPOSE 7860
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s \
+  CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/healthz', timeout=4)"]
 CMD ["nextscale", "serve", "--host", "0.0.0.0"]

@@ -51,7 +51,7 @@ TORCH_FREE = [
         "evaluate.methods",
         "evaluate.table",
     ),
-    *("train.config", "train.hardware", "web.serve"),
+    *("train.config", "train.hardware", "web.limits", "web.serve"),
     *("commands.batch", "commands.convert", "commands.data", "commands.degrade", "commands.evaluate"),
     *(
         "commands.cli_types",

@@ -48,11 +48,13 @@ class Serve:
     """How many may wait in the queue."""
     per_client: int = 10
     """How many of one client may be in work or wait."""
+    keep_minutes: float = 60.0
+    """How long uploads and results stay."""
 
     def run(self) -> int:
         if not 0 <= self.port < 65536:
             raise OptionError(f"port must be 0 to 65535, got {self.port}")
-        for name in ("max_mb", "max_pixels", "max_result_pixels", "max_tiles", "waiting", "per_client"):
+        for name in ("max_mb", "max_pixels", "max_result_pixels", "max_tiles", "waiting", "per_client", "keep_minutes"):
             if getattr(self, name) <= 0:
                 raise OptionError(f"{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
         auth = credentials(self.auth or os.environ.get("NEXTSCALE_AUTH"))
@@ -74,6 +76,7 @@ class Serve:
             work=self.max_tiles,
             waiting=self.waiting,
             per_client=self.per_client,
+            keep_seconds=60 * self.keep_minutes,
         )
         model = NextScale.from_pretrained(self.model, device=self.device, fp32=self.fp32)
         shown = "127.0.0.1" if self.host in ("0.0.0.0", "::") else f"[{self.host}]" if ":" in self.host else self.host

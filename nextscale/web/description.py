@@ -50,7 +50,7 @@ def describe(limits: Limits) -> dict[str, Any]:
         "429": _answer("This client has its share of the queue; see Retry-After.", "application/json"),
         "503": _answer("The queue is full; see Retry-After.", "application/json"),
     }
-    missing = {"404": _answer("There is no such job or result; they stay for an hour.", "application/json")}
+    missing = {"404": _answer("There is no such job or result (any more).", "application/json")}
     image = {"image": {"type": "string", "format": "binary", "description": "The photograph."}}
     body = {
         "required": True,

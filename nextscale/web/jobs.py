@@ -320,7 +320,7 @@ class Jobs:
 
     def _convert(self, job: Job, key: str, suffix: views.Format) -> None:
         path = job.folder / f"{key}.{suffix}"
-        if not path.exists():
+        if not path.exists() and job.id in self.jobs:
             path.write_bytes(views.convert(job.folder / f"{key}.png", suffix))
 
     def _end(self, job: Job, state: State, error: str | None = None) -> None:

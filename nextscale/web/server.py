@@ -83,7 +83,12 @@ class Server:
             Route(f"{job}/view/{{layer}}/{{tile}}", self.view),
             Route(f"{job}/{{file}}", self.file),
         ]
-        handlers = {NextScaleError: _refuse, HTTPException: _no_route, Exception: _apologize}
+        handlers = {
+            NextScaleError: _refuse,
+            HTTPException: _no_route,
+            FileNotFoundError: _gone,
+            Exception: _apologize,
+        }
         return Guard(
             Starlette(routes=routes, exception_handlers=cast(Any, handlers)), self.limits, hosts=hosts, auth=auth
         )
@@ -187,7 +192,7 @@ class Server:
     def _job(self, name: str) -> Job:
         job = self.jobs.jobs.get(name)
         if job is None:
-            raise RefusedError(404, "there is no such job; results stay for an hour")
+            raise RefusedError(404, "there is no such job (any more)")
         job.seen = time.monotonic()
         return job
 
@@ -207,7 +212,8 @@ class Server:
         job, client = self._job(request.path_params["id"]), client_of(request.scope)
         if self.streams.get(client, 0) >= self.limits.streams:
             raise RefusedError(429, f"{self.limits.streams} event streams at once are the limit; close one", retry=5)
-        return StreamingResponse(self._events(job, client), media_type="text/event-stream")
+        unbuffered = {"X-Accel-Buffering": "no"}  # by a proxy
+        return StreamingResponse(self._events(job, client), media_type="text/event-stream", headers=unbuffered)
 
     async def _events(self, job: Job, client: str) -> AsyncIterator[str]:
         self.streams[client] = self.streams.get(client, 0) + 1
@@ -280,7 +286,7 @@ class Server:
             path = job.folder / f"{key}-{kind}.png"
             if suffix != "png" or not path.exists():
                 raise RefusedError(404, "there is no map of this result; ask for it with confidence=true, without fast")
-            return FileResponse(path, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+            return _send(path, "image/png")
         return await self._result(job, key, _format(suffix))
 
     async def _result(self, job: Job, key: str, suffix: Format) -> Response:
@@ -288,7 +294,7 @@ class Server:
             raise RefusedError(404, "this result is not ready")
         path = await self.jobs.file(job, key, suffix)
         media = {"jpg": "image/jpeg"}.get(suffix, f"image/{suffix}")
-        return FileResponse(path, media_type=media, filename=job.file_name(key, suffix))
+        return _send(path, media, job.file_name(key, suffix), fixed=False)
 
     async def view(self, request: Request) -> Response:
         """A tile of what the page shows: view/x4/LEVEL_COLUMN_ROW.jpg."""
@@ -297,7 +303,7 @@ class Server:
             path = self._job(job).folder / layer / tile
             if path.exists():
                 media = "image/png" if tile.endswith("png") else "image/jpeg"
-                return FileResponse(path, media_type=media, headers={"Cache-Control": "private, max-age=3600"})
+                return _send(path, media)
         raise RefusedError(404, "there is nothing here")
 
     async def zip(self, request: Request) -> Response:
@@ -353,6 +359,12 @@ def _format(name: str) -> Format:
     return suffix
 
 
+def _send(path: Path, media_type: str, name: str | None = None, *, fixed: bool = True) -> Response:
+    """A job's file; `fixed`: browsers may keep it."""
+    headers = {"Cache-Control": "private, max-age=3600"} if fixed else {}
+    return FileResponse(path, 200, headers, media_type, filename=name, stat_result=path.stat())
+
+
 class _Pipe(io.RawIOBase):
     """A file that only grows, and whose bytes are taken away as they come."""
 
@@ -396,6 +408,11 @@ async def _no_route(_: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     texts = {404: "there is nothing here", 405: "this address does not take that method"}
     return error_response(RefusedError(status, texts.get(status, "the request cannot be read")))
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    """A job's file whose time came between the look for it and its sending."""
+    return error_response(RefusedError(404, "it is not there any more"))
 
 
 async def _apologize(_: Request, error: Exception) -> Response:

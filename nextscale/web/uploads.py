@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from nextscale.web.limits import Limits, RefusedError
+
+logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # its warnings are our refusals
 
 _FIELD_BYTES: Final = 1000
 _FIELDS: Final = 30

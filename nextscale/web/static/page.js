@@ -19,7 +19,7 @@ const announce = (text) => { $("live").textContent = text; };
 const percent = (share) => `${Math.floor(share * 100)} %`;
 const duration = (seconds) =>
   seconds < 5 ? "a few seconds" : seconds < 90 ? `${Math.round(seconds)} s`
-    : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 1800) / 2} h`;
+    : seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 1800) / 2} h`;
 const ordinal = (n) => `${n}${["th", "st", "nd", "rd"][n % 100 > 10 && n % 100 < 14 ? 0 : n % 10 < 4 ? n % 10 : 0]}`;
 const factorOf = (key) => Number(key.slice(1));
 const ended = (entry) => ["done", "stopped", "failed"].includes(entry.state);
@@ -172,7 +172,7 @@ function listen(entry) {
 async function refresh(entry) {
   try {
     const answer = await fetch(`/api/jobs/${entry.job.id}`);
-    if (answer.status === 404) return fail(entry, "The server has forgotten it; results stay for an hour.");
+    if (answer.status === 404) return fail(entry, "The server does not have it any more.");
     keep(entry, await answer.json());
     if (!ended(entry)) setTimeout(listen, 2000, entry);
   } catch { setTimeout(refresh, 3000, entry); }
@@ -681,7 +681,7 @@ $("examples").append(...server.examples.map((address) => {
   };
   return el("li", {}, button);
 }));
-$("limits").textContent = `Up to ${Math.floor(server.limits.pixels / 1e6)} megapixels and ${megabytes(server.limits.upload_bytes)}.`;
+$("limits").textContent = `Photographs stay on this server, and for ${duration(server.limits.keep_seconds)} alone. Up to ${Math.floor(server.limits.pixels / 1e6)} megapixels and ${megabytes(server.limits.upload_bytes)}.`;
 if (server.map === "expected error") {
   $("legend-note").textContent = "How far off the result may be. Do not read faces, text or numbers off the colored places.";
 } else {
