@@ -139,6 +139,11 @@ def test_the_line_uncovers_the_photograph_by_mouse_and_keys(page: Page, tmp_path
     width = len(changed)
     assert changed[round(width * 0.55) : round(width * 0.75)].max() > 20
     assert changed[: round(width * 0.4)].max() == 0
+    page.locator("#stage").focus()
+    page.keyboard.down("Space")  # as long as it is down, the photograph alone
+    assert np.abs(pixels(page) - before)[:, round(width * 0.85) : -20].max() > 20
+    page.keyboard.up("Space")
+    assert np.abs(pixels(page) - before)[:, round(width * 0.85) : -20].max() == 0
     line.focus()
     page.keyboard.press("ArrowLeft")
     assert line.get_attribute("aria-valuenow") == "78"
@@ -276,6 +281,25 @@ def test_options_reach_the_server_and_a_seed_only_where_it_does_something(
     assert job.options == UpscaleOptions(scale=2, temperature=1, seed=7, confidence=True, all_factors=True)
 
 
+def test_any_factor_will_do_and_options_stay_for_the_next_visit(page: Page, server: Local, tmp_path: Path) -> None:
+    page.click("#open-options")
+    page.click("summary")
+    page.fill("[name=other]", "1.5")
+    put(page, photo(tmp_path / "a.png"))
+    done(page)
+    expect(page.locator("#title")).to_have_text("a.png · 90 × 60")
+    assert page.locator("#save").inner_text() == "Save x1.5"
+    expect(page.locator("#format")).to_contain_text("kB")
+    page.click("#home")
+    page.wait_for_selector("[data-ready]")
+    expect(page.locator("#welcome")).to_be_visible()
+    page.click("#open-options")
+    assert page.locator("[name=other]").input_value() == "1.5"
+    page.click("#reset")
+    assert page.locator("[name=other]").input_value() == ""
+    assert server.url in page.url
+
+
 def test_a_reload_keeps_the_results(page: Page, tmp_path: Path) -> None:
     put(page, photo(tmp_path / "a.png"))
     done(page)
@@ -310,6 +334,9 @@ def test_the_keyboard_alone_will_do(page: Page) -> None:
     page.keyboard.press("Space")
     expect(page.locator("#legend")).to_be_visible()
     tab_to("#save")
+    tab_to("#add")
+    with page.expect_file_chooser():
+        page.keyboard.press("Enter")
 
 
 def test_it_fits_a_telephone(browser: Browser, server: Local, tmp_path: Path) -> None:

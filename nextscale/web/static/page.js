@@ -661,6 +661,8 @@ recallSettings();
 // ---- ways in --------------------------------------------------------------------------------------------------------
 
 $("files").onchange = (event) => { add(event.target.files); event.target.value = ""; };
+$("add").onclick = () => $("files").click();
+$("home").onclick = () => sessionStorage.removeItem("jobs"); // a fresh start
 document.addEventListener("paste", (event) => { if (event.clipboardData?.files.length) add(event.clipboardData.files); });
 let depth = 0;
 document.addEventListener("dragenter", (event) => { if (event.dataTransfer?.types.includes("Files")) { depth++; $("drop").hidden = false; } });
