@@ -25,6 +25,7 @@ import numpy as np
 
 from nextscale import image as images
 from nextscale.errors import ImageError, NextScaleError
+from nextscale.files import write_atomic
 from nextscale.image import Picture
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.options import UpscaleOptions, output_size
@@ -321,7 +322,8 @@ class Jobs:
     def _convert(self, job: Job, key: str, suffix: views.Format) -> None:
         path = job.folder / f"{key}.{suffix}"
         if not path.exists() and job.id in self.jobs:
-            path.write_bytes(views.convert(job.folder / f"{key}.png", suffix))
+            # Whole or not at all: another request may look for it meanwhile.
+            write_atomic(path, views.convert(job.folder / f"{key}.png", suffix))
 
     def _end(self, job: Job, state: State, error: str | None = None) -> None:
         """The last thing that happens to a job; after its files are written."""

@@ -683,7 +683,7 @@ $("examples").append(...server.examples.map((address) => {
   };
   return el("li", {}, button);
 }));
-$("limits").textContent = `Photographs stay on this server, and for ${duration(server.limits.keep_seconds)} alone. Up to ${Math.floor(server.limits.pixels / 1e6)} megapixels and ${megabytes(server.limits.upload_bytes)}.`;
+$("limits").textContent = `Photographs stay on this server and go after ${server.limits.keep_seconds === 3600 ? "an hour" : duration(server.limits.keep_seconds)}. Up to ${Math.floor(server.limits.pixels / 1e6)} megapixels and ${megabytes(server.limits.upload_bytes)}.`;
 if (server.map === "expected error") {
   $("legend-note").textContent = "How far off the result may be. Do not read faces, text or numbers off the colored places.";
 } else {
