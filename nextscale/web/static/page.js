@@ -258,6 +258,7 @@ function render() {
     $("save").href = `/api/jobs/${entry.job.id}/${key}.${$("format").value}`;
     $("save").textContent = `Save ${key}`;
   } else {
+    renderFormats(["png", "jpg", "webp"]);
     $("save").removeAttribute("href");
     $("save").textContent = "Save";
   }
