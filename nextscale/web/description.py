@@ -39,115 +39,113 @@ def _answer(text: str, *kinds: str) -> dict[str, Any]:
     return {"description": text, **({"content": {kind: {} for kind in kinds}} if kinds else {})}
 
 
+_JSON: Final = "application/json"
+_PICTURES: Final = ("image/png", "image/jpeg", "image/webp")
+
+
 def describe(limits: Limits) -> dict[str, Any]:
     """The OpenAPI document of a server with these limits."""
-    refusals = {
-        "400": _answer("The request cannot be read.", "application/json"),
-        "408": _answer("The upload stalled.", "application/json"),
-        "413": _answer("The photograph, its result or the work is over a limit.", "application/json"),
-        "415": _answer("This is not a picture that can be read.", "application/json"),
-        "422": _answer("An option is unknown or out of range.", "application/json"),
-        "429": _answer("This client has its share of the queue; see Retry-After.", "application/json"),
-        "503": _answer("The queue is full; see Retry-After.", "application/json"),
-    }
-    missing = {"404": _answer("There is no such job or result (any more).", "application/json")}
-    image = {"image": {"type": "string", "format": "binary", "description": "The photograph."}}
-    body = {
-        "required": True,
-        "description": f"A form with one file, or the file as the body; at most {limits.upload_bytes / 1e6:g} MB. "
-        "Options are fields of the form or of the query.",
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": image | {name: _schema(name) for name in option_names()},
-                    "required": ["image"],
-                }
-            },
-            "image/*": {"schema": {"type": "string", "format": "binary"}},
-        },
-    }
-    job = [_parameter("id", "path", "As in the answer to POST /api/jobs.")]
-    formats = [_parameter("format", "query", "png, jpg or webp.")]
-    pictures = ("image/png", "image/jpeg", "image/webp")
-
-    def operation(text: str, answers: dict[str, Any], **more: Any) -> dict[str, Any]:
-        return {"summary": text, "responses": answers, **more}
-
-    paths = {
-        "/api/upscale": {
-            "post": operation(
-                "Restore a photograph and wait for it",
-                {"200": _answer("The picture.", *pictures), **refusals},
-                parameters=formats,
-                requestBody=body,
-            )
-        },
-        "/api/jobs": {
-            "post": operation(
-                "Queue a photograph",
-                {"201": _answer("The job: its id, state, place and results.", "application/json"), **refusals},
-                requestBody=body,
-            )
-        },
-        "/api/jobs/{id}": {
-            "get": operation("A job", {"200": _answer("The job.", "application/json"), **missing}, parameters=job),
-            "delete": operation(
-                "Stop a job, which keeps what it has; or remove an ended one",
-                {"202": _answer("It stops at its next step."), "204": _answer("It is gone."), **missing},
-                parameters=job,
-            ),
-        },
-        "/api/jobs/{id}/events": {
-            "get": operation(
-                "What happens to a job, as server-sent events: waiting, progress, ready (a factor), done, stopped, "
-                f"error. The data is the job. One that nobody watches for {limits.gone_seconds:g} s ends",
-                {"200": _answer("Events until it ends.", "text/event-stream"), **missing},
-                parameters=job,
-            )
-        },
-        "/api/jobs/{id}/{factor}.{format}": {
-            "get": operation(
-                "A result: x1.png, x2.jpg, x4.webp",
-                {"200": _answer("The picture.", *pictures), **missing},
-                parameters=[
-                    *job,
-                    _parameter("factor", "path", "x1, x2, x4."),
-                    _parameter("format", "path", "png, ..."),
-                ],
-            )
-        },
-        "/api/jobs/{id}/expected-error.png": {
-            "get": operation(
-                "By how many levels of 255 each pixel of the largest result may be off; asked for by confidence=true",
-                {"200": _answer("A grey PNG.", "image/png"), **missing},
-                parameters=job,
-            )
-        },
-        "/api/zip": {
-            "get": operation(
-                "The largest results of several jobs",
-                {"200": _answer("A zip file.", "application/zip"), **missing},
-                parameters=[_parameter("jobs", "query", "Their ids, with commas between."), *formats],
-            )
-        },
-        "/api/plan": {
-            "get": operation(
-                "Which factors fit a picture, and about how long they take",
-                {"200": _answer("A row for each factor.", "application/json")},
-                parameters=[_parameter(name, "query", "In pixels.") for name in ("width", "height")],
-            )
-        },
-        "/api": {"get": operation("What this server can do", {"200": _answer("Limits.", "application/json")})},
-        "/healthz": {"get": operation("Whether it works", {"200": _answer("It does."), "503": _answer("No.")})},
-    }
     title = {"title": "nextscale", "version": __version__}
-    return {"openapi": "3.1.0", "info": title, "paths": paths}
+    return {"openapi": "3.1.0", "info": title, "paths": {**_uploads(limits), **_jobs(limits), **_others()}}
+
+
+def _operation(text: str, answers: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"summary": text, "responses": answers, **more}
 
 
 def _parameter(name: str, place: str, text: str) -> dict[str, Any]:
     needed = {"required": True} if place == "path" else {}
     return {"name": name, "in": place, "description": text, "schema": {"type": "string"}, **needed}
+
+
+def _uploads(limits: Limits) -> dict[str, Any]:
+    """What takes a photograph."""
+    refusals = {
+        "400": _answer("The request cannot be read.", _JSON),
+        "408": _answer("The upload stalled.", _JSON),
+        "413": _answer("The photograph, its result or the work is over a limit.", _JSON),
+        "415": _answer("This is not a picture that can be read.", _JSON),
+        "422": _answer("An option is unknown or out of range.", _JSON),
+        "429": _answer("This client has its share of the queue; see Retry-After.", _JSON),
+        "503": _answer("The queue is full; see Retry-After.", _JSON),
+    }
+    image = {"image": {"type": "string", "format": "binary", "description": "The photograph."}}
+    fields = {"type": "object", "properties": image | {name: _schema(name) for name in option_names()}}
+    body = {
+        "required": True,
+        "description": f"A form with one file, or the file as the body; at most {limits.upload_bytes / 1e6:g} MB. "
+        "Options are fields of the form or of the query.",
+        "content": {
+            "multipart/form-data": {"schema": fields | {"required": ["image"]}},
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+    wait = _operation(
+        "Restore a photograph and wait for it",
+        {"200": _answer("The picture.", *_PICTURES), **refusals},
+        parameters=[_parameter("format", "query", "png, jpg or webp.")],
+        requestBody=body,
+    )
+    queue = _operation(
+        "Queue a photograph",
+        {"201": _answer("The job: its id, state, place and results.", _JSON), **refusals},
+        requestBody=body,
+    )
+    return {"/api/upscale": {"post": wait}, "/api/jobs": {"post": queue}}
+
+
+def _jobs(limits: Limits) -> dict[str, Any]:
+    """What is asked of a job."""
+    job = [_parameter("id", "path", "As in the answer to POST /api/jobs.")]
+    file = [_parameter("factor", "path", "x1, x2, x4."), _parameter("format", "path", "png, jpg or webp.")]
+    texts = {
+        "get": ("A job", {"200": _answer("The job.", _JSON)}),
+        "delete": (
+            "Stop a job, which keeps what it has; or remove an ended one",
+            {"202": _answer("It stops at its next step.", _JSON), "204": _answer("It is gone.")},
+        ),
+        "events": (
+            "What happens to a job, as server-sent events: waiting, progress, ready (a factor), done, stopped, error. "
+            f"The data is the job. One that nobody watches for {limits.gone_seconds:g} s ends",
+            {"200": _answer("Events until it ends.", "text/event-stream")},
+        ),
+        "file": ("A result: x1.png, x2.jpg, x4.webp", {"200": _answer("The picture.", *_PICTURES)}),
+        "map": (
+            "By how many levels of 255 each pixel of the largest result may be off; asked for by confidence=true",
+            {"200": _answer("A grey PNG.", "image/png")},
+        ),
+    }
+    missing = {"404": _answer("There is no such job or result (any more).", _JSON)}
+    made = {
+        name: _operation(text, answers | missing, parameters=job + (file if name == "file" else []))
+        for name, (text, answers) in texts.items()
+    }
+    return {
+        "/api/jobs/{id}": {"get": made["get"], "delete": made["delete"]},
+        "/api/jobs/{id}/events": {"get": made["events"]},
+        "/api/jobs/{id}/{factor}.{format}": {"get": made["file"]},
+        "/api/jobs/{id}/expected-error.png": {"get": made["map"]},
+    }
+
+
+def _others() -> dict[str, Any]:
+    chosen = [_parameter("jobs", "query", "Their ids, with commas between."), _parameter("format", "query", "png, ...")]
+    archive = _operation(
+        "The largest results of several jobs", {"200": _answer("A zip file.", "application/zip")}, parameters=chosen
+    )
+    plan = _operation(
+        "Which factors fit a picture, and about how long they take",
+        {"200": _answer("A row for each factor.", _JSON)},
+        parameters=[_parameter(name, "query", "In pixels.") for name in ("width", "height")],
+    )
+    return {
+        "/api/zip": {"get": archive},
+        "/api/plan": {"get": plan},
+        "/api": {"get": _operation("What this server can do", {"200": _answer("Its limits.", _JSON)})},
+        "/healthz": {
+            "get": _operation("Whether it works", {"200": _answer("It does."), "503": _answer("It does not.")})
+        },
+    }
 
 
 def page_of(document: dict[str, Any]) -> str:

@@ -116,7 +116,7 @@ def planned_work(size: tuple[int, int], options: UpscaleOptions, ladder: Ladder,
         tiles = len(plan.tops) * len(plan.lefts)
         stages = (ladder.factors.index(factor) + 1) / len(ladder.factors)
         codes = 0.0 if options.fast else (1 - RESTORER_SHARE) * stages * (2 if options.cfg else 1)
-        passes = 2 if has_alpha and index == 0 else 1
+        passes = 2 if has_alpha and index == 0 and factor > 1 else 1  # at x1 alpha is the input's own
         work += passes * tiles * (RESTORER_SHARE + codes)
         done *= factor
     return work

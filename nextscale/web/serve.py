@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import shutil
@@ -121,8 +122,6 @@ def sweep(folder: Path, before: float) -> int:
 
 def patient(seconds: float) -> type[Any]:
     """uvicorn's HTTP/1.1 protocol, closing connections that do not send whole headers within some seconds."""
-    import asyncio
-
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Patient(H11Protocol):

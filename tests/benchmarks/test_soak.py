@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.soak import KINDS, count_files, soak
 from nextscale.upscale.nextscale import NextScale
 from nextscale.web.limits import Limits
 from tests.server import local, wait_until
+
+pytestmark = pytest.mark.integration
 
 
 def test_mixed_and_hostile_requests_do_no_harm(model: NextScale, tmp_path: Path) -> None:

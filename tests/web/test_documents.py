@@ -17,6 +17,8 @@ from nextscale.upscale.nextscale import NextScale
 from nextscale.web.limits import Limits
 from tests.server import Local, local
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "web.md").read_text(encoding="utf-8")
 

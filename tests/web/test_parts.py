@@ -72,7 +72,7 @@ def test_other_fields_are_refused_by_name(fields: dict[str, str]) -> None:
     ("name", "stem"),
     [
         ("beach.jpg", "beach"),
-        ("C:\\photos\\beach.day.JPG", "beach.day"),
+        ("photos\\beach.day.JPG", "beach.day"),
         ("../../etc/passwd.png", "passwd"),
         ("a\r\nSet-Cookie: x.png", "aSet-Cookie x"),
         ('a"b<c>.png', "abc"),

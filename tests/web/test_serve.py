@@ -15,6 +15,8 @@ from nextscale.commands.main import main
 from nextscale.web.serve import credentials, free_port, own_folder, sweep
 from tests.server import command
 
+pytestmark = pytest.mark.integration
+
 
 def test_it_serves_with_a_password_and_leaves_nothing(model_folder: Path) -> None:
     with command(

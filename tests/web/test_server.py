@@ -28,6 +28,8 @@ from nextscale.web.guard import HEADERS
 from nextscale.web.limits import Limits
 from tests.server import Local, local, wait_until
 
+pytestmark = pytest.mark.integration
+
 SMALL = Limits(pixels=200_000, result_pixels=3_000_000, upload_bytes=2_000_000, uploads=8)
 WAIT = 120.0
 
