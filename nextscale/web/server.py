@@ -25,6 +25,7 @@ from starlette.types import ASGIApp
 from nextscale import __version__
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.upscale.nextscale import NextScale
+from nextscale.upscale.options import UpscaleOptions
 from nextscale.web.description import describe, page_of
 from nextscale.web.guard import Guard, client_of, error_response, sentence
 from nextscale.web.jobs import Job, Jobs
@@ -125,13 +126,12 @@ class Server:
     async def about(self, _: Request) -> Response:
         """What this server can do, for the page."""
         limits, model = self.limits, self.model
-        dial = model.restorer is not None and model.restorer.config.denoise
         return JSONResponse(
             {
                 "version": __version__,
                 "factors": list(self.jobs.ladder.factors),
-                "has_fast": model.restorer is not None,
-                "has_denoise": bool(dial),
+                "has_fast": _takes(model, UpscaleOptions(fast=True)),
+                "has_denoise": _takes(model, UpscaleOptions(denoise=0.0)),
                 "map": "expected error" if self.jobs.has_error else "confidence",
                 "examples": [f"/examples/{path.name}" for path in self.examples],
                 "limits": {
@@ -329,6 +329,15 @@ class Server:
             raise RefusedError(404, "none of these jobs has a result")
         headers = {"Content-Disposition": 'attachment; filename="nextscale.zip"'}
         return StreamingResponse(_zip_pieces(entries), media_type="application/zip", headers=headers)
+
+
+def _takes(model: NextScale, options: UpscaleOptions) -> bool:
+    """Whether a model has what options ask for."""
+    try:
+        model.check(options)
+    except OptionError:
+        return False
+    return True
 
 
 def _teller(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> Callable[[], None]:
