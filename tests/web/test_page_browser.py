@@ -31,6 +31,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt install chromium)"),
 ]
 
+expect.set_options(timeout=30_000)
 WAIT = 120_000
 """Milliseconds; far more than needed, for machines with other work."""
 
@@ -154,6 +155,7 @@ def test_the_line_uncovers_the_photograph_by_mouse_and_keys(page: Page, tmp_path
     assert changed[round(width * 0.55) : round(width * 0.75)].max() > 20
     assert changed[: round(width * 0.4)].max() == 0
     page.locator("#stage").focus()
+    before = pixels(page)
     page.keyboard.down("Space")  # as long as it is down, the photograph alone
     assert np.abs(pixels(page) - before)[100:-100, round(width * 0.85) : -20].max() > 20
     page.keyboard.up("Space")
@@ -309,7 +311,7 @@ def test_any_factor_will_do_and_options_stay_for_the_next_visit(page: Page, serv
     expect(page.locator("#welcome")).to_be_visible()
     page.click("#open-options")
     assert page.locator("[name=other]").input_value() == "1.5"
-    page.click("#reset")
+    page.click("#defaults")
     assert page.locator("[name=other]").input_value() == ""
     assert server.url in page.url
 

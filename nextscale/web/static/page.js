@@ -643,7 +643,7 @@ $("scale").append(...server.factors.map((factor) => el("label", {},
 $("denoise-row").hidden = !server.has_denoise;
 $("fast-row").hidden = !server.has_fast;
 settings.addEventListener("input", () => { renderSettings(); keepSettings(); });
-$("reset").onclick = () => { settings.reset(); localStorage.removeItem("settings"); renderSettings(); };
+$("defaults").onclick = () => { settings.reset(); localStorage.removeItem("settings"); renderSettings(); };
 settings.onsubmit = async (event) => {
   event.preventDefault();
   const entry = current;
