@@ -37,6 +37,6 @@ USER visitor
 WORKDIR /home/visitor
 EXPOSE 7860
 # Of the page; a container that runs another command has none to look at.
-HEALTHCHECK --interval=30s --timeout=5s --start-period=90s \
-    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/', timeout=4)"]
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s \
+  CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/healthz', timeout=4)"]
 CMD ["nextscale", "serve", "--host", "0.0.0.0"]

@@ -125,20 +125,8 @@ def counted(unit: str, line: Callable[[str], None], *, every: float = float("inf
 
 
 def lasting(seconds: float) -> str:
-    """A time as one would say it: 0.4 seconds, 42 seconds, 3 minutes 20 seconds, 2 hours 5 minutes, 3 days 4 hours."""
-    if seconds < 9.95:
-        text = f"{seconds:.2g}"
-        return f"{text} second" + "s" * (text != "1")
-    whole = round(seconds)
-    for length, name, part, smaller in _UNITS:
-        if whole >= length:
-            rest = whole % length // part
-            return _count(whole // length, name) + (f" {_count(rest, smaller)}" if rest else "")
-    return _count(whole, "second")
-
-
-_UNITS = ((86400, "day", 3600, "hour"), (3600, "hour", 60, "minute"), (60, "minute", 1, "second"))
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}" + "s" * (number != 1)
+    """A time span in the unit that people would use."""
+    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.{0 if seconds >= 10 * length else 1}f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

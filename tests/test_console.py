@@ -52,7 +52,6 @@ def test_a_script_ends_with_its_status_or_in_one_line(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "nextscale: --runs 0: must be at least 1\n"
 
 
-<<<<<<< HEAD
 # ---- names ----
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[2J\r\n\x7f\x9b1m\u202egnp.exe\u2028b"
@@ -106,22 +105,3 @@ def test_nothing_else_writes_to_the_terminal() -> None:
 )
 def test_times_are_said_as_people_say_them(seconds: float, words: str) -> None:
     assert lasting(seconds) == words
-=======
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [
-        (0, "0 seconds"),
-        (1, "1 second"),
-        (0.44, "0.44 seconds"),
-        (9.96, "10 seconds"),
-        (59.6, "1 minute"),
-        (61, "1 minute 1 second"),
-        (200, "3 minutes 20 seconds"),
-        (3600, "1 hour"),
-        (7530, "2 hours 5 minutes"),
-        (277200, "3 days 5 hours"),
-    ],
-)
-def test_times_are_said_in_words(seconds: float, said: str) -> None:
-    assert lasting(seconds) == said
->>>>>>> b3f619f07ca8b588ce101fda865ed2f08618b4e0

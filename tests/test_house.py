@@ -52,7 +52,7 @@ TORCH_FREE = [
         "evaluate.methods",
         "evaluate.table",
     ),
-    *("train.config", "train.hardware", "web.serve"),
+    *("train.config", "train.hardware", "web.limits", "web.serve"),
     *("commands.batch", "commands.convert", "commands.data", "commands.degrade", "commands.evaluate"),
     *(
         "commands.cli_types",
@@ -71,7 +71,6 @@ TORCH_FREE_TOOLS = ["reproduce.__main__", "reproduce.published", "reproduce.figu
 # Functions of more than 60 lines, and why each stays whole.
 LONG = {
     "nextscale/upscale/pipeline.py:restore_tiles": "the picture's way through the model reads top to bottom",
-    "nextscale/web/page.py:build": "a page is laid out in one nested block",
 }
 # Imported where they are used: extras, and what takes long to load and is seldom needed.
 OPTIONAL = {
@@ -87,6 +86,7 @@ OPTIONAL = {
         "ray",
         "tensorboard",
         "tifffile",
+        "uvicorn",
     ),
     *("httpx", "huggingface_hub", "rich", "torch.distributed", "torch.utils.tensorboard"),
 }
@@ -206,10 +206,10 @@ def test_imports_are_absolute(path: Path) -> None:
         ("upscale.tiles", "evaluate.scores", False),
         ("image.picture", "upscale.tiles", False),
         ("data.crops", "train.loop", False),
-        ("evaluate.scores", "web.page", False),
-        ("train.loop", "web.page", False),
-        ("web.page", "commands.main", False),
-        ("web.page", "evaluate.scores", True),
+        ("evaluate.scores", "web.server", False),
+        ("train.loop", "web.server", False),
+        ("web.server", "commands.main", False),
+        ("web.server", "evaluate.scores", True),
         ("commands.main", "__version__", True),
     ],
 )

@@ -29,7 +29,16 @@ def test_the_wheel_holds_all_that_a_user_needs(tmp_path: Path) -> None:
         sizes["nextscale/weights/tiny/model.safetensors"]
         == (ROOT / "nextscale/weights/tiny/model.safetensors").stat().st_size
     )
-    for name in ("weights/tiny/config.json", "weights/tiny/README.md", "weights/tiny/card.json", "py.typed"):
+    for name in (
+        "weights/tiny/config.json",
+        "weights/tiny/README.md",
+        "weights/tiny/card.json",
+        "py.typed",
+        "web/static/index.html",
+        "web/static/page.js",
+        "web/static/style.css",
+        "web/static/icon.svg",
+    ):
         assert f"nextscale/{name}" in sizes
     assert sum(name.startswith("nextscale/examples/") and name.endswith(".jpg") for name in sizes) == 5
     assert not [name for name in sizes if name.startswith(("tests", "reproduce", "benchmarks", "work", "docs"))]

@@ -1,15 +1,11 @@
-"""The `nextscale serve` command: plain settings; free of torch and Gradio until it runs."""
+"""The `nextscale serve` command: plain settings; free of torch and of the server until it runs."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
-import threading
-import warnings
+import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -17,14 +13,12 @@ import tyro
 from nextscale.console import say
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.install import how_to_install
-from nextscale.web.serve import credentials, example_photos, free_port
-
-HOUR = 3600.0
+from nextscale.web.serve import credentials, example_photos, free_port, listen, own_folder
 
 
 @dataclass(frozen=True)
 class Serve:
-    """A page in the browser: drop a photo, watch it come. With an API for programs."""
+    """A page in the browser: drop a photo, watch it come. With an HTTP API for programs."""
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets the whole network in."""
@@ -39,71 +33,72 @@ class Serve:
     auth: Annotated[str | None, tyro.conf.arg(metavar="USER:PASSWORD")] = None
     """Ask for this name and password (other users of this machine see them in the list of processes;
     NEXTSCALE_AUTH in the environment does the same unseen)."""
-    share: bool = False
-    """Also open a public address through Gradio's servers, for a week."""
-    max_mb: float = 30.0
+    allow_host: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = ()
+    """A name that browsers know this server by, as of a reverse proxy (its addresses and localhost always work)."""
+    proxy: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="ADDRESS")] = ()
+    """Address of a reverse proxy, which says whom a request comes from (X-Forwarded-For)."""
+    max_mb: float = 64.0
     """Largest upload in megabytes."""
-    max_pixels: int = 4_000_000
+    max_pixels: int = 51_000_000
     """Largest picture that is taken."""
+    max_result_pixels: int = 205_000_000
+    """Largest result."""
+    max_tiles: float = 6000.0
+    """Most work of one picture, in tiles at the largest factor."""
     waiting: int = 20
     """How many may wait in the queue."""
+    per_client: int = 10
+    """How many of one client may be in work or wait."""
+    keep_minutes: float = 60.0
+    """How long uploads and results stay."""
 
     def run(self) -> int:
         if not 0 <= self.port < 65536:
             raise OptionError(f"port must be 0 to 65535, got {self.port}")
-        for name, value in (("max-mb", self.max_mb), ("max-pixels", self.max_pixels), ("waiting", self.waiting)):
-            if value <= 0:
-                raise OptionError(f"{name} must be above 0, got {value}")
+        for name in ("max_mb", "max_pixels", "max_result_pixels", "max_tiles", "waiting", "per_client", "keep_minutes"):
+            if getattr(self, name) <= 0:
+                raise OptionError(f"{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
         auth = credentials(self.auth or os.environ.get("NEXTSCALE_AUTH"))
         port = free_port(self.host, self.port)
-        folder = Path(tempfile.mkdtemp(prefix="nextscale-"))
-        # Gradio reads these when it is imported or builds a page; nothing of ours is to leave the machine.
-        os.environ["GRADIO_TEMP_DIR"] = str(folder)
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        signal.signal(signal.SIGTERM, _stop)
-        ended = threading.Event()
         try:
-            return self._serve(folder, port, auth, ended)
-        finally:
-            ended.set()
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _serve(self, folder: Path, port: int, auth: tuple[str, str] | None, ended: threading.Event) -> int:
-        try:
-            import gradio  # noqa: F401
-            from starlette.middleware import Middleware
+            import python_multipart  # noqa: F401
+            import starlette  # noqa: F401
+            import uvicorn  # noqa: F401
         except ImportError:
-            raise NextScaleError(f"the page needs Gradio: {how_to_install('web')}") from None
+            raise NextScaleError(f"the page needs an extra: {how_to_install('web')}") from None
         from nextscale.upscale.nextscale import NextScale
-        from nextscale.web.page import CSS, Limits, Restorer, build, keep_swept
-        from nextscale.web.uploads import NamelessUploads
+        from nextscale.web.limits import Limits
+        from nextscale.web.server import Server
 
-        warnings.simplefilter("ignore")  # of Gradio's own making
-        model = NextScale.from_pretrained(self.model, device=self.device, fp32=self.fp32)
-        limits = Limits(pixels=self.max_pixels, result_pixels=16 * self.max_pixels, waiting=self.waiting)
-        page = build(Restorer(model, folder, limits), example_photos())
-        threading.Thread(target=keep_swept(folder, HOUR, 300.0, ended), daemon=True).start()
-        _, url, shared = page.launch(
-            server_name=self.host,
-            server_port=port,
-            auth=auth,
-            share=self.share,
-            max_file_size=int(self.max_mb * 1e6),
-            show_error=True,
-            quiet=True,
-            prevent_thread_lock=True,
-            ssr_mode=False,
-            enable_monitoring=False,
-            css=CSS,
-            footer_links=["api"],
-            app_kwargs={"middleware": [Middleware(NamelessUploads)]},
+        limits = Limits(
+            upload_bytes=int(self.max_mb * 1e6),
+            pixels=self.max_pixels,
+            result_pixels=self.max_result_pixels,
+            work=self.max_tiles,
+            waiting=self.waiting,
+            per_client=self.per_client,
+            keep_seconds=60 * self.keep_minutes,
         )
-        say(f"nextscale: open {shared or url} in a browser; Ctrl+C stops")
-        try:
-            ended.wait()
-        finally:
-            page.close(verbose=False)
+        model = NextScale.from_pretrained(self.model, device=self.device, fp32=self.fp32)
+        shown = "127.0.0.1" if self.host in ("0.0.0.0", "::") else f"[{self.host}]" if ":" in self.host else self.host
+        machine = socket.gethostname()
+        signal.signal(signal.SIGTERM, _stop)  # uvicorn ends, then raises the signal again
+        with own_folder() as folder:
+            server = Server(model, folder, limits, example_photos())
+            app = server.app(hosts=(machine, f"{machine}.local", self.host, *self.allow_host), auth=auth)
+            try:
+                listen(
+                    app,
+                    self.host,
+                    port,
+                    stall=limits.stall_seconds,
+                    proxies=",".join(self.proxy),
+                    ready=lambda: say(f"nextscale: open http://{shown}:{port} in a browser; Ctrl+C stops"),
+                )
+            except KeyboardInterrupt:
+                pass
+            finally:
+                server.close()
         return 0
 
 

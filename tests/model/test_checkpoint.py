@@ -185,7 +185,7 @@ def test_a_check_takes_no_parameter_of_another_thread(model_folder: Path, model:
             thread.start()
         for thread in threads:
             thread.join()
-        return NextScale.create(model.config).modules
+        return NextScale.create(model.config)
 
     check_sizes(model_folder / "model.safetensors", build)
 

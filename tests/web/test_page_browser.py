@@ -1,11 +1,13 @@
-"""The page in a real browser: upload, pictures that appear one by one, slider, download, errors, a telephone."""
+"""The page in a real browser: pictures come in and out, and are judged by mouse, keyboard, touch and screen reader."""
 
 from __future__ import annotations
 
+import io
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 import numpy as np
@@ -15,9 +17,9 @@ from nextscale import UpscaleOptions
 from nextscale import image as images
 from nextscale.image import Picture
 from nextscale.upscale.nextscale import NextScale
-from tests.server import Server, running
+from nextscale.web.limits import Limits
+from tests.server import Local, local
 
-pytest.importorskip("gradio", reason="the page needs the extra `web`")
 playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright: pip install playwright")
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -29,13 +31,25 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt install chromium)"),
 ]
 
+expect.set_options(timeout=30_000)
 WAIT = 120_000
 """Milliseconds; far more than needed, for machines with other work."""
 
 
+FAULTS: list[str] = []
+"""Errors of the page's script in this test."""
+
+
+@pytest.fixture(autouse=True)
+def no_faults() -> Iterator[None]:
+    FAULTS.clear()
+    yield
+    assert FAULTS == []
+
+
 @pytest.fixture(scope="module")
-def server(model_folder: Path) -> Iterator[Server]:
-    with running(model_folder) as server:
+def server(model: NextScale, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+    with local(model, tmp_path_factory.mktemp("served"), Limits(upload_bytes=2_000_000)) as server:
         yield server
 
 
@@ -47,159 +61,400 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def page(browser: Browser, server: Server) -> Iterator[Page]:
-    page = browser.new_page(viewport={"width": 1200, "height": 900})
+def visit(browser: Browser, server: Local, **more: Any) -> Page:
+    """A page of a browser of its own; an error of its script fails the test."""
+    page = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **more}).new_page()
     page.set_default_timeout(WAIT)
+    page.on("pageerror", lambda error: FAULTS.append(str(error)))
     page.goto(server.url)
-    page.wait_for_selector("#start")
+    page.wait_for_selector("[data-ready]")
+    return page
+
+
+@pytest.fixture
+def page(browser: Browser, server: Local) -> Iterator[Page]:
+    page = visit(browser, server)
     yield page
-    page.close()
+    page.context.close()
 
 
-def photo(path: Path, width: int = 90, height: int = 60) -> Path:
+def photo(path: Path, width: int = 60, height: int = 40) -> Path:
     down, across = np.mgrid[0:height, 0:width]
     images.write(path, Picture(np.stack([down * 4 % 256, across * 2 % 256, (down + across) % 256], 2).astype(np.uint8)))
     return path
 
 
-def upload(page: Page, path: Path) -> None:
-    page.set_input_files("#photo input[type=file]", str(path))
-    page.wait_for_selector("#photo img")
+def put(page: Page, *paths: Path) -> None:
+    page.set_input_files("#files", [str(path) for path in paths])
 
 
-def restore(page: Page) -> None:
-    page.click("#start")
-    expect(page.locator("#status")).to_contain_text("Done in", timeout=WAIT)
+def done(page: Page) -> None:
+    """Wait until the photograph in view is done."""
+    page.wait_for_selector("#save[href]")
+    expect(page.locator("#progress")).to_be_hidden(timeout=WAIT)
 
 
-def shown(page: Page, factor: str) -> list[str]:
-    """Addresses of the two pictures in a factor's slider."""
-    return [str(image.get_attribute("src")) for image in page.locator(f"#slider-{factor} img").all()]
+def pixels(page: Page) -> np.ndarray[Any, Any]:
+    """What the viewer shows: H W 3."""
+    page.wait_for_timeout(400)
+    data = page.locator("#canvas").screenshot()
+    return images.decode_bytes(data).rgb.astype(np.int16)
 
 
-def test_a_photo_goes_in_and_three_come_out_in_order(page: Page, tmp_path: Path) -> None:
-    # What appears is noted inside the page, so that no moment is missed.
+def test_a_photograph_goes_in_and_comes_out_whole(page: Page, model: NextScale, tmp_path: Path) -> None:
+    path = photo(tmp_path / "beach at noon.png")
+    put(page, path)
+    done(page)
+    assert page.locator("#title").inner_text() == "beach at noon.png · 240 × 160"
+    assert page.locator("#factors input:checked").input_value() == "x4"
+    with page.expect_download() as download:
+        page.click("#save")
+    assert download.value.suggested_filename == "beach at noon_x4.png"
+    download.value.save_as(tmp_path / "got.png")
+    expected = model.upscale(path, UpscaleOptions(scale=4.0)).picture.rgb
+    np.testing.assert_array_equal(images.read(tmp_path / "got.png").rgb, expected)
+    page.click("#factors label:has-text('x1')")
+    page.select_option("#format", "jpg")
+    with page.expect_download() as download:
+        page.click("#save")
+    assert download.value.suggested_filename == "beach at noon_x1.jpg"
+
+
+def test_the_factors_appear_one_after_the_other(page: Page, tmp_path: Path) -> None:
     page.evaluate(
         """() => { window.seen = [];
           new MutationObserver(() => {
-            const text = document.querySelector('#status').innerText.split('\\n')[0];
-            if (window.seen.at(-1) !== text) window.seen.push(text);
-          }).observe(document.body, {subtree: true, childList: true, characterData: true}); }"""
+            const shown = document.querySelector('#factors input:checked')?.value;
+            if (shown && window.seen.at(-1) !== shown) window.seen.push(shown);
+          }).observe(document.body, {subtree: true, childList: true, attributes: true, characterData: true}); }"""
     )
-    upload(page, photo(tmp_path / "a.png", 300, 60))
-    restore(page)
+    put(page, photo(tmp_path / "a.png", 150, 120))
+    expect(page.locator("#status")).to_contain_text("% ", timeout=WAIT)
+    done(page)
     seen = page.evaluate("window.seen")
-    ready = [text for text in seen if "is ready" in text]
-    assert ready == ["x1 is ready ...", "x2 is ready ...", "x4 is ready ..."][: len(ready)]
-    assert len(ready) >= 2
-    assert any(text.startswith("Part ") for text in seen)
-    for factor in ("x1", "x2", "x4"):
-        page.get_by_role("tab", name=factor).click()
-        page.wait_for_selector(f"#slider-{factor} img")
-        before, after = shown(page, factor)
-        assert before != after
-        assert after.endswith(f"restored_{factor}.png")
+    assert seen == sorted(seen)
+    assert seen[-1] == "x4"
+    assert len(seen) >= 2
 
 
-def test_the_download_is_the_whole_picture(page: Page, model: NextScale, tmp_path: Path) -> None:
-    path = photo(tmp_path / "a.png")
-    upload(page, path)
-    restore(page)
-    page.get_by_role("tab", name="x4").click()
-    with page.expect_download() as download:
-        page.click("#download-x4")
-    assert download.value.suggested_filename == "restored_x4.png"
-    download.value.save_as(tmp_path / "got.png")
-    expected = model.upscale(path, UpscaleOptions(all_factors=True)).picture.rgb
-    np.testing.assert_array_equal(images.read(tmp_path / "got.png").rgb, expected)
-
-
-def test_dragging_the_line_uncovers_the_photo(page: Page, tmp_path: Path) -> None:
-    upload(page, photo(tmp_path / "a.png"))
-    restore(page)
-    box = page.locator("#slider-x4 img").first.bounding_box()
-    assert box is not None
-
-    def clips() -> list[str]:
-        script = (
-            "[...document.querySelectorAll('#slider-x4 img')].map(i => getComputedStyle(i).clipPath + i.style.cssText)"
-        )
-        return list(page.evaluate(script))
-
-    before = clips()
-    middle = box["y"] + box["height"] / 2
-    page.mouse.move(box["x"] + box["width"] / 2, middle)
+def test_the_line_uncovers_the_photograph_by_mouse_and_keys(page: Page, tmp_path: Path) -> None:
+    put(page, photo(tmp_path / "a.png"))
+    done(page)
+    line, stage = page.locator("#line"), page.locator("#stage").bounding_box()
+    assert stage is not None
+    middle = stage["y"] + stage["height"] / 2
+    before = pixels(page)
+    page.mouse.move(stage["x"] + stage["width"] / 2, middle)
     page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.85, middle, steps=8)
+    page.mouse.move(stage["x"] + stage["width"] * 0.8, middle, steps=5)
     page.mouse.up()
-    page.wait_for_timeout(300)
-    assert clips() != before
+    assert line.get_attribute("aria-valuenow") == "80"
+    # Between the two places it is the photograph now, and left of them nothing has changed.
+    changed = np.abs(pixels(page) - before).max(axis=(0, 2))
+    width = len(changed)
+    assert changed[round(width * 0.55) : round(width * 0.75)].max() > 20
+    assert changed[: round(width * 0.4)].max() == 0
+    page.locator("#stage").focus()
+    before = pixels(page)
+    page.keyboard.down("Space")  # as long as it is down, the photograph alone
+    assert np.abs(pixels(page) - before)[100:-100, round(width * 0.85) : -20].max() > 20
+    page.keyboard.up("Space")
+    assert np.abs(pixels(page) - before)[100:-100, round(width * 0.85) : -20].max() == 0
+    line.focus()
+    page.keyboard.press("ArrowLeft")
+    assert line.get_attribute("aria-valuenow") == "78"
+    page.keyboard.press("Home")
+    assert line.get_attribute("aria-valuetext") == "0 % before, 100 % after"
+    page.keyboard.press("End")
+    assert line.get_attribute("aria-valuenow") == "100"
 
 
-def test_the_confidence_overlay_comes_and_goes_with_its_legend(page: Page, tmp_path: Path) -> None:
-    upload(page, photo(tmp_path / "a.png"))
-    restore(page)
+def test_it_zooms_to_full_size_and_beyond_and_moves(page: Page, tmp_path: Path) -> None:
+    put(page, photo(tmp_path / "a.png", 120, 90))
+    done(page)
+    percent, stage = page.locator("#percent"), page.locator("#stage").bounding_box()
+    assert stage is not None
+    fitted = percent.inner_text()
+    page.click("#percent")
+    expect(percent).to_have_text("100 %")
+    page.mouse.move(stage["x"] + 200, stage["y"] + 200)
+    page.mouse.wheel(0, -480)
+    expect(percent).to_have_text("400 %")
+    page.locator("#stage").focus()
+    before = pixels(page)
+    page.keyboard.press("ArrowDown")
+    moved = pixels(page)
+    assert np.abs(moved - before).max() > 20
+    page.mouse.down()
+    page.mouse.move(stage["x"] + 140, stage["y"] + 170, steps=4)
+    page.mouse.up()
+    # What was under the pointer has gone with it.
+    np.testing.assert_allclose(pixels(page)[120:150, 180:220], moved[150:180, 240:280], atol=2)
+    page.keyboard.press("0")
+    expect(percent).to_have_text(fitted)
+    page.click("#in")
+    expect(percent).not_to_have_text(fitted)
+
+
+def test_the_map_comes_and_goes_with_a_legend_in_words(page: Page, tmp_path: Path) -> None:
+    put(page, photo(tmp_path / "a.png"))
+    done(page)
+    expect(page.locator("#note")).to_contain_text("Faces, text and numbers may be invented")
     expect(page.locator("#legend")).to_be_hidden()
-    page.click("#guessed input")
-    expect(page.locator("#legend")).to_contain_text("Pink")
-    page.wait_for_selector("#slider-x4 img[src*=overlay]")
-    page.click("#guessed input")
-    expect(page.locator("#slider-x4 img[src*=overlay]")).to_have_count(0)
-    expect(page.locator("#legend")).to_be_hidden()
-
-
-def test_what_is_no_picture_is_a_sentence(page: Page, tmp_path: Path) -> None:
-    path = tmp_path / "a.jpg"
-    path.write_bytes(b"no picture at all")
-    page.set_input_files("#photo input[type=file]", str(path))
+    before = pixels(page)
+    page.click("#overlay")
+    expect(page.locator("#legend")).to_contain_text("Do not read faces, text or numbers")
+    assert page.locator("#overlay").get_attribute("aria-pressed") == "true"
     page.wait_for_timeout(500)
-    page.click("#start")
-    expect(page.get_by_text("This is not a picture")).to_be_visible(timeout=WAIT)
-    expect(page.locator("#status")).to_contain_text("did not work")
-    upload(page, photo(tmp_path / "b.png"))  # and the page goes on
-    restore(page)
+    assert np.abs(pixels(page) - before).max() > 20
+    page.click("#overlay")
+    expect(page.locator("#legend")).to_be_hidden()
+    np.testing.assert_array_equal(pixels(page), before)
 
 
-def test_without_a_photo_it_says_so(page: Page) -> None:
-    page.click("#start")
-    expect(page.get_by_text("Choose a photo first")).to_be_visible(timeout=WAIT)
+def test_several_photographs_make_a_strip_and_a_zip(page: Page, tmp_path: Path) -> None:
+    page.click("#open-options")
+    page.click("#scale label:has-text('x1')")
+    put(page, photo(tmp_path / "one.png"), photo(tmp_path / "two.png", 40, 60), photo(tmp_path / "three.png"))
+    expect(page.locator("#strip button.done")).to_have_count(3, timeout=WAIT)
+    page.click("#strip button >> nth=1")
+    assert page.locator("#title").inner_text() == "two.png · 40 × 60"
+    with page.expect_download() as download:
+        page.click("#zip")
+    download.value.save_as(tmp_path / "all.zip")
+    with zipfile.ZipFile(io.BytesIO((tmp_path / "all.zip").read_bytes())) as archive:
+        assert archive.namelist() == ["one_x1.png", "two_x1.png", "three_x1.png"]
 
 
-def test_stop_ends_the_work_and_the_page_goes_on(page: Page, tmp_path: Path) -> None:
-    upload(page, photo(tmp_path / "large.png", 400, 450))
-    page.click("#start")
-    expect(page.locator("#status")).to_contain_text("Part ", timeout=WAIT)
+def test_a_stopped_photograph_keeps_what_it_has(page: Page, tmp_path: Path) -> None:
+    put(page, photo(tmp_path / "large.png", 400, 450))
+    page.wait_for_selector("#line:not([hidden])")
     page.click("#stop")
-    expect(page.locator("#status")).to_contain_text("Stopped")
-    page.get_by_label("Clear").or_(page.get_by_label("Remove Image")).first.click()
-    upload(page, photo(tmp_path / "small.png"))
-    restore(page)
-    page.get_by_role("tab", name="x1").click()
-    assert shown(page, "x1")[1].endswith("restored_x1.png")
+    expect(page.locator("#note")).to_contain_text("Stopped at", timeout=WAIT)
+    done(page)
+    with page.expect_download() as download:
+        page.click("#save")
+    assert "_partial.png" in download.value.suggested_filename
+    put(page, photo(tmp_path / "small.png"))  # a new one takes its place
+    expect(page.locator("#title")).to_contain_text("small.png", timeout=WAIT)
+    done(page)
 
 
-def test_it_fits_a_telephone(browser: Browser, server: Server, tmp_path: Path) -> None:
-    page = browser.new_page(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
-    page.goto(server.url)
-    upload(page, photo(tmp_path / "a.png"))
-    restore(page)
-    width = page.evaluate("document.documentElement.scrollWidth")
-    assert width <= 390
-    for part in ("#photo", "#start", "#status", "#slider-x4"):
+def test_what_does_not_work_is_said_in_words(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture at all")
+    put(page, tmp_path / "broken.jpg")
+    expect(page.locator("#failure")).to_contain_text("This is not a picture", timeout=WAIT)
+    (tmp_path / "big.jpg").write_bytes(b"\0" * 2_500_000)
+    put(page, tmp_path / "big.jpg")
+    expect(page.locator("#failure")).to_contain_text("2.5 MB, and the limit is 2 MB", timeout=WAIT)
+    put(page, photo(tmp_path / "good.png"))  # and the page goes on
+    done(page)
+
+
+def flat(path: Path, width: int, height: int) -> Path:
+    """A large photograph that takes little room."""
+    images.write(path, Picture(np.full((height, width, 3), 128, np.uint8)))
+    return path
+
+
+def test_twelve_megapixels_are_taken_after_a_word_about_the_time(page: Page, tmp_path: Path) -> None:
+    put(page, flat(tmp_path / "phone.jpg", 4000, 3000))
+    rows = page.locator("#chooser-rows label")
+    expect(rows).to_have_count(3, timeout=WAIT)
+    expect(page.locator("#chooser-title")).to_have_text("12 megapixels")
+    expect(rows.nth(2)).to_contain_text("16000 × 12000")
+    assert all("about" in text for text in rows.all_inner_texts())
+    rows.nth(0).click()
+    page.click("#chooser button")
+    page.wait_for_selector("#line:not([hidden])")
+    page.click("#stop")
+    expect(page.locator("#note")).to_contain_text("Stopped at", timeout=WAIT)
+
+
+def test_of_48_megapixels_it_offers_what_fits(page: Page, tmp_path: Path) -> None:
+    put(page, flat(tmp_path / "phone.jpg", 8000, 6000))
+    rows = page.locator("#chooser-rows label")
+    expect(rows).to_have_count(3, timeout=WAIT)
+    expect(rows.nth(2)).to_contain_text("too large")
+    assert rows.nth(2).locator("input").is_disabled()
+    assert rows.nth(1).locator("input").is_checked()
+
+
+def test_options_reach_the_server_and_a_seed_only_where_it_does_something(
+    page: Page, server: Local, tmp_path: Path
+) -> None:
+    put(page, photo(tmp_path / "a.png"))
+    done(page)
+    page.click("#open-options")
+    page.click("summary")
+    assert page.locator("[name=seed]").is_disabled()
+    page.fill("[name=temperature]", "1")
+    page.fill("[name=seed]", "7")
+    page.click("#scale label:has-text('x2')")
+    page.click("#again")
+    expect(page.locator("#title")).to_contain_text("120 × 80", timeout=WAIT)
+    *_, job = server.server.jobs.jobs.values()
+    assert job.options == UpscaleOptions(scale=2, temperature=1, seed=7, confidence=True, all_factors=True)
+
+
+def test_any_factor_will_do_and_options_stay_for_the_next_visit(page: Page, server: Local, tmp_path: Path) -> None:
+    page.click("#open-options")
+    page.click("summary")
+    page.fill("[name=other]", "1.5")
+    put(page, photo(tmp_path / "a.png"))
+    done(page)
+    expect(page.locator("#title")).to_have_text("a.png · 90 × 60")
+    assert page.locator("#save").inner_text() == "Save x1.5"
+    expect(page.locator("#format")).to_contain_text("kB")
+    page.click("#home")
+    page.wait_for_selector("[data-ready]")
+    expect(page.locator("#welcome")).to_be_visible()
+    page.click("#open-options")
+    assert page.locator("[name=other]").input_value() == "1.5"
+    page.click("#defaults")
+    assert page.locator("[name=other]").input_value() == ""
+    assert server.url in page.url
+
+
+def test_a_reload_keeps_the_results(page: Page, tmp_path: Path) -> None:
+    put(page, photo(tmp_path / "a.png"))
+    done(page)
+    page.reload()
+    done(page)
+    expect(page.locator("#title")).to_have_text("a.png · 240 × 160")
+    assert pixels(page).std() > 10
+
+
+def test_the_keyboard_alone_will_do(page: Page) -> None:
+    def tab_to(selector: str) -> None:
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate("s => document.activeElement.matches(s)", selector):
+                return
+        pytest.fail(f"Tab does not lead to {selector}")
+
+    tab_to("#files")
+    tab_to("#examples button")
+    page.keyboard.press("Enter")
+    done(page)
+    tab_to("#stage")
+    page.keyboard.press("1")
+    expect(page.locator("#percent")).to_have_text("100 %")
+    tab_to("#line")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#line").get_attribute("aria-valuenow") == "52"
+    tab_to("#factors input")
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#factors input:checked").input_value() == "x2"
+    tab_to("#overlay")
+    page.keyboard.press("Space")
+    expect(page.locator("#legend")).to_be_visible()
+    tab_to("#save")
+    tab_to("#add")
+    with page.expect_file_chooser():
+        page.keyboard.press("Enter")
+
+
+def test_it_fits_a_telephone(browser: Browser, server: Local, tmp_path: Path) -> None:
+    page = visit(browser, server, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    put(page, photo(tmp_path / "a very long name of a photograph from a telephone.png"))
+    done(page)
+    page.tap("#overlay")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for part in ("#stage", "#factors", "#percent", "#overlay", "#save", "#legend", "#open-options"):
         box = page.locator(part).bounding_box()
-        assert box is not None
+        assert box is not None, part
         assert box["x"] >= 0
-        assert box["x"] + box["width"] <= 390
-    page.close()
+        assert box["x"] + box["width"] <= 390, part
+        assert box["y"] + box["height"] <= 844, part
+        assert box["height"] >= 40, part
+    stage = page.locator("#stage").bounding_box()
+    assert stage is not None
+    assert stage["height"] > 450
+    # A finger anywhere on a picture that fits moves the line.
+    touch = page.context.new_cdp_session(page)
+    for kind, x in (("touchStart", 200), ("touchMove", 150), ("touchMove", 78)):
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": 300}]})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    assert page.locator("#line").get_attribute("aria-valuenow") == "20"
+    page.tap("#open-options")
+    expect(page.locator("#again")).to_be_visible()
+    page.context.close()
 
 
-def test_no_request_leaves_the_machine(browser: Browser, server: Server, tmp_path: Path) -> None:
+def test_two_fingers_zoom(browser: Browser, server: Local, tmp_path: Path) -> None:
+    page = visit(browser, server, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    put(page, photo(tmp_path / "a.png"))
+    done(page)
+    before = page.locator("#percent").inner_text()
+    touch = page.context.new_cdp_session(page)
+    for kind, apart in (("touchStart", 40), ("touchMove", 60), ("touchMove", 120)):
+        points = [{"x": 195 - apart, "y": 300, "id": 0}, {"x": 195 + apart, "y": 300, "id": 1}]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_timeout(500)
+    number = float(page.locator("#percent").inner_text().split()[0])
+    assert number == pytest.approx(3 * float(before.split()[0]), rel=0.05)
+    page.context.close()
+
+
+def test_it_fills_a_wide_screen(browser: Browser, server: Local, tmp_path: Path) -> None:
+    page = visit(browser, server, viewport={"width": 2560, "height": 1300})
+    put(page, photo(tmp_path / "a.png"))
+    done(page)
+    stage = page.locator("#stage").bounding_box()
+    assert stage is not None
+    assert stage["width"] == 2560
+    assert stage["height"] > 1100
+    page.context.close()
+
+
+def test_no_request_leaves_the_machine(browser: Browser, server: Local, tmp_path: Path) -> None:
     page = browser.new_page()
     hosts: set[str | None] = set()
     page.on("request", lambda request: hosts.add(urlparse(request.url).hostname))
     page.goto(server.url)
-    upload(page, photo(tmp_path / "a.png"))
-    restore(page)
+    page.wait_for_selector("[data-ready]")
+    put(page, photo(tmp_path / "a.png"))
+    done(page)
+    page.goto(f"{server.url}/docs")
     page.close()
     assert {host for host in hosts if host} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Browser, server: Local, tmp_path: Path, scheme: str) -> None:
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="the rules of axe-core need pip install axe-playwright-python"
+    )
+    page = visit(browser, server, color_scheme=scheme)
+
+    def check(state: str) -> None:
+        page.wait_for_timeout(300)
+        results = axe.Axe().run(page)
+        assert len(results.response["passes"]) > 15, state  # it did look
+        assert results.violations_count == 0, f"{state}: {results.generate_report()}"
+
+    check("empty")
+    put(page, flat(tmp_path / "phone.jpg", 8000, 6000))
+    page.wait_for_selector("#chooser:not([hidden])")
+    check("choice")
+    put(page, photo(tmp_path / "a.png", 300, 280))
+    page.wait_for_selector("#line:not([hidden])")
+    check("at work")
+    page.click("#stop")
+    put(page, photo(tmp_path / "b.png"))
+    expect(page.locator("#title")).to_contain_text("b.png · 240", timeout=WAIT)
+    done(page)
+    page.click("#overlay")
+    page.click("#open-options")
+    page.click("summary")
+    check("done, with map and options")
+    (tmp_path / "broken.jpg").write_bytes(b"no picture at all")
+    put(page, tmp_path / "broken.jpg")
+    page.wait_for_selector("#failure:not([hidden])")
+    check("failed")
+    page.goto(f"{server.url}/docs")
+    check("description")
+    page.context.close()
