@@ -26,12 +26,11 @@ from nextscale.install import how_to_install
 from nextscale.upscale.nextscale import NextScale
 
 pytest.importorskip("ray", reason="batches need the extra `ray`")
+pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 CLUSTER = """
 import sys, time
 from ray.cluster_utils import Cluster
-
-pytestmark = pytest.mark.integration
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 cluster.add_node(num_cpus=1)
 cluster.wait_for_nodes()

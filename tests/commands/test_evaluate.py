@@ -173,7 +173,7 @@ def test_progress_without_a_terminal_is_plain_lines(capsys: pytest.CaptureFixtur
         done(2, 2, "b", False)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("  about")[0] for line in lines] == ["nextscale: 1/2 pictures  a", "nextscale: 2/2 pictures  b"]
-    assert lines[-1].endswith("about 0 seconds left")
+    assert lines[-1].endswith("about 0 s left")
     with progress() as done:
         done(1, 2, "a", False)
     assert capsys.readouterr().err == ""

@@ -542,7 +542,7 @@ def test_without_a_terminal_every_row_is_a_line(tmp_path: Path, capsys: pytest.C
     first, second = out.splitlines()
     assert first.startswith("2/4 steps  loss ")
     assert "samples/s" in first
-    assert second.endswith("  about 0 seconds left")
+    assert second.endswith("  about 0 s left")
 
 
 def test_a_terminal_shows_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
