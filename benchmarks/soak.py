@@ -330,7 +330,7 @@ class Soak:
 
 def count_files(root: Path) -> int:
     """Of a server's uploads and results."""
-    return sum(path.is_file() for path in root.rglob("*"))
+    return sum(len(files) for _, _, files in os.walk(root))  # what vanishes meanwhile is no error
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import zipfile
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -113,6 +113,12 @@ def test_wheel_and_source_pass_twine(tmp_path: Path) -> None:
     assert "](docs/" not in metadata
 
 
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/healthz" else 404)
+        self.end_headers()
+
+
 def test_the_container_is_pinned_and_watched() -> None:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     installs = [line for line in text.replace("\\\n", " ").splitlines() if line.startswith("RUN pip install")]
@@ -122,7 +128,7 @@ def test_the_container_is_pinned_and_watched() -> None:
         if line.startswith("COPY"):
             assert all((ROOT / name).exists() for name in line.split()[1:-1])
     (check,) = re.findall(r'^HEALTHCHECK .*CMD \["python3", "-c", "(.+)"\]$', text.replace("\\\n", " "), re.M)
-    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Healthy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         here = check.replace("7860", str(server.server_address[1]))
         assert here != check

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import tyro
 
 from nextscale import image as images
 from nextscale.commands.cli_types import UpscaleFlags
-from nextscale.console import complain, counted, say
+from nextscale.console import complain, counted, note, say
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.evaluate.options import BenchOptions, ScoreOptions
 from nextscale.evaluate.sets import SETS
@@ -63,7 +62,7 @@ class Evaluate:
         if self.bench is not None and not self.bench.is_dir() and (public := SETS.get(self.bench.name.lower())):
             complain(f"{self.bench}: no such folder; this is how to get it")
             for line in public.recipe():
-                sys.stderr.write(line + "\n")
+                note(line)
             return 1
         if self.bench is not None and self.pred is None and self.target is None:
             return self._bench(self.bench)

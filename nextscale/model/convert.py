@@ -5,6 +5,7 @@ Pickled files are read by torch's restricted loader only, which builds nothing b
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -264,7 +265,9 @@ def _convert_restorer(state: State, noisy: State | None, target: Path, where: st
     if first.shape[1:] != (3, 3, 3) or last < 4 or last % 2 or not whole:
         raise ModelError(f"{where}: not {what}: its layers are others")
     config = RestorerConfig(channels=first.shape[0], convs=last // 2 - 1)
-    built_shapes(lambda: Restorer(config), {name: tuple(t.shape) for name, t in state.items()}, where)
+    # What is not in the file, the smaller factors' heads and the dial, is left out of the comparison of sizes.
+    part = dataclasses.replace(config, factors=(1,), grain_rank=0)
+    built_shapes(lambda: Restorer(part), {name: tuple(t.shape) for name, t in state.items()}, where)
     restorer = Restorer(config)
     try:
         load_compact(restorer, state, noisy)

@@ -38,8 +38,7 @@ class UpscaleOptions:
     fidelity: float = 1.0
     """0: the picture as the codes alone describe it; 1: keep most of the input."""
     denoise: float = 1.0
-    """How much of the input's noise to remove: 0 keeps grain and texture, 1 removes noise and compression. The
-    shipped weights have hardly learned it."""
+    """How much of the input's noise to remove: 0 keeps grain and texture, 1 removes noise and compression."""
     fast: bool = False
     """The restorer alone: no codes, no confidence map, a fraction of the time."""
     seed: int = 0

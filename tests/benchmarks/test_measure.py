@@ -27,7 +27,7 @@ from tests.conftest import small_config
 
 pytestmark = pytest.mark.integration
 
-QUICK = SpeedOptions(sizes=(64, 140), batches=(1, 2), runs=1, fp32=True)
+QUICK = SpeedOptions(sizes=(64, 200), batches=(1, 2), runs=1, fp32=True)
 PARTS = [
     *("encode", "features", "prefix_and_step_1", "step_2", "step_3", "decode_1", "color"),
     *("step_4", "step_5", "step_6", "decode_2", "step_7", "step_8", "step_9", "step_10", "decode_3"),
@@ -89,14 +89,14 @@ def test_limits_follow_from_the_peaks_of_the_run(report: ModelReport) -> None:
 def test_a_pictures_limit_is_that_of_its_batches(report: ModelReport) -> None:
     one, two = (sum(part.limit_seconds for part in row.parts) for row in report.tiles)
     limits = {(row.size, row.batch): row.limit_seconds for row in report.pictures}
-    assert limits == pytest.approx({(64, 1): one, (140, 1): 4 * one, (140, 2): 2 * two}, rel=1e-6)
+    assert limits == pytest.approx({(64, 1): one, (200, 1): 4 * one, (200, 2): 2 * two}, rel=1e-6)
 
 
 def test_a_picture_takes_no_larger_batch_than_a_row_of_its_tiles(report: ModelReport) -> None:
-    assert [(row.size, row.batch, row.tiles) for row in report.pictures] == [(64, 1, 1), (140, 1, 4), (140, 2, 4)]
+    assert [(row.size, row.batch, row.tiles) for row in report.pictures] == [(64, 1, 1), (200, 1, 4), (200, 2, 4)]
 
 
-@pytest.mark.parametrize(("size", "batch"), [(40, 4), (140, 1), (300, 2)])
+@pytest.mark.parametrize(("size", "batch"), [(40, 4), (200, 1), (300, 2)])
 def test_batches_are_those_that_upscaling_runs(
     model: NextScale, size: int, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -199,7 +199,8 @@ def test_clean_inputs_are_the_photograph_reduced_as_in_training(model: NextScale
     restorer = Restorer(model, dataclasses.replace(ALONE, input_class="clean"), (1.0,), "clean")
     image = torch.from_numpy(np.array(Image.open(pair.hr))).permute(2, 0, 1)[None].float() / 255
     small = degrade(image, [sample_recipe(PRESETS["bilinear"], random.Random(0))])
-    wanted = model.upscale(small[0].permute(1, 2, 0).numpy(), restorer.options).images[1.0].rgb
+    lr = (small[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    wanted = model.upscale(lr, restorer.options).images[1.0].rgb
     made = FromPhotograph(restorer, 4)(pair.hr)[1.0]
     assert made.shape == (64, 64, 3)
     assert np.abs(made.astype(int) - wanted).max() <= 1

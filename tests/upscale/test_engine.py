@@ -225,7 +225,7 @@ def test_a_restoring_model_gives_a_folder_what_it_gives_single_pictures(
 def test_a_restoring_model_shares_batches_and_keeps_its_expected_error(restoring_folder: Path) -> None:
     model = NextScale.from_pretrained(restoring_folder, device="cpu", fp32=True)
     options = UpscaleOptions(scale=2, confidence=True)
-    pictures = [noise(seed) for seed in range(2)]
+    pictures = [noise(seed) for seed in range(6)]
     watched = Watched(model)
     shared = sharing(watched)
     results = gather(shared, pictures, options)
