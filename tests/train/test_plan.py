@@ -83,8 +83,8 @@ def codebook(crops: Crops) -> CodebookTask:
 
 
 def restorer(crops: Crops) -> RestorerTask:
-    # With the dial at 1: the plan leaves out the second set of weights, which some batches run.
-    config = RestorationConfig(side=64, workers=0, feature=0, lpips=0, grain=0)
+    # The counter sees the degradation, too, so the draws are those of photographs alone; the plan has the dial at 1.
+    config = RestorationConfig(side=64, workers=0, feature=0, lpips=0, grain=0, smooth_share=0)
     return RestorerTask(Restorer(SMALL), Samples(crops, None, None, config), config)
 
 
