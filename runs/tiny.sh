@@ -5,7 +5,9 @@
 #   START  realesr-general-x4v3.pth of Real-ESRGAN (or its safetensors, or one trained on from it)
 #   STEPS=20          no phase longer than this, to try the recipe out
 #   SIDE=128          side in pixels of the training inputs of the codes, a multiple of 64 (64)
+#   NOISY="A B"       realesr-general-x4v3.pth and realesr-general-wdn-x4v3.pth: the two ends of the denoise dial
 #   FACES=, PAGES=    folders or shards of photographs with faces and of rendered pages (`nextscale data pages`)
+#   PIXELS=1          without perceptual terms and critic, to try the recipe out where their weights are missing
 # The perceptual terms need VGG19 and SqueezeNet weights: NEXTSCALE_WEIGHTS names their folder.
 # The shipped codes (tokenizer and transformer) are those of version 4, which had further trainings; LOG.md tells which.
 set -euo pipefail
@@ -17,10 +19,13 @@ train() { python -m nextscale train "$@" --data "$data"; }
 steps() { echo $((${STEPS:-$1} < $1 ? ${STEPS:-$1} : $1)); }
 terms=(
   --restoration.pixel 0.3 --restoration.feature 0.3 --restoration.lpips 1.6 --restoration.lpips-scale 0.55 1.25
-  --restoration.adversarial 1.0 --restoration.grain 0.2
-  --restoration.presets stablesr stablesr stablesr stablesr x4plus x4plus camera compressed noisy noisy
+  --restoration.grain 0
 )
-restoration=()
+restoration=() seen=()
+if [[ -n ${PIXELS:-} ]]; then
+  restoration=(--restoration.feature 0 --restoration.lpips 0 --restoration.adversarial 0)
+  seen=(--reconstruction.feature 0 --reconstruction.lpips 0)
+fi
 [[ -z ${FACES:-} ]] || restoration+=(--restoration.faces "$FACES")
 [[ -z ${PAGES:-} ]] || restoration+=(--restoration.pages "$PAGES")
 
@@ -28,43 +33,76 @@ restoration=()
 train tokenizer --phase autoencoder --out "$out/autoencoder" \
   --steps "$(steps 940)" --batch 4 --lr 6e-4 --warmup 30 --final-lr 0.1 --ema 0.99 \
   --reconstruction.side "$side" --reconstruction.noise 0.2 \
-  --reconstruction.feature 0.25 --reconstruction.lpips 0.3
+  --reconstruction.feature 0.25 --reconstruction.lpips 0.3 "${seen[@]}"
 train tokenizer --phase codebook --out "$out/codebook" --start "$out/autoencoder/model" \
   --steps "$(steps 500)" --batch 16 --lr 0.02 --warmup 10 --weight-decay 0 --final-lr 0.01 --ema 0.98 \
   --codebook.side "$side"
 train tokenizer --phase decoders --out "$out/decoders" --start "$out/codebook/model" \
   --steps "$(steps 1150)" --batch 4 --lr 6e-4 --warmup 20 --final-lr 0.03 --ema 0.99 \
-  --reconstruction.side "$side" --reconstruction.pixel 0.4 --reconstruction.feature 0.6 --reconstruction.lpips 0.4
+  --reconstruction.side "$side" --reconstruction.pixel 0.4 --reconstruction.feature 0.6 --reconstruction.lpips 0.4 "${seen[@]}"
 train transformer --out "$out/transformer" --tokenizer "$out/decoders/model" \
   --steps "$(steps 900)" --batch 8 --lr 6e-4 --warmup 12 --ema 0.97 --codes.beta 3 \
   --codes.sides "$side" "$side" "$side" "$((2 * side))"
 
-# The restorer, then the fusion of both.
-python -m nextscale convert "$start" "$out/start" --from realesrgan --part restorer
-train restorer --out "$out/restorer" --start "$out/start" \
-  --steps "$(steps 700)" --batch 8 --lr 1e-4 --warmup 40 --final-lr 0.1 --ema 0.997 \
-  --betas 0.9 0.99 --clip 1 --weight-decay 0 \
-  "${terms[@]}" "${restoration[@]}"
-# The mean of the weights at both ends is better than either (LOG.md).
-python - "$out" <<'PYTHON'
+# The restorer: twice trained and averaged with where the training began, which is better than either end (LOG.md). The
+# second time has smooth ramps under noise, where pixels alone count, and goes on from the first one's critic.
+mean() { # mean OUT FIRST SECOND: the mean of two restorers' weights, with the second one's critic
+  python - "$@" <<'PYTHON'
+import shutil
 import sys
 from pathlib import Path
 from safetensors.torch import load_file, save_file
 
-first, last = (load_file(f"{sys.argv[1]}/{name}/model.safetensors") for name in ("start", "restorer"))
-mean = Path(sys.argv[1], "mean")
-mean.mkdir(exist_ok=True)
-last_plane = last["body.0.weight"][:, 3].clone()
-for name in last:
-    last[name] = (first[name] + last[name]) / 2
-last["body.0.weight"][:, 3] = last_plane
-save_file(last, mean / "model.safetensors")
-(mean / "config.json").write_bytes(Path(sys.argv[1], "start", "config.json").read_bytes())
+out, *folders = map(Path, sys.argv[1:])
+first, second = (load_file(folder / "model.safetensors") for folder in folders)
+out.mkdir(exist_ok=True)
+save_file({name: (first[name] + second[name]) / 2 for name in first}, out / "model.safetensors")
+for folder, name in ((folders[0], "config.json"), (folders[1], "critic.safetensors")):
+    if (folder / name).exists():
+        shutil.copy(folder / name, out)
 PYTHON
-train fusion --out "$out/fusion" --start "$out/transformer/model" --restorer "$out/mean" \
+}
+python -m nextscale convert "$start" "$out/start" --from realesrgan --part restorer
+if [[ -n ${NOISY:-} ]]; then
+  # The denoise dial's far end is three quarters of the way from one published file to the other.
+  python - "$out/start" ${NOISY} <<'PYTHON'
+import sys
+from pathlib import Path
+from nextscale.model.checkpoint import load_weights, read_config, save_folder
+from nextscale.model.config import RestorerConfig
+from nextscale.model.convert import read_state
+from nextscale.model.restorer import Restorer, load_grain
+
+folder, quiet, noisy = map(Path, sys.argv[1:])
+config = read_config(folder, "restorer", RestorerConfig)
+restorer = Restorer(config)
+load_weights(folder / "model.safetensors", restorer)
+quiet, noisy = read_state(quiet, "restorer"), read_state(noisy, "restorer")
+load_grain(restorer, {name: 0.75 * (noisy[name].float() - quiet[name].float()) for name in noisy})
+save_folder(folder, "restorer", config, restorer.state_dict())
+PYTHON
+fi
+train restorer --out "$out/restorer-1" --start "$out/start" \
+  --steps "$(steps 700)" --batch 8 --lr 1e-4 --warmup 40 --final-lr 0.1 --ema 0.997 \
+  --betas 0.9 0.99 --clip 1 --weight-decay 0 \
+  "${terms[@]}" --restoration.adversarial 1.0 --restoration.smooth-share 0 \
+  --restoration.presets stablesr stablesr stablesr stablesr x4plus x4plus camera compressed noisy noisy \
+  "${restoration[@]}"
+mean "$out/mean-1" "$out/start" "$out/restorer-1/model"
+# The shipped run had the critic at 0.6, from step 615 on at 0.3.
+train restorer --out "$out/restorer-2" --start "$out/mean-1" \
+  --steps "$(steps 1000)" --batch 8 --lr 1e-4 --warmup 20 --final-lr 0.02 --ema 0.995 \
+  --betas 0.9 0.99 --clip 1 --weight-decay 0 \
+  "${terms[@]}" --restoration.adversarial 0.5 --restoration.smooth-share 0.1 --restoration.pages-share 0.1 \
+  --restoration.presets stablesr stablesr stablesr stablesr x4plus x4plus camera camera compressed noisy \
+  "${restoration[@]}"
+mean "$out/mean-2" "$out/mean-1" "$out/restorer-2/model"
+
+# The fusion of both. The shipped one gives the restorer's pictures: only its expected error is trained (LOG.md).
+train fusion --out "$out/fusion" --start "$out/transformer/model" --restorer "$out/mean-2" \
   --steps "$(steps 220)" --batch 4 --lr 3e-4 --warmup 20 --final-lr 0.1 --ema 0.99 \
   --betas 0.9 0.99 --clip 1 --weight-decay 0 \
-  --restoration.predicted-after 40 "${terms[@]}" "${restoration[@]}"
+  --restoration.predicted-after 40 "${terms[@]}" --restoration.adversarial 1.0 "${restoration[@]}"
 python - "$out" <<'PYTHON'
 import sys
 from nextscale import NextScale

@@ -16,7 +16,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import tyro
+from safetensors.torch import load_file, save_file
 
 from nextscale import NextScale, UpscaleOptions
 from nextscale.commands.main import main
@@ -25,6 +27,7 @@ from nextscale.model.config_io import read_difference
 from nextscale.train.hardware import PlanConfig
 from nextscale.train.plan import plan
 from reproduce.__main__ import main as reproduce
+from tests.model.test_restorer import compact_state
 from tests.skips import shared
 
 ROOT = Path(__file__).parents[1]
@@ -207,22 +210,14 @@ def test_paper_keeps_384_samples_on_fewer_gpus(tmp_path: Path, monkeypatch: pyte
         commands("paper", tmp_path / "other", GPUS="5")
 
 
-@pytest.mark.slow
-def test_twenty_steps_of_tiny_make_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole recipe, each phase cut to 20 steps on small pictures: STEPS=20 SIDE=64 runs/tiny.sh DATA OUT."""
-    weights = shared("NEXTSCALE_WEIGHTS", "weights")
+def run_tiny(out: Path, start: Path, **settings: str) -> NextScale:
+    """The whole recipe of `tiny` on the examples, at a small size; the model that it makes."""
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    settings = {"PATH": search, "STEPS": "20", "SIDE": "64", "NEXTSCALE_WEIGHTS": str(weights)}
-    monkeypatch.delenv("RANK", raising=False)
     done = subprocess.run(
-        [
-            "bash",
-            str(ROOT / "runs" / "tiny.sh"),
-            str(ROOT / "examples"),
-            str(weights / "restorer-start.safetensors"),
-            str(tmp_path / "out"),
-        ],
-        env=dict(os.environ) | settings,
+        ["bash", str(ROOT / "runs" / "tiny.sh"), str(ROOT / "examples"), str(start), str(out)],
+        env={name: value for name, value in os.environ.items() if name != "RANK"}
+        | {"PATH": search, "SIDE": "64"}
+        | settings,
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -231,7 +226,30 @@ def test_twenty_steps_of_tiny_make_a_model(tmp_path: Path, monkeypatch: pytest.M
         timeout=3600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    model = NextScale.from_pretrained(tmp_path / "out" / "tiny", device="cpu")
+    assert (out / "tiny" / "model.safetensors").stat().st_size < 32e6
+    return NextScale.from_pretrained(out / "tiny", device="cpu")
+
+
+def test_one_step_of_each_training_of_tiny_makes_a_model(tmp_path: Path) -> None:
+    """With random weights in place of Real-ESRGAN's files, and without perceptual networks."""
+    for seed, name in enumerate(("quiet", "noisy")):
+        save_file(compact_state(64, 32, seed=seed), tmp_path / f"{name}.safetensors")
+    quiet, noisy = tmp_path / "quiet.safetensors", tmp_path / "noisy.safetensors"
+    model = run_tiny(tmp_path / "out", quiet, STEPS="1", PIXELS="1", NOISY=f"{quiet} {noisy}")
+    restorer = model.pipeline.restorer
+    assert restorer is not None
+    assert restorer.grain is not None
+    # Three quarters of the way from one file's slopes to the other's.
+    change = load_file(noisy)["body.1.weight"] - load_file(quiet)["body.1.weight"]
+    torch.testing.assert_close(restorer.grain[0].slope.flatten(), 0.75 * change, atol=2e-3, rtol=0)  # type: ignore[union-attr, operator]
+
+
+@pytest.mark.slow
+def test_twenty_steps_of_tiny_make_a_model(tmp_path: Path) -> None:
+    """Each phase cut to 20 steps on small pictures."""
+    weights = shared("NEXTSCALE_WEIGHTS", "weights")
+    ends = " ".join(str(weights / f"realesr-general-{name}x4v3.safetensors") for name in ("", "wdn-"))
+    start = weights / "restorer-start.safetensors"
+    model = run_tiny(tmp_path / "out", start, STEPS="20", NEXTSCALE_WEIGHTS=str(weights), NOISY=ends)
     result = model.upscale(ROOT / "examples" / "rocket.jpg", UpscaleOptions(scale=2.0))
     assert result.picture.size == (238, 400)
-    assert (tmp_path / "out" / "tiny" / "model.safetensors").stat().st_size < 32e6

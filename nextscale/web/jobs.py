@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import re
 import secrets
 import shutil
@@ -30,7 +29,6 @@ from nextscale.image import Picture
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.options import UpscaleOptions, output_size
 from nextscale.upscale.run import Progress, Reveal, shown_map
-from nextscale.upscale.tiles import plan_tiles
 from nextscale.web import views
 from nextscale.web.limits import Limits, RefusedError, planned_work
 
@@ -96,7 +94,6 @@ class Job:
     spent: float = 0.0
     last: dict[str, Picture] = field(default_factory=dict)
     previewed: float = 0.0
-    reveals: int = 0
     watchers: set[Callable[[], None]] = field(default_factory=set)
 
     def changed(self) -> None:
@@ -230,7 +227,8 @@ class Jobs:
         """
         self.model.check(options)
         self.limits.check_size(size, max(1.0, options.scale))
-        work = planned_work(size, options, self.model.ladder_for(options), has_alpha=has_alpha)
+        plan = self.model.pipeline.plan(size, options, alpha=has_alpha)
+        work = planned_work(plan, options, self.ladder)
         self.limits.check_work(work)
         return work
 
@@ -468,11 +466,6 @@ class Jobs:
         job.seconds_left = (time.monotonic() - job.began) * (1 - job.share) / job.share
         job.changed()
 
-    def _expected_reveals(self, job: Job) -> float:
-        width, height = job.size
-        plan = plan_tiles(height, width, tile=self.ladder.input_side, overlap=job.options.tile_overlap)
-        return len(plan.tops) * math.ceil(len(plan.lefts) / job.options.tile_batch) * len(job.results)
-
     def _check(self, job: Job) -> None:
         if job.stopping:
             raise CancelledError
@@ -480,9 +473,6 @@ class Jobs:
     def _take(self, job: Job, reveal: Reveal) -> None:
         key = job.key(reveal.factor)
         result = job.results[key]
-        job.reveals += 1
-        if job.options.fast:  # it reports no steps
-            self._progress(job, job.reveals / self._expected_reveals(job))
         if reveal.complete and key == f"x{reveal.factor:g}":
             job.last.pop(key, None)
             self._guarded(job, lambda: self._save(job, key, reveal))

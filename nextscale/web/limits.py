@@ -9,8 +9,8 @@ from typing import Any, Final, get_args, get_type_hints
 
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.model.config import Ladder
-from nextscale.upscale.options import UpscaleOptions, cascade, output_size
-from nextscale.upscale.tiles import plan_tiles
+from nextscale.upscale.options import UpscaleOptions, output_size
+from nextscale.upscale.plan import WorkPlan
 
 FIXED: Final = ("all_factors", "tile", "tile_batch", "tile_overlap")
 """Options of `UpscaleOptions` that a client does not choose: they change the server's memory, not the picture."""
@@ -102,23 +102,13 @@ RESTORER_SHARE: Final = 0.15
 """Of a tile's time at the largest factor, what the restorer alone takes (measured on a CPU)."""
 
 
-def planned_work(size: tuple[int, int], options: UpscaleOptions, ladder: Ladder, *, has_alpha: bool = False) -> float:
-    """How much work a picture is, in tiles restored with codes at the largest native factor.
-
-    Args:
-        size: (width, height) of the input.
-        has_alpha: its alpha varies and is restored apart.
-    """
-    work, done = 0.0, 1.0
-    for index, factor in enumerate(cascade(options.scale, ladder.factors)):
-        width, height = output_size(size, done)
-        plan = plan_tiles(height, width, tile=ladder.input_side, overlap=options.tile_overlap)
-        tiles = len(plan.tops) * len(plan.lefts)
-        stages = (ladder.factors.index(factor) + 1) / len(ladder.factors)
+def planned_work(plan: WorkPlan, options: UpscaleOptions, ladder: Ladder) -> float:
+    """How much work a plan is, in tiles of the ladder restored with codes at the largest native factor."""
+    work = 0.0
+    for run in plan.runs:
+        stages = (ladder.factors.index(run.factor) + 1) / len(ladder.factors)
         codes = 0.0 if options.fast else (1 - RESTORER_SHARE) * stages * (2 if options.cfg else 1)
-        passes = 2 if has_alpha and index == 0 and factor > 1 else 1  # at x1 alpha is the input's own
-        work += passes * tiles * (RESTORER_SHARE + codes)
-        done *= factor
+        work += run.work / ladder.input_side**2 * (RESTORER_SHARE + codes)
     return work
 
 

@@ -19,9 +19,9 @@ from nextscale.model.convert import convert
 from nextscale.model.restorer import Restorer
 
 
-def compact_state(width: int = 8, convs: int = 3, factor: int = 4) -> dict[str, Tensor]:
+def compact_state(width: int = 8, convs: int = 3, factor: int = 4, *, seed: int = 0) -> dict[str, Tensor]:
     """Random weights in the names and shapes of Real-ESRGAN's own files."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
     for i in range(convs + 2):
         inside, out = (3 if i == 0 else width), (3 * factor**2 if i == convs + 1 else width)

@@ -14,6 +14,7 @@ from nextscale import image as images
 from nextscale.errors import OptionError
 from nextscale.image import Picture
 from nextscale.model.config import Ladder
+from nextscale.upscale.plan import plan_work
 from nextscale.web import views
 from nextscale.web.guard import client_of
 from nextscale.web.jobs import stem_of
@@ -23,13 +24,15 @@ LADDER = Ladder()
 PHONES = {"12": (4000, 3000), "48": (8064, 6048)}
 
 
-def work(size: tuple[int, int], has_alpha: bool = False, **options: float) -> float:
-    return planned_work(size, UpscaleOptions(**options), LADDER, has_alpha=has_alpha)  # type: ignore[arg-type]
+def work(size: tuple[int, int], has_alpha: bool = False, scale: float = 4, **options: float) -> float:
+    plan = plan_work(size, scale, LADDER.factors, tile=128, unit=LADDER.unit, overlap=24, alpha=has_alpha)
+    return planned_work(plan, UpscaleOptions(scale=scale, **options), LADDER)  # type: ignore[arg-type]
 
 
 def test_work_is_counted_in_tiles() -> None:
     assert work((128, 128)) == pytest.approx(1)
     assert work((128, 232)) == pytest.approx(2)
+    assert work((130, 130)) == pytest.approx((144 / 128) ** 2)  # a tile that grew, not four
     assert work((128, 128), has_alpha=True) == pytest.approx(2)
     assert work((128, 128), fast=True) < work((128, 128), scale=1) < work((128, 128), scale=2) < 1
     assert work((128, 128), cfg=1) > 1.8
