@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -89,7 +90,7 @@ class Samples(Dataset[tuple[Tensor, ...]]):
             channels = draw.choice((1, 3))
             sigma = 30 ** draw.random() / 255  # as many below 6 levels as above
             lr = F.avg_pool2d(hr, self.factor)
-            lr = lr + sigma * torch.randn(1, channels, *lr.shape[2:], generator=noise)
+            lr = lr + sigma * _coarse_noise(channels, config.side, 3 ** draw.random(), noise)
             lr = (lr.clamp(0, 1) * 255).round() / 255
         marks = (torch.tensor(1.0), torch.tensor(0.0), torch.tensor(1.0))
         return hr[0] * 2 - 1, lr[0] * 2 - 1, torch.zeros_like(lr[0]), *marks
@@ -132,6 +133,13 @@ class _Steps:
         while True:
             yield list(positions(step, self.size))
             step += 1
+
+
+def _coarse_noise(channels: int, side: int, size: float, generator: torch.Generator) -> Tensor:
+    """Gaussian noise 1 C side side of variance 1 whose grains measure `size` pixels, as in enlarged photographs."""
+    small = torch.randn(1, channels, *[math.ceil(side / size) + 1] * 2, generator=generator)
+    noise = F.interpolate(small, scale_factor=size, mode="bicubic")[:, :, :side, :side]
+    return noise / noise.std()
 
 
 def _one_thread(worker: int) -> None:
