@@ -32,7 +32,7 @@ from nextscale.model.checkpoint import CONFIG, SHIPPED, find_folder, read_config
 from nextscale.model.config import PRESETS, Ladder, ModelConfig
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.options import UpscaleOptions
-from nextscale.upscale.tiles import best_side, plan_tiles
+from nextscale.upscale.plan import plan_for
 
 OnLine = Callable[[str], None]
 RowT = TypeVar("RowT", "TilesRow", "PictureRow")
@@ -212,10 +212,7 @@ def _work(batch: int, tiles: Sequence[TilesRow]) -> list[Work]:
 
 def batches(size: int, batch: int, ladder: Ladder) -> list[int]:
     """The batches of tiles that a square picture is cut into; a batch never holds tiles of two rows."""
-    overlap = UpscaleOptions().tile_overlap
-    length = max(size, ladder.input_side)
-    side = best_side(length, length, tile=ladder.input_side, unit=ladder.patch, overlap=overlap)
-    plan = plan_tiles(length, length, tile=side, overlap=overlap)
+    plan = plan_for(ladder, (size, size), UpscaleOptions()).passes[0].tiles
     whole, rest = divmod(len(plan.lefts), batch)
     return ([batch] * whole + [rest] * (rest > 0)) * len(plan.tops)
 

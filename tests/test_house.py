@@ -21,7 +21,7 @@ PYTHON_FILES = [*MODULES, *(path for folder in OUTSIDE for path in sorted((ROOT 
 
 # Lowest first: a module imports from its own layer and from lower ones, and within a layer without circles.
 LAYERS = [
-    {"errors", "console", "device", "files", "install"},
+    {"errors", "addresses", "console", "device", "files", "install"},
     {"model", "image"},
     {"upscale", "data"},
     {"train", "evaluate"},
@@ -33,7 +33,7 @@ LAYERS = [
 APART = {("model", "image")}
 # Their top level is what every command's --help waits for.
 TORCH_FREE = [
-    *("errors", "console", "files", "install", "image", "model.config", "model.config_io"),
+    *("errors", "addresses", "console", "files", "install", "image", "model.config", "model.config_io"),
     *(
         "upscale.options",
         "upscale.plan",

@@ -11,17 +11,19 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
+from nextscale.addresses import is_address, shown, store_reason
 from nextscale.errors import ImageError, NextScaleError, OptionError
 from nextscale.install import how_to_install
 
 STANDARD = "-"
 """What names the standard input, and the standard output."""
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
-def is_address(name: str) -> bool:
-    """Whether a name is an address such as https://..., s3://... or file://..."""
-    return bool(_ADDRESS.match(name))
+def local_path(name: str) -> Path | None:
+    """The path that a name stands for; None for the standard input, and for addresses other than file://..."""
+    if name == STANDARD or (is_address(name) and not name.lower().startswith("file://")):
+        return None
+    return Path(url2pathname(urlsplit(name).path) if is_address(name) else name)
 
 
 def fetch(names: Sequence[str], folder: Path) -> tuple[list[Path], dict[Path, str], list[tuple[str, str]]]:
@@ -43,11 +45,9 @@ def fetch(names: Sequence[str], folder: Path) -> tuple[list[Path], dict[Path, st
     if names.count(STANDARD) > 1:
         raise OptionError("the standard input (-) can be read once only; name it once")
     for number, name in enumerate(names):
-        if name != STANDARD and not is_address(name):
-            paths.append(Path(name))
-            continue
-        if name.lower().startswith("file://"):
-            paths.append(Path(url2pathname(urlsplit(name).path)))
+        local = local_path(name)
+        if local is not None:
+            paths.append(local)
             continue
         try:
             place = folder / str(number)  # apart, so that equal names do not meet
@@ -59,11 +59,6 @@ def fetch(names: Sequence[str], folder: Path) -> tuple[list[Path], dict[Path, st
         paths.append(path)
         given[path] = shown(name)
     return paths, given, refused
-
-
-def shown(name: str) -> str:
-    """An address without its query, which may be a key."""
-    return name.partition("?")[0] if is_address(name) else name
 
 
 def missing(path: Path) -> str | None:
@@ -96,8 +91,9 @@ def _from_stdin(place: Path) -> Path:
 
 def _download(address: str, place: Path) -> Path:
     inside = shown(address).partition("://")[2]
-    name = unquote(inside.rsplit("/", 1)[-1])
-    if not name or (address.lower().startswith("http") and "/" not in inside):
+    # A server's name is no path on this machine, however its slashes are written.
+    name = re.split(r"[/\\]", unquote(inside))[-1]
+    if name in ("", ".", "..") or (address.lower().startswith("http") and "/" not in inside):
         raise ImageError("this address names no file; name a picture, or use `nextscale batch` for whole folders")
     try:
         import fsspec
@@ -110,6 +106,6 @@ def _download(address: str, place: Path) -> Path:
     except ImportError as error:  # a store that needs a package more, which its message names
         raise ImageError(f"this kind of address needs a package more ({' '.join(str(error).split())})") from None
     except Exception as error:  # every store has its own errors
-        reason = " ".join((str(error) or type(error).__name__).replace(address, shown(address)).split())[:160]
+        reason = store_reason(address, error)
         raise ImageError(f"it cannot be fetched ({reason}); check the address and the connection") from None
     return path

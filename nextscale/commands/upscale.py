@@ -18,7 +18,7 @@ import tyro
 
 from nextscale.commands.cli_types import UpscaleFlags
 from nextscale.commands.progress import ProgressEvents, ProgressLines, progress
-from nextscale.commands.streams import STANDARD, fetch, missing, to_stdout
+from nextscale.commands.streams import STANDARD, fetch, local_path, missing, to_stdout
 from nextscale.console import complain, lasting, say, say_row
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.files import Mark, canonical, has_mark
@@ -82,6 +82,8 @@ class Upscale:
             raise OptionError(f"max-tiles must be 0 or more, got {self.max_tiles}")
         if str(self.output) == STANDARD:
             return self._to_stdout(names)
+        if (self.resume or self.manifest) and None in map(local_path, names):
+            raise OptionError("--resume and --manifest are for local files; `nextscale batch` resumes stores")
         events = None if self.progress_fd is None else ProgressEvents(self.progress_fd)
         with tempfile.TemporaryDirectory(prefix="nextscale-") as fetched, _closing(events):
             named, given, unfetched = fetch(names, Path(fetched))
@@ -90,7 +92,9 @@ class Upscale:
     def _to_stdout(self, names: list[str]) -> int:
         """One picture to the standard output, on which nothing else is said."""
         several = self.options.all_factors or self.options.confidence
-        if len(names) > 1 or several or os.path.isdir(names[0]) or self.json or self.suffix is not None:
+        path = local_path(names[0])
+        is_folder = path is not None and path.is_dir()
+        if len(names) > 1 or several or is_folder or self.json or self.suffix is not None:
             raise OptionError(
                 "-o - takes one picture and gives one: leave out further pictures, folders, --all-factors, "
                 "--confidence, --suffix and --json (--progress-fd tells the same)"
@@ -116,8 +120,6 @@ class Upscale:
             given: of files that were fetched, the name each goes by.
             unfetched: what could not be fetched, with the reason.
         """
-        if given and (self.resume or self.manifest):
-            raise OptionError("--resume and --manifest are for local files; `nextscale batch` resumes stores")
         for name, reason in unfetched:
             self._report({"input": name, "error": reason}, events)
         if not named:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nextscale import image as images
+from nextscale.addresses import is_address, shown, store_reason
 from nextscale.console import complain
 from nextscale.errors import ImageError, NextScaleError
 from nextscale.files import write_atomic
 from nextscale.install import how_to_install
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 class DataError(NextScaleError):
@@ -69,9 +68,9 @@ def find_sources(patterns: Sequence[str], cache: str | os.PathLike[str] | None =
     out: list[Source] = []
     for pattern in patterns:
         for single in _without_braces(pattern):
-            if _ADDRESS.match(single):
+            if is_address(single):
                 for address in _listed(single):
-                    out += _in_tar(str(_fetched(address, Path(cache or default_cache()))), _shown(address))
+                    out += _in_tar(str(_fetched(address, Path(cache or default_cache()))), shown(address))
             else:
                 out += _local(single)
     if not out:
@@ -148,13 +147,13 @@ def _listed(address: str) -> list[str]:
     except Exception as error:  # each store has errors of its own
         raise _unreachable(address, error) from error
     if not found:
-        raise DataError(f"{_shown(address)}: nothing there has such a name; check the address")
+        raise DataError(f"{shown(address)}: nothing there has such a name; check the address")
     return found
 
 
 def _fetched(address: str, cache: Path) -> Path:
     """The local copy of a shard: fetched whole or not at all, by one process at a time, and never again."""
-    name = _shown(address).rstrip("/").rpartition("/")[2]
+    name = shown(address).rstrip("/").rpartition("/")[2]
     target = cache / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name[-100:]}"
     if target.exists():
         return target
@@ -182,19 +181,14 @@ def _file_system(address: str) -> tuple[Any, str]:
     except ImportError as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{_shown(address)}: reading it needs a package more ({reason}); {how_to_install('data')}"
+            f"{shown(address)}: reading it needs a package more ({reason}); {how_to_install('data')}"
         ) from None
     return system, str(path)
 
 
 def _unreachable(address: str, error: Exception) -> DataError:
-    reason = " ".join((str(error) or type(error).__name__).split())[:160].replace(address, _shown(address))
-    return DataError(f"{_shown(address)}: cannot be fetched ({reason}); check the address, the connection and the disk")
-
-
-def _shown(address: str) -> str:
-    """An address without its query, which may hold a key."""
-    return address.partition("?")[0]
+    reason = store_reason(address, error)
+    return DataError(f"{shown(address)}: cannot be fetched ({reason}); check the address, the connection and the disk")
 
 
 # ---- crops ----

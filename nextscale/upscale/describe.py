@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nextscale.model.config import AutoencoderConfig, ModelConfig
-from nextscale.upscale.options import UpscaleOptions, cascade, output_size
+from nextscale.upscale.options import UpscaleOptions, output_size
 from nextscale.upscale.pipeline import Pipeline
+from nextscale.upscale.plan import plan_for
 
 WORKING_SHARE = 14.0
 """Bytes that a tile takes at its peak over those of its largest tensor: see `tile_bytes`.
@@ -68,15 +69,17 @@ class ModelDescription:
             bits: per channel of the picture.
         """
         options = options or UpscaleOptions()
-        side = options.tile or self.tile
-        tiles = min(options.tile_batch, _tiles(width, side, options) * _tiles(height, side, options))
-        passes = cascade(options.scale, self.factors)
-        native = math.prod(passes)
-        scales = [1.0, *{passes[0], native, *options.factors(self.factors)}]  # the input, and every canvas
+        plan = plan_for(self.config.tokenizer.ladder, (width, height), options)
+        # A batch holds no tiles of two rows.
+        working = max(
+            min(options.tile_batch, len(run.tiles.lefts)) * tile_bytes(self.config, run.tiles.tile / self.tile)
+            for run in plan.passes
+        )
         planes = 3 * bits // 8 + (5 if options.confidence else 0)  # a byte of confidence, a float of expected error
-        pictures = sum(math.prod(output_size((width, height), scale)) for scale in scales) * planes
-        working = tile_bytes(self.config, side / self.tile)
-        return MemoryEstimate(self.weights, math.ceil(tiles * working), pictures)
+        canvases = {run.reach: run.result for run in plan.passes}
+        canvases |= {factor: output_size(plan.size, factor) for factor in options.factors(self.factors)}
+        pictures = sum(map(math.prod, [plan.size, *canvases.values()])) * planes
+        return MemoryEstimate(self.weights, math.ceil(working), pictures)
 
 
 def describe(pipeline: Pipeline) -> ModelDescription:
@@ -111,9 +114,3 @@ def tile_bytes(config: ModelConfig, grown: float = 1.0) -> float:
     widest = auto.channels * (auto.multipliers[0] if isinstance(auto, AutoencoderConfig) else 1)
     features = (ladder.image_sides[-1] // auto.patch) ** 2 * widest
     return WORKING_SHARE * 4 * max(logits, features) * grown**2
-
-
-def _tiles(length: int, side: int, options: UpscaleOptions) -> int:
-    """How many tiles cover a length."""
-    step = max(1, side - options.tile_overlap)
-    return max(1, math.ceil((length - options.tile_overlap) / step))

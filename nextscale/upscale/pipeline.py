@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nextscale.device import fast_dtype, is_out_of_memory, pick_device
 from nextscale.errors import NextScaleError, OptionError
-from nextscale.model.config import MOST_SIDE, FusionConfig, Ladder, ModelConfig
+from nextscale.model.config import FusionConfig, Ladder, ModelConfig
 from nextscale.model.decoder import Decoder
 from nextscale.model.fusion import Fusion
 from nextscale.model.restorer import Restorer
@@ -25,8 +25,7 @@ from nextscale.model.tokenizer import Codes, Tokenizer
 from nextscale.model.transformer import Condition, Transformer
 from nextscale.upscale.color import adain_color, keep_flat, wavelet_color
 from nextscale.upscale.options import ColorFix, UpscaleOptions
-from nextscale.upscale.plan import WorkPlan, plan_work
-from nextscale.upscale.tiles import GROWTH, plan_tiles
+from nextscale.upscale.plan import WorkPlan, ladder_for, plan_for
 
 
 @dataclass(frozen=True)
@@ -117,10 +116,7 @@ class Pipeline:
         Raises:
             OptionError: tile or tile-overlap do not fit the model.
         """
-        own = self.tokenizer.ladder
-        ladder = own.for_input(options.tile or own.input_side)
-        plan_tiles(1, 1, tile=ladder.input_side, overlap=options.tile_overlap)
-        return ladder
+        return ladder_for(self.tokenizer.ladder, options)
 
     def plan(self, size: tuple[int, int], options: UpscaleOptions, *, alpha: bool = False) -> WorkPlan:
         """What a picture of a (width, height) takes.
@@ -131,11 +127,7 @@ class Pipeline:
         Raises:
             OptionError: tile or tile-overlap do not fit the model.
         """
-        ladder = self.ladder_for(options)
-        fixed = options.tile or ladder.sides[-1] * GROWTH > MOST_SIDE
-        unit = 0 if fixed else ladder.unit
-        how = {"tile": ladder.input_side, "unit": unit, "overlap": options.tile_overlap}
-        return plan_work(size, options.scale, ladder.factors, alpha=alpha, **how)
+        return plan_for(self.tokenizer.ladder, size, options, alpha=alpha)
 
     @torch.no_grad()
     def restore_tiles(

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 from nextscale.errors import NextScaleError
-from nextscale.upscale.options import cascade, output_size
-from nextscale.upscale.tiles import Plan, best_side, plan_tiles
+from nextscale.model.config import MOST_SIDE, Ladder
+from nextscale.upscale.options import UpscaleOptions, cascade, output_size
+from nextscale.upscale.tiles import GROWTH, Plan, best_side, plan_tiles
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -137,3 +138,27 @@ def plan_work(
         passes.append(one((min(width, before[0]), min(height, before[1])), factor, reached / prod(chain[place + 1 :])))
     top = min((f for f in factors if f >= scale), default=max(factors))
     return WorkPlan(size, output_size(size, scale), tuple(passes), one(size, top, top) if alpha and top > 1 else None)
+
+
+def ladder_for(own: Ladder, options: UpscaleOptions) -> Ladder:
+    """A model's ladder for the tiles that the options ask for.
+
+    Raises:
+        OptionError: tile or tile-overlap do not fit the model.
+    """
+    ladder = own.for_input(options.tile or own.input_side)
+    plan_tiles(1, 1, tile=ladder.input_side, overlap=options.tile_overlap)
+    return ladder
+
+
+def plan_for(own: Ladder, size: Size, options: UpscaleOptions, *, alpha: bool = False) -> WorkPlan:
+    """What a picture takes with a model of this ladder; see `plan_work`.
+
+    Raises:
+        OptionError: tile or tile-overlap do not fit the model.
+    """
+    ladder = ladder_for(own, options)
+    fixed = options.tile or ladder.sides[-1] * GROWTH > MOST_SIDE
+    unit = 0 if fixed else ladder.unit
+    how = {"tile": ladder.input_side, "unit": unit, "overlap": options.tile_overlap}
+    return plan_work(size, options.scale, ladder.factors, alpha=alpha, **how)

@@ -95,7 +95,9 @@ def test_the_standard_input_goes_to_a_file_or_a_folder(run: Run) -> None:
             2,
             "--resume and --manifest are for pictures that go to a folder",
         ),
-        (["-i", "memory://a.png", "-o", "out", "--resume"], None, 1, "memory://a.png: it cannot be fetched"),
+        (["-i", Path.cwd().as_uri(), "-o", "-"], None, 2, "-o - takes one picture and gives one"),
+        (["-i", "memory://a.png", "-o", "out", "--resume"], None, 2, "--resume and --manifest are for local files"),
+        (["-i", "memory://a.png", "-o", "out"], None, 1, "memory://a.png: it cannot be fetched"),
         (["-i", "https://h.invalid/", "-o", "out"], None, 1, "https://h.invalid/: this address names no file"),
         (["-i", "nosuch://h/a.png?key=secret", "-o", "o.png"], None, 1, "nosuch://h/a.png: it cannot be fetched"),
         (["-i", "missing.png", "-o", "o.png"], None, 1, "missing.png: no such file; check the name"),
@@ -178,7 +180,11 @@ def test_a_missing_file_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
     assert done.stderr == "nextscale: missing.png: no such file; check the name\n"
 
 
-def test_names_that_are_addresses() -> None:
-    assert streams.is_address("s3://bucket/a.png")
-    assert not streams.is_address(r"C:" + "/photos/a.png")
-    assert not streams.is_address("holiday/a.png")
+@pytest.mark.parametrize("name", ["..%2F..%2Foutside.png", "%2Ftmp%2Foutside.png", "..%5Coutside.png"])
+def test_a_servers_name_is_no_path_here(tmp_path: Path, name: str) -> None:
+    with fsspec.open(f"memory://shop/{name}", "wb") as file:
+        file.write(photo())
+    paths, given, refused = streams.fetch([f"memory://shop/{name}"], tmp_path)
+    assert (paths, refused) == ([tmp_path / "0" / "outside.png"], [])
+    assert given[paths[0]] == f"memory://shop/{name}"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["0", "outside.png"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -55,3 +57,17 @@ def test_memory_of_tiles_grows_with_their_batch_and_size(model: NextScale) -> No
     assert about.memory(1000, 1000, UpscaleOptions(tile_batch=3)).tiles == 3 * one.tiles
     assert about.memory(1000, 1000, UpscaleOptions(tile_batch=1, tile=256)).tiles == 4 * one.tiles
     assert about.memory(200, 100).tiles == 2 * one.tiles
+
+
+def test_memory_is_that_of_the_tiles_that_are_run(model: NextScale) -> None:
+    about, one = model.describe(), tile_bytes(model.config)
+    grown = model.plan(np.zeros((130, 130, 3), np.uint8)).passes[0].tiles
+    assert (grown.tile > about.tile, len(grown.lefts)) == (True, 1)
+    assert about.memory(130, 130).tiles == math.ceil(one * (grown.tile / about.tile) ** 2)
+    assert about.memory(128, 1000).tiles == math.ceil(one)  # a column: no batch holds tiles of two rows
+
+
+def test_memory_beyond_the_largest_factor_is_that_of_every_pass(model: NextScale) -> None:
+    about = model.describe()
+    # x6: the photograph, x2, x6, and what the last pass gives where that is larger.
+    assert about.memory(1000, 1000, UpscaleOptions(scale=6)).pictures == 3 * (1 + 4 + 36) * 1_000_000
