@@ -2,12 +2,13 @@
 
     python -m benchmarks.hostile FOLDER [--seconds 60] [--write] [--list]
 
-Each file is read in a process of its own kind: one that crashes or takes longer than its time is replaced and the next
-file goes on. A file is
+A worker process reads one file after another. Where it crashes or takes too long, a new one goes on with the next file.
+The outcome of a file is
 
 - read: it became a picture; with --write, also written as PNG and TIFF and found equal when read back;
 - refused: one line said why (counted by the line, numbers left out);
-- traceback: another exception than the reader's own; crashed: a signal; late: over its time; noisy: lines on stderr.
+- traceback: any other exception, or what was read back differs; crashed: a signal; late: over its time; noisy: lines on
+  stderr.
 
 All but the first two are faults: the exit status is then 1.
 """

@@ -33,8 +33,7 @@ import psutil
 import tyro
 from PIL import Image
 
-GOOD = ("upscale", "job", "formats")
-"""What ends in a picture, which must be the client's own."""
+from nextscale.image.png import png_chunk
 
 
 @dataclass
@@ -111,8 +110,9 @@ class Client:
 
     def formats(self) -> str:
         _, path = self.new_job()
-        while self.http.get(path).json()["state"] not in ("done", "failed"):
+        while (state := self.http.get(path).json()["state"]) in ("waiting", "running"):
             time.sleep(0.2)
+        assert state == "done", state
         for suffix in ("jpg", "webp"):
             Image.open(io.BytesIO(self.http.get(f"{path}/x1.{suffix}").content)).load()
         assert self.http.get(f"{path}/x1.png", headers={"Range": "bytes=5-9"}).status_code == 206
@@ -229,14 +229,9 @@ def photograph(seed: int, side: int = 24) -> bytes:
 
 def bomb() -> bytes:
     """A PNG of a few bytes that says it has 3.6 billion pixels."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
-
     head = (60_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 10**6)) + chunk(b"IEND", b"")
-    )
+    chunks = {b"IHDR": head, b"IDAT": zlib.compress(b"\0" * 10**6), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(kind, body) for kind, body in chunks.items())
 
 
 def soak(

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from nextscale.errors import ImageError
+from nextscale.image.guard import DAMAGED, RARE_LAYOUT
 from nextscale.image.picture import Array
 from nextscale.install import how_to_install
 
@@ -16,6 +17,7 @@ _OPENCV_SIDE: Final = 1 << 20
 
 
 def extra(name: str) -> ModuleType:
+    """An optional package, or `ImageError` that says how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -34,8 +36,8 @@ def by_opencv(cv2: ModuleType, data: bytes, size: tuple[int, int], channels: int
     finally:
         log.setLogLevel(level)
     if decoded is None:
-        raise ImageError("the file is damaged; copy or download it again")
+        raise ImageError(DAMAGED)
     samples: Array = decoded.reshape(*decoded.shape[:2], -1)
     if samples.dtype != np.uint16 or samples.shape != (size[1], size[0], channels):
-        raise ImageError("16-bit samples are laid out in a rare way; save it again as a plain 16-bit PNG")
+        raise ImageError(RARE_LAYOUT)
     return samples if channels == 1 else samples[..., [2, 1, 0, 3][:channels]]

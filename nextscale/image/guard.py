@@ -17,6 +17,7 @@ from nextscale.errors import ImageError
 NO_MEMORY: Final = "there is not enough memory for it; close other programs or use a smaller picture"
 TRUNCATED: Final = "the file is truncated; copy or download it again"
 DAMAGED: Final = "the file is damaged; copy or download it again"
+RARE_LAYOUT: Final = "16-bit samples are laid out in a rare way; save it again as a plain 16-bit PNG"
 MAX_RATIO: Final = {1: 1, 5: 2000, 8: 1100, 32946: 1100}  # none, LZW, Deflate: no stream expands further
 MAX_PROFILE: Final = 1 << 24
 """Bytes of an ICC profile or an XMP packet; what is larger is no description of a picture."""

@@ -162,12 +162,13 @@ def from_float(array: Array, dtype: DTypeLike) -> Array:
 
 def rgb8(picture: Picture) -> NDArray[np.uint8]:
     """A picture as 8-bit RGB, H W 3: grey repeated, 16 bits rounded to 8, what is transparent laid on white."""
-    rgb = _eight_bits(picture.rgb)
+    rgb = eight_bits(picture.rgb)
     if picture.alpha is not None:
-        opacity = _eight_bits(picture.alpha).astype(np.uint16)[..., None]
+        opacity = eight_bits(picture.alpha).astype(np.uint16)[..., None]
         rgb = ((rgb * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
     return np.ascontiguousarray(rgb) if rgb.shape[2] == 3 else np.repeat(rgb, 3, axis=2)
 
 
-def _eight_bits(array: Array) -> NDArray[np.uint8]:
+def eight_bits(array: Array) -> NDArray[np.uint8]:
+    """uint8 or uint16 of any shape -> uint8, to the nearest."""
     return array if array.dtype == np.uint8 else ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)

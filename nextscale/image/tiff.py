@@ -13,7 +13,7 @@ from PIL import ImageFile, TiffImagePlugin
 from nextscale.errors import ImageError
 from nextscale.image.directory import Entry, Layout, sound_directories
 from nextscale.image.extras import by_opencv, extra
-from nextscale.image.guard import MAX_PROFILE, MAX_RATIO, TRUNCATED, check_size
+from nextscale.image.guard import MAX_PROFILE, MAX_RATIO, RARE_LAYOUT, TRUNCATED, check_size
 from nextscale.image.metadata import (
     EXIF_KEEP,
     ORIENTATION,
@@ -226,7 +226,7 @@ def _tiff16(data: bytes, tags: Tags, icc: bytes | None) -> tuple[Array, Array | 
         raise ImageError(f"16-bit {kind} TIFF with {samples} channels is not read; convert it to 16-bit RGB first")
     values = _tiff16_by_tifffile(data, tags, samples)
     if values.shape != (tags[_HEIGHT][0], tags[_WIDTH][0], samples):
-        raise ImageError("16-bit samples are laid out in a rare way; save it again as a plain 16-bit PNG")
+        raise ImageError(RARE_LAYOUT)
     if photometric == 0:
         values = np.concatenate([65535 - values[..., :1], values[..., 1:]], axis=2)
     rgb, alpha, extra = values[..., :colours], None, tags.get(_EXTRA_SAMPLES, (2,) * (samples - colours))
@@ -253,7 +253,7 @@ def _tiff16_by_tifffile(data: bytes, tags: Tags, samples: int) -> Array:
             values = np.moveaxis(values, 0, -1)
     values = values.reshape(*values.shape[:2], -1)
     if values.dtype != np.uint16:
-        raise ImageError("16-bit samples are laid out in a rare way; save it again as a plain 16-bit PNG")
+        raise ImageError(RARE_LAYOUT)
     return values
 
 

@@ -534,9 +534,7 @@ def to_tensor(picture: Picture) -> Tensor:
 
 def to_pil(picture: Picture) -> Image.Image:
     """A picture as a Pillow image of 8 bits: L, LA, RGB or RGBA, with what describes it in `info`."""
-    whole = picture.rgb if picture.alpha is None else np.dstack([picture.rgb, picture.alpha])
-    if picture.bits == 16:
-        whole = ((whole.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    whole = images.eight_bits(picture.rgb if picture.alpha is None else np.dstack([picture.rgb, picture.alpha]))
     out = Image.fromarray(whole[..., 0] if whole.shape[2] == 1 else whole)
     about = {"icc_profile": picture.icc, "exif": picture.exif, "dpi": picture.dpi, "xmp": picture.xmp}
     out.info |= {key: value for key, value in about.items() if value}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
@@ -75,7 +76,7 @@ def _add(file: IO[bytes], piece: bytes, upload: Upload, limits: Limits) -> None:
     file.write(piece)
 
 
-async def _pieces(request: Request, limits: Limits):  # type: ignore[no-untyped-def]  # an async generator of bytes
+async def _pieces(request: Request, limits: Limits) -> AsyncIterator[bytes]:
     """The body's pieces, as long as they come fast enough.
 
     Raises:

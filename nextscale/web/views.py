@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -105,11 +105,11 @@ def convert(source: Path, suffix: Format) -> bytes:
         RefusedError: the format cannot hold it.
     """
     picture = images.read(source)
-    if picture.bits == 16:
-        eight = images.from_pil(to_pil(picture))
-        picture = Picture(eight.rgb, eight.alpha, picture.icc, picture.exif)
+    alpha = None if picture.alpha is None else images.eight_bits(picture.alpha)
     try:
-        return images.encode_bytes(picture, f".{suffix}", quality=92)
+        return images.encode_bytes(
+            replace(picture, rgb=images.eight_bits(picture.rgb), alpha=alpha), f".{suffix}", quality=92
+        )
     except ImageError as error:
         raise RefusedError(422, str(error)) from None
 
@@ -119,7 +119,13 @@ def formats_of(picture: Picture) -> list[Format]:
     found: list[Format] = ["png"]
     for suffix in FORMATS[1:]:
         try:
-            images.check_format(f".{suffix}", bits=8, has_alpha=picture.alpha is not None, size=picture.size)
+            images.check_format(
+                f".{suffix}",
+                bits=8,
+                has_alpha=picture.alpha is not None,
+                size=picture.size,
+                hdr=picture.cicp is not None,
+            )
         except ImageError:
             continue
         found.append(suffix)

@@ -249,6 +249,32 @@ def test_what_does_not_work_is_said_in_words(page: Page, tmp_path: Path) -> None
     expect(page.locator("#failure")).to_contain_text("2.5 MB, and the limit is 2 MB", timeout=WAIT)
     put(page, photo(tmp_path / "good.png"))  # and the page goes on
     done(page)
+    expect(page.locator("#tag-after")).to_have_class("tag on")
+    (tmp_path / "letter.pdf").write_bytes(b"%PDF")
+    put(page, tmp_path / "letter.pdf")
+    expect(page.locator("#failure")).to_contain_text("This is not a photograph")
+    expect(page.locator("#tag-after")).to_have_class("tag")
+    assert page.locator("#percent").inner_text() == "–"
+
+
+def test_a_file_that_has_gone_is_not_the_servers_fault(page: Page, tmp_path: Path) -> None:
+    path = photo(tmp_path / "a.png")
+    put(page, path)
+    done(page)
+    path.unlink()
+    page.click("#open-options")
+    page.click("#again")
+    expect(page.locator("#failure")).to_contain_text("The file cannot be read")
+
+
+def test_a_result_that_has_gone_does_not_take_the_page_with_it(page: Page, server: Local, tmp_path: Path) -> None:
+    put(page, photo(tmp_path / "a.png"))
+    done(page)
+    *_, job = server.server.jobs.jobs.values()
+    server.server.jobs.remove(job)
+    page.click("#save")
+    page.wait_for_timeout(1000)
+    assert page.url.rstrip("/") == server.url
 
 
 def flat(path: Path, width: int, height: int) -> Path:
@@ -278,6 +304,9 @@ def test_of_48_megapixels_it_offers_what_fits(page: Page, tmp_path: Path) -> Non
     expect(rows.nth(2)).to_contain_text("too large")
     assert rows.nth(2).locator("input").is_disabled()
     assert rows.nth(1).locator("input").is_checked()
+    rows.nth(0).click()
+    page.check("#chooser-fast")  # another plan, the same choice
+    assert rows.nth(0).locator("input").is_checked()
 
 
 def test_options_reach_the_server_and_a_seed_only_where_it_does_something(
@@ -378,9 +407,24 @@ def test_it_fits_a_telephone(browser: Browser, server: Local, tmp_path: Path) ->
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": 300}]})
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     assert page.locator("#line").get_attribute("aria-valuenow") == "20"
-    page.touchscreen.tap(200, 400)  # ends the gesture that was sent by hand
     page.tap("#open-options")
     expect(page.locator("#again")).to_be_visible()
+    page.context.close()
+
+
+def test_a_tap_counts_right_after_a_fast_finger(browser: Browser, server: Local, tmp_path: Path) -> None:
+    page = visit(browser, server, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    put(page, photo(tmp_path / "a.png"))
+    done(page)
+    touch = page.context.new_cdp_session(page)
+    for _ in range(6):  # a browser that sees a fling swallows about every second one
+        for kind, x in (("touchStart", 200), ("touchMove", 150), ("touchMove", 78)):
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": 250}]})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        page.tap("#open-options")
+        expect(page.locator("#options")).to_be_visible(timeout=3000)
+        page.tap("#close-options")
+        expect(page.locator("#options")).to_be_hidden(timeout=3000)
     page.context.close()
 
 
@@ -397,6 +441,20 @@ def test_two_fingers_zoom(browser: Browser, server: Local, tmp_path: Path) -> No
     page.wait_for_timeout(500)
     number = float(page.locator("#percent").inner_text().split()[0])
     assert number == pytest.approx(3 * float(before.split()[0]), rel=0.05)
+    page.context.close()
+
+
+def test_the_finger_that_stays_after_two_moves_no_line(browser: Browser, server: Local, tmp_path: Path) -> None:
+    page = visit(browser, server, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    put(page, photo(tmp_path / "a.png"))
+    done(page)
+    touch = page.context.new_cdp_session(page)
+    for places in ([100], [100, 300], [80, 320], [80], [60]):
+        kind = "touchStart" if places in ([100], [100, 300]) else "touchMove" if places != [80] else "touchEnd"
+        points = [{"x": x, "y": 300, "id": number} for number, x in enumerate(places)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    assert page.locator("#line").get_attribute("aria-valuenow") == "50"
     page.context.close()
 
 

@@ -128,6 +128,23 @@ def test_small_views_are_lossless_and_large_ones_are_not(tmp_path: Path) -> None
     assert views.write_view(tmp_path / "large", Picture(np.zeros((2000, 2001, 1), np.uint8))).suffix == "jpg"
 
 
+def test_sixteen_bits_become_eight_with_all_that_describes_them(tmp_path: Path) -> None:
+    deep = Picture(np.full((4, 4, 3), 0x8080, np.uint16), dpi=(300.0, 300.0), xmp=b"<x:xmpmeta/>")
+    images.write(tmp_path / "deep.png", deep)
+    got = images.decode_bytes(views.convert(tmp_path / "deep.png", "webp"))
+    assert (got.bits, got.xmp) == (8, deep.xmp)
+    assert got.dpi == pytest.approx(deep.dpi, abs=0.01)
+    assert abs(got.rgb.astype(int) - 0x80).max() <= 2
+
+
+def test_hdr_is_offered_as_png_alone(tmp_path: Path) -> None:
+    bright = Picture(np.full((4, 4, 3), 40_000, np.uint16), cicp=(9, 16))
+    assert views.formats_of(bright) == ["png"]
+    images.write(tmp_path / "bright.png", bright)
+    with pytest.raises(RefusedError, match="JPEG cannot hold HDR"):
+        views.convert(tmp_path / "bright.png", "jpg")
+
+
 def test_a_preview_is_small() -> None:
     data = views.preview(Picture(np.zeros((50, 5000, 3), np.uint8)))
     assert max(images.decode_bytes(data).size) <= views.PREVIEW_SIDE

@@ -18,8 +18,9 @@ const el = (tag, properties = {}, ...children) => {
 const announce = (text) => { $("live").textContent = text; };
 const percent = (share) => `${Math.floor(share * 100)} %`;
 const duration = (seconds) =>
-  seconds < 5 ? "a few seconds" : seconds < 90 ? `${Math.round(seconds)} s`
+  seconds < 90 ? `${Math.round(seconds)} s`
     : seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 1800) / 2} h`;
+const about = (seconds) => (seconds < 5 ? "a few seconds" : `about ${duration(seconds)}`);
 const ordinal = (n) => `${n}${["th", "st", "nd", "rd"][n % 100 > 10 && n % 100 < 14 ? 0 : n % 10 < 4 ? n % 10 : 0]}`;
 const factorOf = (key) => Number(key.slice(1));
 const ended = (entry) => ["done", "stopped", "failed"].includes(entry.state);
@@ -27,19 +28,16 @@ const ended = (entry) => ["done", "stopped", "failed"].includes(entry.state);
 // ---- photographs come in --------------------------------------------------------------------------------------------
 
 function add(files) {
-  const photographs = [...files].filter((file) => file.type.startsWith("image/") || !file.type);
-  if (!photographs.length) {
-    if (files.length) announce("That is not a photograph.");
-    return;
-  }
-  for (const file of photographs) entries.push({ file, name: file.name || "photograph", state: "opening", share: 0 });
-  const added = entries.slice(-photographs.length);
+  const added = [...files].map((file) => ({ file, name: file.name || "photograph", state: "opening", share: 0 }));
+  if (!added.length) return;
+  entries.push(...added);
   open(added[0]);
   for (const entry of added) prepare(entry);
 }
 
 // A first look by the browser itself: size and preview, long before the server has it.
 async function prepare(entry) {
+  if (entry.file.type && !entry.file.type.startsWith("image/")) return fail(entry, "This is not a photograph.");
   if (entry.file.size > server.limits.upload_bytes) {
     return fail(entry, `The file has ${megabytes(entry.file.size)}, and the limit is ${megabytes(server.limits.upload_bytes)}. Save it as a JPEG.`);
   }
@@ -54,10 +52,15 @@ async function prepare(entry) {
       resizeHeight: Math.max(1, Math.round(entry.size[1] * share)), resizeQuality: "medium",
     });
   } catch { /* a format that this browser does not show; the server does */ } finally { URL.revokeObjectURL(address); }
-  entry.state = "queued";
-  if (entry.size) await choose(entry);
-  update();
   if (entry === current) view.fit();
+  await enqueue(entry);
+}
+
+// To the server in its turn, or first the question what is to come of it.
+async function enqueue(entry) {
+  if (entry.size) await choose(entry);
+  if (entry.state === "opening") entry.state = "queued"; // else it was stopped, has failed, or waits for an answer
+  update();
   sendNext();
 }
 
@@ -81,7 +84,7 @@ async function choose(entry) {
   const best = fitting.filter((row) => row.factor <= wanted).at(-1) ?? fitting[0];
   entry.settings = { ...settings, scale: best.factor };
   entry.reduced = best.factor < wanted;
-  if (entry.reduced || best.seconds > QUICK) entry.state = "choosing";
+  if (entry.state === "opening" && (entry.reduced || best.seconds > QUICK)) entry.state = "choosing";
 }
 
 const megabytes = (bytes) => (bytes < 95e4 ? `${Math.ceil(bytes / 1e3)} kB` : `${Math.round(bytes / 1e5) / 10} MB`);
@@ -125,7 +128,11 @@ function send(entry) {
     update();
     sendNext();
   };
-  request.onerror = () => fail(entry, "The server cannot be reached. Is it still running?");
+  request.onerror = async () => {
+    const isThere = await entry.file.slice(0, 1).arrayBuffer().then(() => true, () => false);
+    fail(entry, isThere ? "The server cannot be reached. Is it still running?"
+      : "The file cannot be read: it is a folder, has changed or is gone. Choose it again.");
+  };
   request.open("POST", "/api/jobs");
   request.send(form);
   update();
@@ -156,7 +163,6 @@ async function loadPreview(entry, key, number) {
 
 function listen(entry) {
   const stream = new EventSource(`/api/jobs/${entry.job.id}/events`);
-  entry.stream = stream;
   const take = (event) => {
     if (!event.data) { // the connection, not the job; it comes back by itself unless the job is gone
       if (stream.readyState === EventSource.CLOSED) refresh(entry);
@@ -264,7 +270,7 @@ function render() {
   }
   $("format").disabled = !result?.stored;
   $("note").textContent = entry.state === "stopped" ? (key ? `Stopped at ${percent(entry.share)}. The rest is your photograph, enlarged.` : "Stopped.")
-    : entry.state === "done" ? `Faces, text and numbers may be invented.${has ? " The map shows where." : ""}`
+    : entry.state === "done" ? `Faces, text and numbers may be invented.${has ? " The map shows where the result may be off." : ""}`
     : entry.state === "failed" && result ? entry.message : "";
   $("again").hidden = !(entry.file && (ended(entry) || entry.state === "choosing"));
   $("canvas").setAttribute("aria-label", key ? `${entry.name}, before on the left of the line and ${key} on the right` : entry.name);
@@ -302,7 +308,7 @@ function renderProgress(entry) {
   const texts = {
     opening: "Opening", queued: "Waiting for the photograph before it", held: entry.message, sending: `Sending, ${percent(entry.share)}`,
     waiting: entry.job?.place > 1 ? `${ordinal(entry.job.place)} in the queue` : "Next in the queue",
-    running: entry.share > 0.998 ? "Writing the files" : percent(entry.share) + (entry.job?.seconds_left ? `, about ${duration(entry.job.seconds_left)} left` : ""),
+    running: entry.share > 0.998 ? "Writing the files" : percent(entry.share) + (entry.job?.seconds_left ? `, ${about(entry.job.seconds_left)} left` : ""),
   };
   $("progress").hidden = !(entry.state in texts);
   $("status").textContent = texts[entry.state] ?? "";
@@ -323,8 +329,9 @@ function renderChooser(entry) {
     $("chooser-rows").dataset.state = state;
     $("chooser-rows").replaceChildren(...plan.map((row) => {
       const [width, height] = entry.size.map((side) => Math.round(side * row.factor));
-      const radio = el("input", { type: "radio", name: "chosen", value: row.factor, disabled: !row.fits, checked: row.factor === entry.settings.scale });
-      const time = !row.fits ? "too large" : row.seconds === null ? "" : `about ${duration(row.seconds)}`;
+      const radio = el("input", { type: "radio", name: "chosen", value: row.factor, disabled: !row.fits, checked: row.fits && row.factor === entry.settings.scale });
+      radio.onchange = () => { entry.settings.scale = row.factor; };
+      const time = !row.fits ? "too large" : row.seconds === null ? "" : about(row.seconds);
       return el("label", { className: row.fits ? "" : "off" }, radio, el("b", { textContent: `x${row.factor}` }),
         el("span", { textContent: `${width} × ${height}` }), el("span", { className: "time", textContent: time }));
     }));
@@ -425,16 +432,16 @@ const view = {
   draw() {
     const { canvas, context } = this, line = this.held ? 1 : this.line, entry = current, key = entry && shownKey(entry);
     context.clearRect(0, 0, canvas.width, canvas.height);
+    const touched = Boolean(key), scale = entry?.size ? percentText(this.scale / this.factor) : "–";
+    $("percent").textContent = scale;
+    $("percent").setAttribute("aria-label", `${scale}; full size`);
+    $("tag-before").classList.toggle("on", touched && line > 0.12);
+    $("tag-after").classList.toggle("on", touched && line < 0.88);
+    $("tag-after").textContent = key ? `after, ${key}` : "after";
     if (!entry?.size) return;
     const edge = key ? Math.round(line * canvas.width) : canvas.width;
     this.clip(0, edge, () => this.drawBefore(entry));
     if (key) this.clip(edge, canvas.width, () => this.drawAfter(entry, key));
-    $("percent").textContent = percentText(this.scale / this.factor);
-    $("percent").setAttribute("aria-label", `${percentText(this.scale / this.factor)}; full size`);
-    const touched = Boolean(key);
-    $("tag-before").classList.toggle("on", touched && line > 0.12);
-    $("tag-after").classList.toggle("on", touched && line < 0.88);
-    $("tag-after").textContent = key ? `after, ${key}` : "after";
   },
   clip(left, right, paint) {
     this.context.save();
@@ -448,13 +455,13 @@ const view = {
   },
   drawBefore(entry) {
     if (entry.bitmap) this.drawImage(entry.bitmap);
-    if (entry.job?.input.view) this.drawTiles(layerOf(entry, "original"), Boolean(entry.bitmap));
+    if (entry.job?.input.view) this.drawTiles(layerOf(entry, "original"));
   },
   drawAfter(entry, key) {
     this.drawBefore(entry); // until the tiles are there
     const result = entry.job.results[key], preview = entry.previews?.[key];
     if (preview) this.drawImage(preview.image);
-    if (result.view) this.drawTiles(layerOf(entry, key), Boolean(preview));
+    if (result.view) this.drawTiles(layerOf(entry, key));
     if (this.overlay && result.has_overlay) {
       const map = image(`/api/jobs/${entry.job.id}/${key}-overlay.png`);
       if (map) this.drawImage(map);
@@ -466,12 +473,11 @@ const view = {
     context.imageSmoothingQuality = "high";
     context.drawImage(source, x, y, size[0] * scale, size[1] * scale);
   },
-  drawTiles(layer, covered) {
+  drawTiles(layer) { // the coarsest, which is one tile, until those of the fitting size are there
     const { width, levels } = layer.view, each = this.scale * this.size[0] / width; // device pixels per layer pixel
     const wanted = Math.min(levels - 1, Math.max(0, Math.floor(Math.log2(1 / each))));
-    if (wanted < levels - 1 || !covered) this.drawLevel(layer, levels - 1, each);
+    this.drawLevel(layer, levels - 1, each);
     if (wanted < levels - 1) this.drawLevel(layer, wanted, each);
-    else if (covered) this.drawLevel(layer, wanted, each);
   },
   drawLevel(layer, level, each) {
     const { context, canvas } = this, { width, height, tile: side } = layer.view, span = side * 2 ** level;
@@ -513,8 +519,9 @@ $("stage").addEventListener("pointerdown", (event) => {
   pointers.set(event.pointerId, place(event));
   start = pointers.size === 1 ? place(event) : null;
   const onLine = Boolean(event.target.closest(".line"));
-  // A finger on a picture that fits has nothing to move but the line.
-  dragging = onLine || (view.fitted && event.pointerType === "touch" && shownKey(current)) ? "line" : "picture";
+  // A finger on a picture that fits has nothing to move but the line; two fingers move the picture.
+  const aims = onLine || (view.fitted && event.pointerType === "touch" && shownKey(current));
+  dragging = pointers.size === 1 && aims ? "line" : "picture";
   (dragging === "line" ? $("line") : $("stage")).focus({ preventScroll: true });
   event.preventDefault();
 });
@@ -538,6 +545,10 @@ $("stage").addEventListener("pointermove", (event) => {
 for (const kind of ["pointerup", "pointercancel"]) {
   $("stage").addEventListener(kind, (event) => pointers.delete(event.pointerId));
 }
+// The fingers here are this page's: the browser would take a fast one for a fling, and the next tap for its end.
+$("stage").addEventListener("touchstart", (event) => {
+  if (!event.target.closest(".card, .legend")) event.preventDefault();
+}, { passive: false });
 let tapped = 0;
 $("stage").addEventListener("pointerup", (event) => { // two taps, as two clicks
   if (event.pointerType !== "touch" || !start || event.target.closest(".card, .legend")) return;
@@ -582,7 +593,8 @@ $("chooser").onsubmit = (event) => {
   event.preventDefault();
   const factor = Number(new FormData(event.target).get("chosen") ?? current.settings.scale), fast = $("chooser-fast").checked;
   for (const entry of entries.filter((one) => one.state === "choosing")) { // one answer for all that came together
-    const fitting = entry.plan.filter((row) => row.fits && row.factor <= factor).at(-1) ?? entry.plan.find((row) => row.fits);
+    const rows = ((fast && entry.quick) || entry.plan).filter((row) => row.fits);
+    const fitting = rows.filter((row) => row.factor <= factor).at(-1) ?? rows[0];
     entry.settings = { ...entry.settings, scale: fitting.factor, ...(fast ? quickly() : {}) };
     entry.state = "queued";
   }
@@ -649,10 +661,8 @@ settings.onsubmit = async (event) => {
   const entry = current;
   if (window.innerWidth < 721) toggleOptions(false);
   if (entry.job) fetch(`/api/jobs/${entry.job.id}`, { method: "DELETE" });
-  Object.assign(entry, { state: "queued", job: null, previews: null, shown: null, settings: null, share: 0 });
-  await choose(entry);
-  if (entry.state === "queued") sendNext();
-  render();
+  Object.assign(entry, { state: "opening", job: null, previews: null, shown: null, settings: null, share: 0 });
+  await enqueue(entry);
 };
 $("open-options").onclick = () => toggleOptions($("options").hidden);
 $("close-options").onclick = () => toggleOptions(false);
@@ -686,12 +696,12 @@ $("examples").append(...server.examples.map((address) => {
 }));
 $("limits").textContent = `Photographs stay on this server and go after ${server.limits.keep_seconds === 3600 ? "an hour" : duration(server.limits.keep_seconds)}. Up to ${Math.floor(server.limits.pixels / 1e6)} megapixels and ${megabytes(server.limits.upload_bytes)}.`;
 if (server.map === "expected error") {
-  $("legend-note").textContent = "How far off the result may be. Do not read faces, text or numbers off the colored places.";
+  $("legend-note").textContent = "How far off the result may be. Do not read faces, text or numbers off it, colored or not.";
 } else {
   $("overlay").textContent = "Where it guessed";
   $("legend-title").textContent = "Where it guessed";
   document.querySelector(".ends").replaceChildren(el("span", { textContent: "sure" }), el("span", { textContent: "guessed" }));
-  $("legend-note").textContent = "How sure the model was of its details. Do not read faces, text or numbers off the colored places.";
+  $("legend-note").textContent = "How sure the model was of its details. Do not read faces, text or numbers off it, colored or not.";
 }
 renderFormats(["png", "jpg", "webp"]);
 recall();
