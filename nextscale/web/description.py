@@ -172,7 +172,8 @@ def page_of(document: dict[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="stylesheet" href="/static/style.css"><link rel="icon" href="/static/icon.svg"></head>'
         '<body class="prose"><main><h1>The HTTP API</h1>'
-        "<pre><code>curl -f -F image=@photo.jpg 'http://127.0.0.1:7860/api/upscale?scale=4' -o photo_x4.png</code></pre>"
+        "<pre><code>curl -f -F image=@photo.jpg "
+        "'http://127.0.0.1:7860/api/upscale?scale=4' -o photo_x4.png</code></pre>"
         '<p>For programs: <a href="/openapi.json">openapi.json</a>. Every refusal is '
         f"<code>{_text(json.dumps({'error': 'A sentence.'}))}</code>.</p>{''.join(parts)}</main></body></html>"
     )
