@@ -96,6 +96,9 @@ class CodebookConfig:
     """Codebook training on frozen latents: k-means start, then gradient on codebook and Phi."""
 
     side: int = 64
+    kept_crops: int = 0
+    """Train on so many crops, again and again, whose latents are computed once and kept in memory (0: new crops at
+    every step). The encoder is frozen and most of the work."""
     kmeans_images: int = 96
     kmeans_rounds: int = 12
     phi_lr: float = 0.05

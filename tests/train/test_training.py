@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,6 +128,26 @@ def test_the_codebook_lowers_its_error_from_k_means(crops: Crops, tmp_path: Path
     assert started < 0.5 * random_error
     assert float(task.losses(0, 2)[0].detach()) < started
     assert {"perplexity_1", "perplexity_10", "usage", "l2_3"} <= set(rows(tmp_path)[0])
+
+
+def test_kept_crops_come_again_and_are_encoded_once(crops: Crops, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(small_config().tokenizer)
+    start_linear(tokenizer, crops, images=8)
+    new, kept = (CodebookTask(tokenizer, crops, CodebookConfig(kept_crops=count)) for count in (0, 3))
+    encoded: list[int] = []
+    encode = tokenizer.stage_latents
+
+    def counted(images: Tensor, **how: Any) -> list[Tensor]:
+        encoded.append(len(images))
+        return encode(images, **how)
+
+    monkeypatch.setattr(tokenizer, "stage_latents", counted)
+    first, again = (float(kept.losses(step, 3)[0].detach()) for step in (0, 1))
+    assert sum(encoded) == 3
+    assert again == first
+    assert first == pytest.approx(float(new.losses(0, 3)[0].detach()), rel=1e-4)
+    assert float(new.losses(1, 3)[0].detach()) != pytest.approx(first, rel=1e-4)
 
 
 @pytest.mark.integration

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nextscale.data.crops import Crops
@@ -31,6 +33,8 @@ class CodebookTask:
         tokenizer.quantizer.requires_grad_(True)
         self.used = torch.zeros(tokenizer.config.codebook_size, device=tokenizer.quant_conv.weight.device)
         self.spare: Tensor | None = None
+        self.kept: dict[int, list[Tensor]] = {}
+        tokenizer.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
         quantizer = self.model.quantizer
@@ -40,7 +44,20 @@ class CodebookTask:
         ]
 
     def _latents(self, position: int, batch: int) -> list[Tensor]:
-        targets = torch.from_numpy(self.crops.batch(position, batch)).to(self.used.device).float() / 127.5 - 1
+        """Latents of this process's part of the batch that begins at a position, per stage B Z h w."""
+        kept = self.config.kept_crops
+        if not kept:
+            return self._encoded(self.crops.batch(position, batch))
+        numbers = [p % kept for p in range(position, position + batch)]
+        for number in numbers:
+            if number not in self.kept:
+                self.kept[number] = self._encoded(self.crops.crop(number).transpose(2, 0, 1)[None])
+        return [torch.cat(z) for z in zip(*(self.kept[number] for number in numbers), strict=True)]
+
+    def _encoded(self, crops: NDArray[np.uint8]) -> list[Tensor]:
+        """Latents of crops B 3 H H."""
+        targets = torch.from_numpy(crops).to(self.used.device).float() / 127.5 - 1
+        targets = targets.contiguous(memory_format=torch.channels_last)
         with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
             return self.model.stage_latents(targets, ladder=self.ladder)
 
