@@ -26,7 +26,8 @@ from nextscale.evaluate.metrics.lpips import Lpips
 from nextscale.evaluate.metrics.psnr_ssim import psnr
 from nextscale.evaluate.scores import read_pixels, to_tensor
 from nextscale.model.layers import area_downsample
-from nextscale.train.tasks.transformer import enlarge, predict
+from nextscale.model.transformer import enlarge
+from nextscale.train.tasks.transformer import predict
 
 
 @dataclass(frozen=True)

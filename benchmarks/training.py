@@ -32,11 +32,10 @@ from nextscale.data.degrade import degrade, sample_recipes
 from nextscale.device import Timer, product_rate
 from nextscale.model.config import PRESETS, ModelConfig
 from nextscale.model.tokenizer import Codes, Tokenizer
-from nextscale.model.transformer import Condition, Transformer
+from nextscale.model.transformer import Condition, Transformer, enlarge
 from nextscale.train.config import LoopConfig
 from nextscale.train.loop import checkpoint_units, checkpointed, decay_groups
 from nextscale.train.plan import count, pieces, preparation_flops, tokens_per_sample, training_flops_per_sample
-from nextscale.train.tasks.transformer import enlarge
 
 TARGET = 0.40
 """Share of the peak that a GPU should reach."""

@@ -25,6 +25,7 @@ from nextscale.train.hardware import PlanConfig
 
 if TYPE_CHECKING:
     from nextscale.data.crops import Crops
+    from nextscale.model.restorer import Restorer
     from nextscale.model.tokenizer import Tokenizer
     from nextscale.train.plan import Training
     from nextscale.train.stream import Samples
@@ -50,7 +51,7 @@ class SourcesConfig:
 
     max_damaged: float = 0.01
     """Share of the photographs that may be damaged before the run stops; a damaged one is replaced by another."""
-    cache: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    shard_cache: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Folder for shards fetched from addresses (`~/.cache/nextscale/shards`)."""
 
 
@@ -194,7 +195,7 @@ class TrainFusion:
         from nextscale.train.loop import train
         from nextscale.train.tasks.fusion import FusionTask
         from nextscale.train.tasks.restorer import CRITIC, load_critic, save_critic
-        from nextscale.upscale.nextscale import NextScale, with_restorer
+        from nextscale.upscale.nextscale import NextScale, read_restorer, with_restorer
 
         if self.plan:
             config = read_config(find_folder(self.start), "model", ModelConfig)
@@ -209,7 +210,8 @@ class TrainFusion:
         torch.manual_seed(self.loop.seed)
         model = NextScale.from_pretrained(self.start, device="cpu", fp32=True)
         if self.restorer is not None:
-            model = with_restorer(model, self.restorer)
+            fusion = model.config.fusion
+            model = with_restorer(model.tokenizer, model.transformer, read_restorer(self.restorer), fusion)
         if model.restorer is None:
             raise OptionError(f"{self.start}: has no restorer; name one with --restorer")
         model.to(str(device()), fp32=True)
@@ -237,6 +239,12 @@ class TrainTransformer:
     """A trained tokenizer, by itself or in a whole model: a folder, a shipped name, or a hub id."""
     start: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A converted transformer, or a model whose transformer to continue from."""
+    restorer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The restorer on whose features the codes are conditioned, by itself or in a whole model ({"transformer":
+    {"condition": "restorer"}}; default: that of --start)."""
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Folder where samples are kept once they are degraded and encoded: a later epoch, or another transformer on the
+    same photographs, reads them."""
     preset: Annotated[Literal["tiny", "paper"] | None, tyro.conf.arg(metavar="{tiny,paper}")] = None
     """Configuration of a new transformer (tiny)."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -260,7 +268,7 @@ class TrainTransformer:
         from nextscale.train.loop import train
         from nextscale.train.plan import rates_of_sides
         from nextscale.train.tasks.transformer import CodesTask, start_from_codebook
-        from nextscale.upscale.nextscale import NextScale
+        from nextscale.upscale.nextscale import NextScale, read_restorer, with_restorer
 
         if self.start is not None and self.config is not None:
             raise OptionError("--config is for a new transformer, and --start brings its own configuration")
@@ -269,35 +277,56 @@ class TrainTransformer:
         if self.plan:
             part = tokenizer_config(self.tokenizer)
             if self.start is None:
-                whole = read_difference(ModelConfig(part, _preset(self.preset).transformer), self.config)
+                whole = read_difference(self._base(part, None), self.config)
             else:
                 folder = find_folder(self.start)
                 kind = "transformer" if read_kind(folder) == "transformer" else "model"
-                whole = ModelConfig(part, read_config(folder, kind, ModelConfig).transformer)
+                start = read_config(folder, kind, ModelConfig)
+                whole = ModelConfig(part, start.transformer, start.restorer, start.fusion)
             _show(self, whole, "transformer", self.codes.sides, stages=self.codes.stages)
             return 0
         torch.manual_seed(self.loop.seed)
         tokenizer = Tokenizer.from_pretrained(self.tokenizer)
+        restorer = None if self.restorer is None else read_restorer(self.restorer)
         if self.start is None:
-            config = read_difference(ModelConfig(tokenizer.config, _preset(self.preset).transformer), self.config)
+            config = read_difference(self._base(tokenizer.config, restorer), self.config)
             tokenizer = _on_ladder(tokenizer, config.tokenizer, self.tokenizer)
             model = NextScale.create(config)
             if config.transformer.aligned_conditioning:
                 start_from_codebook(model.transformer, tokenizer)
         else:
             model = NextScale.assemble(self.tokenizer, self.start)
+            restorer = restorer or model.restorer
+        if restorer is not None and model.config.transformer.condition != "restorer":
+            raise OptionError('--restorer has no effect without {"transformer": {"condition": "restorer"}}')
         tokenizer.to(device())
         transformer = model.transformer.to(device()).train().requires_grad_(True)
         crops = {side: _crops(self, tokenizer, side) for side in set(self.codes.sides)}
         validation = self.validation.load(tokenizer, max(self.codes.sides), self.codes.presets, self.codes.clean)
-        task = CodesTask(transformer, tokenizer, crops, self.codes, validation)
+        task = CodesTask(transformer, tokenizer, crops, self.codes, validation, restorer=restorer, cache=self.cache)
         rates = rates_of_sides(model.config, self.codes.sides, stages=self.codes.stages)
         task.tokens_per_sample, task.flops_per_sample = rates
         average = train(task, self.loop, self.out)
         assert isinstance(average, Transformer)
         if rank() == 0:
-            NextScale(model.config, tokenizer, average).save_pretrained(self.out / "model", half=False)
+            if restorer is None:
+                whole_model = NextScale(model.config, tokenizer, average)
+            else:
+                whole_model = with_restorer(tokenizer, average, restorer, model.config.fusion)
+            whole_model.save_pretrained(self.out / "model", half=False)
         return end(0)
+
+    def _base(self, tokenizer: TokenizerConfig, restorer: Restorer | None) -> ModelConfig:
+        """The configuration that --config changes.
+
+        Raises:
+            OptionError: the preset's transformer needs a restorer, and none is named.
+        """
+        transformer = _preset(self.preset).transformer
+        if restorer is None and self.restorer is None:
+            return ModelConfig(tokenizer, transformer)
+        sizes = RestorerConfig() if restorer is None else restorer.config
+        return ModelConfig(tokenizer, transformer, sizes, FusionConfig())
 
 
 def _preset(name: str | None) -> ModelConfig:
@@ -330,7 +359,7 @@ def _show(
     from nextscale.data.crops import find_sources
     from nextscale.train.plan import plan, show
 
-    photographs = len(find_sources(command.data, command.sources.cache))
+    photographs = len(find_sources(command.data, command.sources.shard_cache))
     show(plan(config, training, command.loop, command.machine, sides=sides, stages=stages, photographs=photographs))
 
 
@@ -344,7 +373,7 @@ def _crops(command: TrainTokenizer | TrainTransformer, tokenizer: Tokenizer, sid
         _crop_side(tokenizer, side),
         seed=command.loop.seed,
         max_damaged=sources.max_damaged,
-        cache=sources.cache,
+        cache=sources.shard_cache,
     )
 
 
@@ -428,7 +457,9 @@ def _samples(command: TrainRestorer | TrainFusion, factor: int) -> Samples:
         if not patterns:
             return None
         seed = command.loop.seed
-        return Crops(patterns, factor * config.side, seed=seed, max_damaged=sources.max_damaged, cache=sources.cache)
+        return Crops(
+            patterns, factor * config.side, seed=seed, max_damaged=sources.max_damaged, cache=sources.shard_cache
+        )
 
     photographs = crops(command.data)
     assert photographs is not None

@@ -262,6 +262,22 @@ class FusionConfig:
 
 
 @dataclass(frozen=True)
+class StemConfig:
+    """The small encoder that makes the transformer's condition of the restorer's features."""
+
+    features: int = 64
+    """Channels of the restorer's features."""
+    channels: int = 96
+    """Channels of its convolutions."""
+    out_channels: int = 128
+    """Channels of the condition; the first ones stand for the tokenizer's latents."""
+
+    def __post_init__(self) -> None:
+        if min(self.features, self.channels, self.out_channels) < 1:
+            raise ModelError(f"a stem needs features, channels and out_channels from 1, got {self}")
+
+
+@dataclass(frozen=True)
 class TransformerConfig:
     """A next-scale transformer (FoundationVision/VAR, models/var.py; paper section 3)."""
 
@@ -279,9 +295,18 @@ class TransformerConfig:
     position_grid: int = 48
     shared_adaln: bool = False
     aligned_conditioning: bool = False
-    """Add to each step token a linear map of the input's latent at the token's position (starts at zero)."""
+    """Add to each step token a linear map of the condition at the token's position (starts at zero)."""
+    condition: Literal["latent", "restorer"] = field(default="latent", metadata=ADDED)
+    """What the codes are conditioned on: the tokenizer's latents of the enlarged input (latent, the paper), or what a
+    stem makes of the restorer's features (restorer)."""
+    stem: StemConfig = field(default=StemConfig(), metadata=ADDED)
+    """Sizes of the stem (condition: restorer)."""
 
     def __post_init__(self) -> None:
+        if self.condition == "restorer" and (self.prefix or not self.aligned_conditioning):
+            raise ModelError(
+                "a transformer on the restorer's features has aligned_conditioning and no prefix; change the config"
+            )
         if self.heads < 1 or self.width < 1 or self.width % self.heads:
             raise ModelError(f"a transformer's width ({self.width}) must be a multiple of its heads ({self.heads})")
 
@@ -305,6 +330,16 @@ class ModelConfig:
                 raise ModelError(
                     f"the restorer's factors are {self.restorer.factors}, the ladder's {self.tokenizer.ladder.factors}"
                 )
+        if self.transformer.condition == "restorer":
+            if self.restorer is None:
+                raise ModelError("a transformer on the restorer's features needs a restorer in the model")
+            if self.transformer.stem.features != self.restorer.channels:
+                raise ModelError(
+                    f"the stem reads {self.transformer.stem.features} channels of features, the restorer has "
+                    f"{self.restorer.channels}"
+                )
+            if self.transformer.stem.out_channels < self.tokenizer.autoencoder.latent_channels:
+                raise ModelError("the stem needs at least as many out_channels as the tokenizer has latent_channels")
 
     def codes_alone(self) -> ModelConfig:
         """The tokenizer and the transformer, without restorer and fusion, which are trained after them."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nextscale.model.attention import Block, Cache
 from nextscale.model.config import Ladder, TransformerConfig
 from nextscale.model.layers import area_downsample
+from nextscale.model.stem import Stem
 
 DEGRADED, CLEAN, CLASS_FREE = 0, 1, 2
 
@@ -27,8 +28,8 @@ class Condition:
     """What a batch of codes is conditioned on."""
 
     latents: list[Tensor]
-    """B Z h w each: the latents of the input enlarged bilinearly to the last stage's size; that one is the last.
-    Aligned conditioning needs one per stage, the prefix only the last."""
+    """B Z h w each, the last stage's last: the latents of the enlarged input, or what the stem makes of the restorer's
+    features. Aligned conditioning needs one per stage, the prefix only the last."""
     classes: Tensor
     """B, int64: 0 degraded, 1 clean, 2 class-free."""
 
@@ -40,6 +41,11 @@ class Condition:
     def class_free(self) -> Condition:
         """The same input without its class, for guidance."""
         return replace(self, classes=torch.full_like(self.classes, CLASS_FREE))
+
+
+def enlarge(inputs: Tensor, side: int) -> Tensor:
+    """Input photographs enlarged bilinearly, as the paper's condition sees them (paper section 3)."""
+    return F.interpolate(inputs, size=(side, side), mode="bilinear")
 
 
 class Stack(nn.Module):
@@ -106,7 +112,9 @@ class Transformer(nn.Module):
         self.start_tokens = nn.Parameter(torch.empty(1, width, ladder.sides[0], ladder.sides[0]))
         self.level_embed = nn.Embedding(1 + ladder.num_steps, width)
         self.position = nn.Parameter(torch.empty(1, width, config.position_grid, config.position_grid))
-        self.aligned = nn.Linear(latent_channels, width) if config.aligned_conditioning else None
+        self.stem = Stem(config.stem, ladder) if config.condition == "restorer" else None
+        conditioned = latent_channels if self.stem is None else config.stem.out_channels
+        self.aligned = nn.Linear(conditioned, width) if config.aligned_conditioning else None
         self.stack = Stack(config, codebook_size)
         if self.position.device.type != "meta":
             self.init_weights()

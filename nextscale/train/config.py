@@ -130,6 +130,16 @@ class CodesConfig:
     """Weight of the preference term."""
     stages: int = 0
     """Train on the first stages only (0: all)."""
+    kept_crops: int = 0
+    """Train on so many samples, again and again (0: new ones at every step); with --cache they are made once."""
+    mixed: float = 0.0
+    """Share of samples whose canvas holds some of the input's own codes; the targets are then the codes that suit that
+    canvas. The model meets its own mistakes when it restores."""
+    latent: float = 1.0
+    """Weight of the distance of the stem's first channels to the latents of the restored photograph (condition:
+    restorer)."""
+    latent_steps: int = 0
+    """First train the stem alone for so many steps, on that distance (condition: restorer)."""
     balance: float = 1.0
     """A token of a step of side rho weighs rho ** -balance in the cross-entropy (0: all alike; 2: all steps alike)."""
 

@@ -66,7 +66,21 @@ def pairs(
     factor: int,
     soft: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Training pairs of one step; they are degraded on the device where they are used (the CPU).
+    """Training pairs of one step: `pairs_at` the positions of this process."""
+    return pairs_at(crops, positions(step, batch), presets, clean, device, factor=factor, soft=soft)
+
+
+def pairs_at(
+    crops: Crops,
+    places: Sequence[int],
+    presets: Sequence[str],
+    clean: float,
+    device: torch.device | None = None,
+    *,
+    factor: int,
+    soft: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Training pairs at positions of the stream; they are degraded on the device where they are used (the CPU).
 
     Args:
         presets: names of degradations, one drawn uniformly per sample.
@@ -77,9 +91,9 @@ def pairs(
     Returns:
         targets B 3 H H in [-1, 1], inputs B 3 h h (H = factor h) in [-1, 1], classes B (0 degraded, 1 clean).
     """
-    position = positions(step, batch).start
-    hr = torch.from_numpy(crops.batch(position, batch)).to(device).float() / 255
-    chance = [random.Random(crops.seed * 1_000_003 + position + i) for i in range(batch)]
+    hr = torch.from_numpy(np.stack([crops.crop(place) for place in places])).permute(0, 3, 1, 2)
+    hr = hr.contiguous().to(device).float() / 255
+    chance = [random.Random(crops.seed * 1_000_003 + place) for place in places]
     labels = [int(draw.random() < clean) for draw in chance]
     # A single preset draws nothing.
     chosen = [presets[0] if len(presets) == 1 else draw.choice(presets) for draw in chance]

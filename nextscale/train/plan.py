@@ -100,6 +100,15 @@ class _Networks:
         channels = part.autoencoder.latent_channels
         return _empty(lambda: Transformer(self.config.transformer, part.ladder, part.codebook_size, channels))
 
+    @functools.cached_property
+    def restorer(self) -> Restorer:
+        restoring = self.config.restorer
+        assert restoring is not None
+        return _empty(lambda: Restorer(restoring))
+
+    def restore(self) -> Tensor:
+        return self.restorer.features(self.inputs)
+
     def encode(self) -> list[Tensor]:
         return self.tokenizer.stage_latents(self.images, ladder=self.ladder)
 
@@ -121,9 +130,13 @@ class _Networks:
         return photograph, maps, self.tokenizer.quantise(self.encode()[: self.stages], ladder=self.ladder)
 
     def predict(self) -> Tensor:
-        tokens = [self.transformer.start(self.condition)]
+        condition, stem = self.condition, self.transformer.stem
+        if stem is not None:
+            features = torch.empty(*self.inputs.shape[:1], stem.enter.in_channels, *self.inputs.shape[2:])
+            condition = replace(condition, latents=stem(features, self.ladder))
+        tokens = [self.transformer.start(condition)]
         tokens += [self.transformer.embed(m, k) for k, m in enumerate(self.maps[1:], start=1)]
-        logits = self.transformer.logits(tokens, self.condition)
+        logits = self.transformer.logits(tokens, condition)
         with torch.autocast("cpu", enabled=False):
             return logits.log_softmax(-1)
 
@@ -153,8 +166,10 @@ def _forwards(config: ModelConfig, training: Training, ladder: Ladder, stages: i
             Piece("decoders", decoders, 1),
         ]
     if training == "transformer":
+        own = config.transformer.condition == "restorer"
         return [
             Piece("tokenizer", [tokenizer], 1, run.tokenise, exact=True),
+            *([Piece("restorer", [run.restorer], 1, run.restore, exact=True)] if own else []),
             Piece("transformer", [run.transformer], 3, run.predict),
         ]
     return _fusion_forwards(run)
@@ -165,8 +180,7 @@ def _fusion_forwards(run: _Networks) -> list[Piece]:
     config, inputs = run.config, run.inputs
     assert config.restorer is not None
     assert config.fusion is not None
-    restoring, sizes = config.restorer, config.fusion
-    restorer = _empty(lambda: Restorer(restoring))
+    restoring, sizes, restorer = config.restorer, config.fusion, run.restorer
     fusions = _empty(lambda: make_fusions(sizes, Restorer(restoring), Tokenizer(config.tokenizer)))
     confidence = inputs.new_empty(len(inputs), 1, *inputs.shape[2:])
     with torch.no_grad():

@@ -157,15 +157,15 @@ class NextScale(ModelHubMixin, nn.Module):
         if (config.tokenizer.ladder, config.tokenizer.codebook_size) != (part.ladder, part.config.codebook_size):
             raise ModelError(f"{second}: its ladder or vocabulary is not that of the tokenizer {first}")
         if kind == "model":
-            return cls(
-                ModelConfig(part.config, config.transformer),
-                part,
-                cls.from_pretrained(second, device="cpu", fp32=True).transformer,
-            )
-        whole = ModelConfig(part.config, config.transformer)
+            whole = cls.from_pretrained(second, device="cpu", fp32=True)
+            if config.transformer.condition == "restorer":
+                assert whole.restorer is not None
+                return with_restorer(part, whole.transformer, whole.restorer, config.fusion)
+            return cls(ModelConfig(part.config, config.transformer), part, whole.transformer)
+        alone = ModelConfig(part.config, config.transformer)
         sizes = (part.ladder, part.config.codebook_size, part.config.autoencoder.latent_channels)
-        check_sizes(second / WEIGHTS, lambda: Transformer(whole.transformer, *sizes))
-        model = cls.create(whole)
+        check_sizes(second / WEIGHTS, lambda: Transformer(alone.transformer, *sizes))
+        model = cls.create(alone)
         load_weights(second / WEIGHTS, model.transformer)
         return cls(model.config, part, model.transformer)
 
@@ -427,23 +427,39 @@ class NextScale(ModelHubMixin, nn.Module):
         return run.reveals() if stream else run.result()
 
 
-def with_restorer(model: NextScale, folder: Path) -> NextScale:
-    """A model with the restorer of a folder and an untrained fusion, which gives what the restorer gives.
+def with_restorer(
+    tokenizer: Tokenizer, transformer: Transformer, restorer: Restorer, fusion: FusionConfig | None = None
+) -> NextScale:
+    """A model of these parts with an untrained fusion, which gives what the restorer gives.
 
     The dial of a version-4 tokenizer is left out.
 
     Raises:
-        ModelError: the folder holds no restorer, or one of other factors.
+        ModelError: they do not fit each other.
     """
-    config = read_config(folder, "restorer", RestorerConfig)
-    check_sizes(folder / WEIGHTS, lambda: Restorer(config))
-    restorer = Restorer(config)
-    load_weights(folder / WEIGHTS, restorer)
-    part = dataclasses.replace(model.config.tokenizer, fusion=None)
-    tokenizer = Tokenizer(part)
-    state = model.tokenizer.state_dict()
-    tokenizer.load_state_dict({name: state[name] for name in tokenizer.state_dict()})
-    fusion = model.config.fusion or FusionConfig()
-    whole = ModelConfig(part, model.config.transformer, restorer.config, fusion)
-    fusions = make_fusions(fusion, restorer, tokenizer)
-    return NextScale(whole, tokenizer, model.transformer, restorer, fusions)
+    part = dataclasses.replace(tokenizer.config, fusion=None)
+    plain = Tokenizer(part)
+    state = tokenizer.state_dict()
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    config = ModelConfig(part, transformer.config, restorer.config, fusion or FusionConfig())
+    assert config.fusion is not None
+    return NextScale(config, plain, transformer, restorer, make_fusions(config.fusion, restorer, plain))
+
+
+def read_restorer(name: str | Path) -> Restorer:
+    """The restorer of a folder: one by itself, or that of a whole model.
+
+    Raises:
+        ModelError: the folder holds none.
+    """
+    folder = find_folder(name)
+    if read_kind(folder) == "restorer":
+        config = read_config(folder, "restorer", RestorerConfig)
+        check_sizes(folder / WEIGHTS, lambda: Restorer(config))
+        restorer = Restorer(config)
+        load_weights(folder / WEIGHTS, restorer)
+        return restorer
+    found = NextScale.from_pretrained(folder, device="cpu", fp32=True).restorer
+    if found is None:
+        raise ModelError(f"{name}: this model has no restorer; name one that has")
+    return found

@@ -22,7 +22,7 @@ from nextscale.model.restorer import Restorer
 from nextscale.model.sampler import sample, tile_noise
 from nextscale.model.taesd import TaesdDecoder
 from nextscale.model.tokenizer import Codes, Tokenizer
-from nextscale.model.transformer import Condition, Transformer
+from nextscale.model.transformer import Condition, Transformer, enlarge
 from nextscale.upscale.color import adain_color, keep_flat, wavelet_color
 from nextscale.upscale.options import ColorFix, UpscaleOptions
 from nextscale.upscale.plan import WorkPlan, ladder_for, plan_for
@@ -164,7 +164,7 @@ class Pipeline:
         if options.fast:
             yield from self._fast_tiles(inputs, restored, options, wanted, clock)
             return
-        condition = self.condition(inputs, label, ladder)
+        condition = self.condition(inputs, label, ladder, restored)
         clock.tick("encode")
         with self._autocast():
             features = None
@@ -249,18 +249,28 @@ class Pipeline:
             yield TileStage(factor, matched, matched.new_zeros(len(matched), 1, *matched.shape[-2:]), [])
             clock.restart()
 
-    def condition(self, inputs: Tensor, label: int, ladder: Ladder | None = None) -> Condition:
-        """The transformer's condition for input tiles B 3 s s in [-1, 1]."""
+    def condition(
+        self, inputs: Tensor, label: int, ladder: Ladder | None = None, restored: Tensor | None = None
+    ) -> Condition:
+        """The transformer's condition for input tiles B 3 s s in [-1, 1].
+
+        Args:
+            label: 0 degraded, 1 clean.
+            restored: the restorer's features of the tiles, where they are at hand.
+        """
         ladder = ladder or self.tokenizer.ladder
-        side = ladder.image_sides[-1]
-        enlarged = F.interpolate(inputs, size=(side, side), mode="bilinear").contiguous(
-            memory_format=torch.channels_last
-        )
         with self._autocast():
-            if self.config.transformer.aligned_conditioning:
-                latents = self.tokenizer.stage_latents(enlarged, ladder=ladder)
+            if self.transformer.stem is not None:
+                if restored is None:
+                    assert self.restorer is not None
+                    restored = self.restorer.features(inputs.contiguous(memory_format=torch.channels_last))
+                latents = self.transformer.stem(restored, ladder)
             else:
-                latents = [self.tokenizer.latents(enlarged)]
+                enlarged = enlarge(inputs, ladder.image_sides[-1]).contiguous(memory_format=torch.channels_last)
+                if self.config.transformer.aligned_conditioning:
+                    latents = self.tokenizer.stage_latents(enlarged, ladder=ladder)
+                else:
+                    latents = [self.tokenizer.latents(enlarged)]
         return Condition(latents, torch.full((len(inputs),), label, device=inputs.device))
 
     def _color_fix(self, options: UpscaleOptions) -> ColorFix:

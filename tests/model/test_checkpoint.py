@@ -161,7 +161,7 @@ def test_so_it_is_with_every_part_that_has_a_folder(tmp_path: Path, how: str) ->
     from nextscale.model.checkpoint import save_folder
     from nextscale.model.config import RestorerConfig, tiny
     from nextscale.model.restorer import Restorer
-    from nextscale.upscale.nextscale import with_restorer
+    from nextscale.upscale.nextscale import read_restorer
 
     if how == "tokenizer":
         folder = save_folder(tmp_path, how, tiny().tokenizer, {"a": torch.zeros(3)})
@@ -170,7 +170,7 @@ def test_so_it_is_with_every_part_that_has_a_folder(tmp_path: Path, how: str) ->
         config = RestorerConfig(channels=4, convs=1)
         folder = save_folder(tmp_path, how, config, Restorer(config).state_dict())
         change(folder, "convs", to=1_000_000)
-        call = lambda: with_restorer(NextScale.create(tiny()), folder)  # noqa: E731
+        call = lambda: read_restorer(folder)  # noqa: E731
     with pytest.raises(ModelError, match="does not fit its config: the config asks for more than the file's"):
         call()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,14 +16,17 @@ from torch import Tensor
 from nextscale.commands.main import main
 from nextscale.data.crops import Crops
 from nextscale.errors import NextScaleError
+from nextscale.model.checkpoint import save_folder
+from nextscale.model.config import FusionConfig, ModelConfig, RestorerConfig, StemConfig
+from nextscale.model.restorer import Restorer
 from nextscale.model.tokenizer import Tokenizer
-from nextscale.model.transformer import Condition
+from nextscale.model.transformer import Condition, enlarge
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig
 from nextscale.train.loop import learning_rate, train
 from nextscale.train.pairs import draws, pairs
 from nextscale.train.tasks.codebook import CodebookTask
 from nextscale.train.tasks.reconstruction import ReconstructionTask, _grid, start_linear
-from nextscale.train.tasks.transformer import CodesTask, enlarge
+from nextscale.train.tasks.transformer import CodesTask, start_from_codebook
 from nextscale.train.validation import Validation
 from nextscale.upscale.nextscale import NextScale
 from tests.conftest import random_model, small_config
@@ -249,6 +254,93 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(crops: Crops, tmp_
     whole, resumed = run(tmp_path / "whole", 4), run(tmp_path / "resumed", 2)
     assert len(rows(tmp_path / "resumed")) == 4
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def stem_task(crops: Crops, config: CodesConfig, cache: Path | None = None) -> CodesTask:
+    """A small transformer on the features of a small restorer."""
+    base = small_config()
+    sizes = dataclasses.replace(
+        base.transformer, prefix=False, condition="restorer", stem=StemConfig(features=8, channels=16, out_channels=40)
+    )
+    torch.manual_seed(0)
+    part = dataclasses.replace(base.tokenizer, fusion=None)
+    model = NextScale.create(ModelConfig(part, sizes, RestorerConfig(8, 2, grain_rank=0), FusionConfig(8, 1, 8)))
+    start_linear(model.tokenizer, crops, images=8)
+    start_from_codebook(model.transformer, model.tokenizer)
+    transformer = model.transformer.requires_grad_(True)
+    return CodesTask(transformer, model.tokenizer, {64: crops}, config, restorer=model.restorer, cache=cache)
+
+
+def test_the_stem_learns_the_restored_photographs_latents_first(crops: Crops, tmp_path: Path) -> None:
+    task = stem_task(crops, CodesConfig(sides=(64,), latent_steps=6, kept_crops=2))
+    before = task.transformer.stack.head.weight.detach().clone()
+    train(task, loop(6, lr=1e-2, weight_decay=0.0), tmp_path)
+    log = rows(tmp_path)
+    assert log[-1]["latent"] < 0.9 * log[0]["latent"]
+    assert torch.equal(task.transformer.stack.head.weight, before)
+    _, numbers = task.losses(6, 2)
+    assert {"latent", "cross_entropy_10", "confidence_10"} <= set(numbers)
+
+
+def test_samples_on_disk_are_the_samples(crops: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CodesConfig(sides=(64,), presets=("stablesr", "camera"))
+    made = stem_task(crops, config).losses(3, 2)[1]
+    cached = stem_task(crops, config, tmp_path)
+    first = cached.losses(3, 2)[1]
+    (folder,) = tmp_path.iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["6.safetensors", "7.safetensors"]
+    (folder / "7.safetensors").write_bytes(b"half")  # is made again
+    assert cached.losses(3, 2)[1]["loss"] == first["loss"]
+    monkeypatch.setattr(cached.samples, "_made", lambda *_: pytest.fail("they are on disk"))
+    assert cached.losses(3, 2)[1]["loss"] == first["loss"] == pytest.approx(made["loss"], rel=2e-3)
+    # Other weights have other samples.
+    other = stem_task(crops, dataclasses.replace(config, clean=0.5), tmp_path)
+    assert other.samples.folders != cached.samples.folders
+
+
+def test_a_mixed_canvas_holds_own_codes_and_has_targets_of_its_own(crops: Crops) -> None:
+    task = stem_task(crops, CodesConfig(sides=(64,)))
+    ladder, tokenizer = task.ladders[64], task.tokenizer
+    samples = task.samples.batch(64, 0, 2)
+    own = tokenizer.quantise(samples.own, ladder=ladder)
+    codes, maps = task._history(samples.latents, own, np.array([0.0, 1.0]), range(2), ladder, 0)
+    plain = tokenizer.quantise(samples.latents, ladder=ladder)
+    inputs, own_inputs = tokenizer.step_inputs(plain), tokenizer.step_inputs(own)
+    for k in range(ladder.num_steps):
+        assert torch.equal(codes[k][0], plain.steps[k][0])
+        if k:
+            torch.testing.assert_close(maps[k - 1][0], inputs[k - 1][0])
+            torch.testing.assert_close(maps[k - 1][1], own_inputs[k - 1][1])
+    assert torch.equal(codes[0][1], plain.steps[0][1])
+    assert not all(torch.equal(codes[k][1], plain.steps[k][1]) for k in range(1, ladder.num_steps))
+
+
+@pytest.mark.integration
+def test_a_model_whose_codes_follow_the_restorer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nextscale.commands.train.PRESETS", {"tiny": small_config})
+    restorer, tokenizer, out = (tmp_path / name for name in ("restorer", "tokenizer", "out"))
+    sizes = RestorerConfig(8, 2, grain_rank=0)
+    save_folder(restorer, "restorer", sizes, Restorer(sizes).state_dict())
+    Tokenizer(dataclasses.replace(small_config().tokenizer, fusion=None)).save_pretrained(tokenizer)
+    change = tmp_path / "change.json"
+    change.write_text(json.dumps({"transformer": {"condition": "restorer", "prefix": False, "stem": {"features": 8}}}))
+    command = ["train", "transformer", "--data", str(EXAMPLES), "--steps", "1", "--batch", "1", "--no-bf16"]
+    command += ["--tokenizer", str(tokenizer), "--out", str(out), "--codes.sides", "64"]
+    new = [*command, "--config", str(change), "--restorer", str(restorer), "--cache", str(tmp_path / "cache")]
+    assert main([*new, "--plan"]) == 0
+    assert "restorer" in capsys.readouterr().out
+    assert main(new) == 0
+    model = NextScale.from_pretrained(out / "model", device="cpu")
+    assert model.transformer.stem is not None
+    assert model.upscale(EXAMPLES / "rocket.jpg", scale=2, max_tiles=1).picture.size[0] > 0
+    on = [*command[:-3], "--out", str(tmp_path / "on"), "--codes.sides", "64", "--start", str(out / "model")]
+    assert main(on) == 0
+    assert main([*command, "--config", str(change)]) == 1
+    assert "needs a restorer" in capsys.readouterr().err
+    assert main([*command, "--restorer", str(restorer)]) == 2
+    assert "--restorer has no effect" in capsys.readouterr().err
 
 
 def test_a_damaged_state_is_one_clear_line(crops: Crops, tmp_path: Path) -> None:

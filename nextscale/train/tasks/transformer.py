@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,17 @@ from torch import Tensor, nn
 
 from nextscale.data.crops import Crops
 from nextscale.model.config import Ladder, SamplingOptions
+from nextscale.model.quantizer import Scan
+from nextscale.model.restorer import Restorer
 from nextscale.model.sampler import sample, tile_noise
 from nextscale.model.tokenizer import Codes, Tokenizer
-from nextscale.model.transformer import CLASS_FREE, Condition, Transformer
+from nextscale.model.transformer import CLASS_FREE, Condition, Transformer, enlarge
+from nextscale.train.code_samples import CodeSamples
 from nextscale.train.config import CodesConfig, LoopConfig
 from nextscale.train.distributed import positions
 from nextscale.train.loop import decay_groups
-from nextscale.train.pairs import draws, pairs, whole_factor
+from nextscale.train.pairs import draws
 from nextscale.train.validation import Validation
-
-
-def enlarge(inputs: Tensor, side: int) -> Tensor:
-    """Input photographs enlarged bilinearly, as the transformer's condition sees them (paper section 3)."""
-    return F.interpolate(inputs, size=(side, side), mode="bilinear")
 
 
 @torch.no_grad()
@@ -48,7 +47,8 @@ def start_from_codebook(
     transformer.position[:, :channels] = 0
     transformer.start_tokens[:, :channels] = 0
     transformer.word_embed.weight[:channels] = -eye
-    transformer.aligned.weight[:channels] = eye
+    transformer.aligned.weight[:channels] = 0
+    transformer.aligned.weight[:channels, :channels] = eye
     # The final normalisation divides by the stream's deviation: three tables of VAR's initial one.
     deviation = (3 / width / 3) ** 0.5
     transformer.stack.head.weight[:, :channels] = 2 * sharpness * rows * deviation / share
@@ -64,6 +64,7 @@ def _token_weights(ladder: Ladder, balance: float) -> Tensor:
 class CodesTask:
     """Loss = cross-entropy + preference term, both from the same teacher-forced logits (paper section 3, equation 4).
 
+    Where the transformer has a stem, a third term keeps its first channels near the latents of the restored photograph.
     The preference term per sample is -log sigmoid(beta (mean log p(z_HR) - mean log p(z_LR))): mean over the tokens,
     since the paper's product over thousands of tokens saturates the sigmoid.
     """
@@ -75,6 +76,9 @@ class CodesTask:
         crops: dict[int, Crops],
         config: CodesConfig,
         validation: Validation | None = None,
+        *,
+        restorer: Restorer | None = None,
+        cache: Path | None = None,
     ) -> None:
         self.model: nn.Module = transformer
         self.transformer = transformer
@@ -82,10 +86,15 @@ class CodesTask:
         self.tokens_per_sample = self.flops_per_sample = 0.0
         self.device = tokenizer.quant_conv.weight.device
         self.tokenizer = tokenizer.eval().requires_grad_(False)
+        self.restorer = None
+        if transformer.stem is not None:
+            assert restorer is not None
+            self.restorer = restorer.to(self.device).eval().requires_grad_(False)
         self.crops = crops
         self.config = config
         self.validation = validation
-        self.ladders = {side: tokenizer.ladder.for_input(side) for side in config.sides}
+        self.samples = CodeSamples(self.tokenizer, self.restorer, crops, config, cache)
+        self.ladders = self.samples.ladders
         self.weights = {side: _token_weights(ladder, config.balance) for side, ladder in self.ladders.items()}
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
@@ -94,57 +103,96 @@ class CodesTask:
 
     def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         config = self.config
-        side = config.sides[step // self.grad_accum_steps % len(config.sides)]
+        done = step // self.grad_accum_steps
+        side = config.sides[done % len(config.sides)]
         ladder, crops = self.ladders[side], self.crops[side]
         batch = max(1, batch * min(config.sides) ** 2 // side**2)
         started = time.monotonic()
-        factor = whole_factor(ladder)
-        targets, inputs, classes = pairs(
-            crops, step, batch, config.presets, config.clean, self.device, factor=factor, soft=config.soft
-        )
-        degraded = time.monotonic()
-        chance = draws(crops.seed, 5, positions(step, batch).start, batch, 1)[:, 0]
-        dropped = torch.from_numpy(chance < config.class_free).to(self.device)
-        classes = torch.where(dropped, torch.full_like(classes, CLASS_FREE), classes)
+        samples = self.samples.batch(side, step, batch)
+        made = time.monotonic()
+        numbers: dict[str, float] = {}
+        total = torch.zeros((), device=self.device)
+        conditions = samples.own
+        if self.transformer.stem is not None:
+            assert samples.features is not None
+            conditions = self.transformer.stem(samples.features, ladder)
+            latent = torch.stack([_distance(z, own) for z, own in zip(conditions, samples.own, strict=True)]).mean()
+            total = total + config.latent * latent
+            numbers["latent"] = float(latent.detach())
+            if done < config.latent_steps:
+                # Processes that train together expect a gradient of every weight.
+                total = total + 0.0 * torch.stack([p.sum() for p in self.transformer.parameters()]).sum()
+                return total, numbers | {"loss": float(total.detach()), "seconds_samples": made - started}
+        chance = draws(crops.seed, 5, positions(step, batch).start, batch, 3)
+        dropped = torch.from_numpy(chance[:, 0] < config.class_free).to(self.device)
+        classes = torch.where(dropped, torch.full_like(samples.classes, CLASS_FREE), samples.classes)
         stages = config.stages or ladder.num_stages
-        with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
-            codes = self.tokenizer.encode(targets, stages, ladder=ladder)
-            # The prefix is the last stage's latent of the enlarged input, so all of its stages are encoded anyway.
-            latents = self.tokenizer.stage_latents(enlarge(inputs, targets.shape[-1]), ladder=ladder)
-            own = self.tokenizer.quantise(latents[:stages], ladder=ladder)
-            maps = self.tokenizer.step_inputs(codes)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            own = self.tokenizer.quantise(samples.own[:stages], ladder=ladder)
+            share = np.where(chance[:, 1] < config.mixed, chance[:, 2], 0.0)
+            codes, maps = self._history(
+                samples.latents[:stages], own, share, positions(step, batch), ladder, crops.seed
+            )
         tokenised = time.monotonic()
-        condition = Condition(latents, classes)
+        condition = Condition(conditions, classes)
         segments = [self.transformer.start(condition)]
         segments += [self.transformer.embed(m, k) for k, m in enumerate(maps, start=1)]
         logits = self.transformer.logits(segments, condition)
-        with torch.autocast(targets.device.type, enabled=False):
-            wanted = torch.cat([ids.flatten(1) for ids in codes.steps], dim=1)
+        with torch.autocast(self.device.type, enabled=False):
+            targets = torch.cat([ids.flatten(1) for ids in codes], dim=1)
             avoided = torch.cat([ids.flatten(1) for ids in own.steps], dim=1)
             log_p = logits.log_softmax(dim=-1)
-            chosen = log_p.gather(-1, wanted[..., None]).squeeze(-1)
+            chosen = log_p.gather(-1, targets[..., None]).squeeze(-1)
             rejected = log_p.gather(-1, avoided[..., None]).squeeze(-1)
             weights = self.weights[side].to(chosen)
             cross_entropy = -(chosen * weights[: chosen.shape[1]]).mean()
             margin = (chosen - rejected).mean(dim=1)
             preference = -F.logsigmoid(config.beta * margin).mean()
-            total = cross_entropy + config.preference * preference
-        numbers = {
+            total = total + cross_entropy + config.preference * preference
+        numbers |= {
             "loss": float(total.detach()),
             "cross_entropy": float(cross_entropy.detach()),
             "preference": float(preference.detach()),
             "margin": float(margin.detach().mean()),
-            "differ": float((wanted != avoided).float().mean()),
-            "seconds_degrade": degraded - started,
-            "seconds_tokenise": tokenised - degraded,
+            "differ": float((targets != avoided).float().mean()),
+            "seconds_samples": made - started,
+            "seconds_codes": tokenised - made,
         }
-        right = (logits.detach().argmax(-1) == wanted).float()
-        ends = np.cumsum([ids[0].numel() for ids in codes.steps])
+        right = (logits.detach().argmax(-1) == targets).float()
+        sure = logits.detach().softmax(-1).amax(-1)
+        ends = np.cumsum([ids[0].numel() for ids in codes])
         for k, end in enumerate(ends):
-            part = slice(end - codes.steps[k][0].numel(), end)
+            part = slice(end - codes[k][0].numel(), end)
             numbers[f"cross_entropy_{k + 1}"] = -float(chosen[:, part].detach().mean())
             numbers[f"accuracy_{k + 1}"] = float(right[:, part].mean())
+            numbers[f"confidence_{k + 1}"] = float(sure[:, part].mean())
         return total, numbers
+
+    def _history(
+        self, latents: list[Tensor], own: Codes, share: np.ndarray, places: range, ladder: Ladder, seed: int
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The codes that the model should choose at each step, and the input map of each step but the first.
+
+        Args:
+            latents: of the photographs, per stage.
+            own: the inputs' codes.
+            share: of each sample's places on the canvas that hold the input's own code.
+        """
+        scan = Scan(self.tokenizer.quantizer, ladder)
+        codes: list[Tensor] = []
+        maps: list[Tensor] = []
+        for stage, latent in enumerate(latents):
+            for k in ladder.steps_of(stage):
+                if k:
+                    maps.append(scan.input())
+                codes.append(self.tokenizer.quantizer.nearest(scan.residual(latent)))
+                pushed = codes[-1].clone()
+                for i in np.flatnonzero(share):
+                    draw = np.random.default_rng((seed, 9, places[i], k)).random(pushed.shape[1:])
+                    wrong = torch.from_numpy(draw < share[i]).to(self.device)
+                    pushed[i] = torch.where(wrong, own.steps[k][i], pushed[i])
+                scan.push(pushed)
+        return codes, maps
 
     @torch.no_grad()
     def validation_pictures(self, average: nn.Module) -> list[Tensor]:
@@ -153,17 +201,34 @@ class CodesTask:
         assert isinstance(average, Transformer)
         inputs = self.validation.inputs
         ladder = self.tokenizer.ladder.for_input(inputs.shape[-1])
-        codes = predict(average, self.tokenizer, ladder, inputs, self.validation.classes)
+        codes = predict(average, self.tokenizer, ladder, inputs, self.validation.classes, self.restorer)
         return [
             self.tokenizer.decode_canvas(f, stage).float().clamp(-1, 1)
             for stage, f in enumerate(self.tokenizer.canvases(codes))
         ]
 
 
+def _distance(condition: Tensor, latent: Tensor) -> Tensor:
+    """Squared distance of the first channels of a condition B D h w to latents B Z h w, over the latents' spread."""
+    difference = condition[:, : latent.shape[1]].float() - latent
+    return difference.square().mean() / latent.square().mean()
+
+
 @torch.no_grad()
-def predict(transformer: Transformer, tokenizer: Tokenizer, ladder: Ladder, inputs: Tensor, classes: Tensor) -> Codes:
+def predict(
+    transformer: Transformer,
+    tokenizer: Tokenizer,
+    ladder: Ladder,
+    inputs: Tensor,
+    classes: Tensor,
+    restorer: Restorer | None = None,
+) -> Codes:
     """The transformer's greedy codes of input photographs B 3 h h in [-1, 1]."""
-    latents = tokenizer.stage_latents(enlarge(inputs, ladder.image_sides[-1]), ladder=ladder)
+    if transformer.stem is not None:
+        assert restorer is not None
+        latents = transformer.stem(restorer.features(inputs), ladder)
+    else:
+        latents = tokenizer.stage_latents(enlarge(inputs, ladder.image_sides[-1]), ladder=ladder)
     noise = tile_noise(0, [(0, 0)] * len(inputs))
     condition = Condition(latents, classes)
     *_, last = sample(transformer, tokenizer.quantizer, ladder, condition, SamplingOptions(), noise=noise)

@@ -1,0 +1,144 @@
+"""What the transformer trains on: latents of photographs and of their degraded inputs, made once and kept on disk.
+
+Degrading and encoding are most of a training step's work on a CPU, and the same for every transformer that is trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nextscale.data.crops import Crops
+from nextscale.files import make_folders, write_atomic
+from nextscale.model.restorer import Restorer
+from nextscale.model.tokenizer import Tokenizer
+from nextscale.model.transformer import enlarge
+from nextscale.train.config import CodesConfig
+from nextscale.train.distributed import positions
+from nextscale.train.pairs import pairs_at, whole_factor
+
+
+@dataclass(frozen=True)
+class CodeBatch:
+    """B samples, float32."""
+
+    latents: list[Tensor]
+    """The photographs' latents, per stage B Z h w."""
+    own: list[Tensor]
+    """The inputs': of the enlarged input, or of what the restorer makes of it at each factor."""
+    features: Tensor | None
+    """The restorer's features B C h w, where the transformer is conditioned on them."""
+    classes: Tensor
+    """B: 0 degraded, 1 clean."""
+
+
+class CodeSamples:
+    """The sample of a position in the stream: it depends on the seed and the position alone.
+
+    Args:
+        crops: of each side in pixels of the inputs.
+        restorer: on whose features the transformer is conditioned (None: on latents of the enlarged input).
+        cache: folder to keep samples in; each set of weights and settings has a folder of its own within it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        restorer: Restorer | None,
+        crops: dict[int, Crops],
+        config: CodesConfig,
+        cache: Path | None = None,
+    ) -> None:
+        self.tokenizer, self.restorer = tokenizer, restorer
+        self.crops, self.config = crops, config
+        self.device = tokenizer.quant_conv.weight.device
+        self.ladders = {side: tokenizer.ladder.for_input(side) for side in crops}
+        self.factor = whole_factor(tokenizer.ladder)
+        self.folders: dict[int, Path] = {}
+        if cache is not None:
+            self.folders = {side: cache / f"{side}-{self._fingerprint(side)}" for side in crops}
+            for folder in self.folders.values():
+                make_folders(folder)
+
+    def batch(self, side: int, step: int, batch: int) -> CodeBatch:
+        """The samples of this process at a step, for inputs of a side."""
+        kept = self.config.kept_crops
+        places = [place % kept if kept else place for place in positions(step, batch)]
+        folder = self.folders.get(side)
+        if folder is None:
+            return self._made(side, places)
+        found = {place: _load(folder / f"{place}.safetensors") for place in set(places)}
+        missing = [place for place, sample in found.items() if sample is None]
+        if missing:
+            made = self._made(side, missing)
+            for row, place in enumerate(missing):
+                found[place] = _pack(made, row)
+                _save(folder / f"{place}.safetensors", _pack(made, row))
+        return self._joined([found[place] or {} for place in places])
+
+    @torch.no_grad()
+    def _made(self, side: int, places: list[int]) -> CodeBatch:
+        config, tokenizer, ladder = self.config, self.tokenizer, self.ladders[side]
+        crops = self.crops[side]
+        targets, inputs, classes = pairs_at(
+            crops, places, config.presets, config.clean, self.device, factor=self.factor, soft=config.soft
+        )
+        # What is quantised is encoded in float32.
+        with torch.autocast(targets.device.type, enabled=False):
+            targets, inputs = (x.contiguous(memory_format=torch.channels_last) for x in (targets, inputs))
+            latents = tokenizer.stage_latents(targets, ladder=ladder)
+            if self.restorer is None:
+                own = tokenizer.stage_latents(enlarge(inputs, targets.shape[-1]), ladder=ladder)
+                return CodeBatch(latents, own, None, classes)
+            features = self.restorer.features(inputs)
+            drafts = [self.restorer.draft(features, inputs, int(factor)).clamp(-1, 1) for factor in ladder.factors]
+            return CodeBatch(latents, [tokenizer.latents(draft) for draft in drafts], features, classes)
+
+    def _joined(self, samples: list[dict[str, Tensor]]) -> CodeBatch:
+        def stacked(name: str) -> Tensor:
+            return torch.stack([sample[name] for sample in samples]).to(self.device).float()
+
+        stages = range(self.tokenizer.ladder.num_stages)
+        latents, own = ([stacked(f"{name}_{n}") for n in stages] for name in ("latent", "own"))
+        features = None if self.restorer is None else stacked("features")
+        return CodeBatch(latents, own, features, stacked("class").long())
+
+    def _fingerprint(self, side: int) -> str:
+        """Of everything that samples follow from."""
+        crops, config = self.crops[side], self.config
+        digest = hashlib.sha256()
+        sources = [(source.name, source.size) for source in crops.sources]
+        settings = (config.presets, config.clean, config.soft, crops.seed, crops.side)
+        digest.update(repr((sources, settings, self.ladders[side])).encode())
+        for part in (self.tokenizer.encoder, self.tokenizer.quant_conv, self.restorer):
+            for name, tensor in (part.state_dict() if part is not None else {}).items():
+                digest.update(name.encode())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _pack(batch: CodeBatch, row: int) -> dict[str, Tensor]:
+    tensors = {f"latent_{n}": z[row] for n, z in enumerate(batch.latents)}
+    tensors |= {f"own_{n}": z[row] for n, z in enumerate(batch.own)}
+    if batch.features is not None:
+        tensors["features"] = batch.features[row].half()
+    return tensors | {"class": batch.classes[row]}
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomic(path, lambda part: save_file(plain, part))
+
+
+def _load(path: Path) -> dict[str, Tensor] | None:
+    """A sample that is there and whole."""
+    try:
+        return load_file(path)
+    except (FileNotFoundError, SafetensorError):
+        return None
