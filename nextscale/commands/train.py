@@ -25,7 +25,6 @@ from nextscale.train.hardware import PlanConfig
 
 if TYPE_CHECKING:
     from nextscale.data.crops import Crops
-    from nextscale.model.restorer import Restorer
     from nextscale.model.tokenizer import Tokenizer
     from nextscale.train.plan import Training
     from nextscale.train.stream import Samples
@@ -195,14 +194,14 @@ class TrainFusion:
         from nextscale.train.loop import train
         from nextscale.train.tasks.fusion import FusionTask
         from nextscale.train.tasks.restorer import CRITIC, load_critic, save_critic
-        from nextscale.upscale.nextscale import NextScale, read_restorer, with_restorer
+        from nextscale.upscale.nextscale import NextScale, read_restorer, restorer_config, with_restorer
 
         if self.plan:
             config = read_config(find_folder(self.start), "model", ModelConfig)
             if self.restorer is not None:
                 part = dataclasses.replace(config.tokenizer, fusion=None)
-                restorer = read_config(find_folder(self.restorer), "restorer", RestorerConfig)
-                config = ModelConfig(part, config.transformer, restorer, config.fusion or FusionConfig())
+                sizes = restorer_config(self.restorer)
+                config = ModelConfig(part, config.transformer, sizes, config.fusion or FusionConfig())
             if config.restorer is None:
                 raise OptionError(f"{self.start}: has no restorer; name one with --restorer")
             _show(self, config, "fusion", (self.restoration.side,))
@@ -277,7 +276,7 @@ class TrainTransformer:
         if self.plan:
             part = tokenizer_config(self.tokenizer)
             if self.start is None:
-                whole = read_difference(self._base(part, None), self.config)
+                whole = read_difference(self._base(part), self.config)
             else:
                 folder = find_folder(self.start)
                 kind = "transformer" if read_kind(folder) == "transformer" else "model"
@@ -289,7 +288,7 @@ class TrainTransformer:
         tokenizer = Tokenizer.from_pretrained(self.tokenizer)
         restorer = None if self.restorer is None else read_restorer(self.restorer)
         if self.start is None:
-            config = read_difference(self._base(tokenizer.config, restorer), self.config)
+            config = read_difference(self._base(tokenizer.config), self.config)
             tokenizer = _on_ladder(tokenizer, config.tokenizer, self.tokenizer)
             model = NextScale.create(config)
             if config.transformer.aligned_conditioning:
@@ -316,17 +315,14 @@ class TrainTransformer:
             whole_model.save_pretrained(self.out / "model", half=False)
         return end(0)
 
-    def _base(self, tokenizer: TokenizerConfig, restorer: Restorer | None) -> ModelConfig:
-        """The configuration that --config changes.
+    def _base(self, tokenizer: TokenizerConfig) -> ModelConfig:
+        """The configuration that --config changes."""
+        from nextscale.upscale.nextscale import restorer_config
 
-        Raises:
-            OptionError: the preset's transformer needs a restorer, and none is named.
-        """
         transformer = _preset(self.preset).transformer
-        if restorer is None and self.restorer is None:
+        if self.restorer is None:
             return ModelConfig(tokenizer, transformer)
-        sizes = RestorerConfig() if restorer is None else restorer.config
-        return ModelConfig(tokenizer, transformer, sizes, FusionConfig())
+        return ModelConfig(tokenizer, transformer, restorer_config(self.restorer), FusionConfig())
 
 
 def _preset(name: str | None) -> ModelConfig:

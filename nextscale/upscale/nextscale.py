@@ -446,20 +446,33 @@ def with_restorer(
     return NextScale(config, plain, transformer, restorer, make_fusions(config.fusion, restorer, plain))
 
 
-def read_restorer(name: str | Path) -> Restorer:
-    """The restorer of a folder: one by itself, or that of a whole model.
+def restorer_config(name: str | Path) -> RestorerConfig:
+    """The sizes of the restorer of a folder: one by itself, or that of a whole model.
 
     Raises:
         ModelError: the folder holds none.
     """
     folder = find_folder(name)
     if read_kind(folder) == "restorer":
-        config = read_config(folder, "restorer", RestorerConfig)
-        check_sizes(folder / WEIGHTS, lambda: Restorer(config))
-        restorer = Restorer(config)
-        load_weights(folder / WEIGHTS, restorer)
-        return restorer
-    found = NextScale.from_pretrained(folder, device="cpu", fp32=True).restorer
+        return read_config(folder, "restorer", RestorerConfig)
+    found = read_config(folder, "model", ModelConfig).restorer
     if found is None:
         raise ModelError(f"{name}: this model has no restorer; name one that has")
     return found
+
+
+def read_restorer(name: str | Path) -> Restorer:
+    """The restorer of a folder: one by itself, or that of a whole model.
+
+    Raises:
+        ModelError: the folder holds none.
+    """
+    config, folder = restorer_config(name), find_folder(name)
+    if read_kind(folder) != "restorer":
+        restorer = NextScale.from_pretrained(folder, device="cpu", fp32=True).restorer
+        assert restorer is not None
+        return restorer
+    check_sizes(folder / WEIGHTS, lambda: Restorer(config))
+    restorer = Restorer(config)
+    load_weights(folder / WEIGHTS, restorer)
+    return restorer

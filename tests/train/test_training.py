@@ -334,12 +334,12 @@ def test_a_model_whose_codes_follow_the_restorer(
     assert main(new) == 0
     model = NextScale.from_pretrained(out / "model", device="cpu")
     assert model.transformer.stem is not None
-    assert model.upscale(EXAMPLES / "rocket.jpg", scale=2, max_tiles=1).picture.size[0] > 0
-    on = [*command[:-3], "--out", str(tmp_path / "on"), "--codes.sides", "64", "--start", str(out / "model")]
-    assert main(on) == 0
-    assert main([*command, "--config", str(change)]) == 1
+    assert model.upscale(np.zeros((40, 60, 3), np.uint8), scale=2).picture.size == (120, 80)
+    on = [*command, "--start", str(out / "model")]  # a later --out counts
+    assert main([*on, "--out", str(tmp_path / "on")]) == 0
+    assert main([*command, "--config", str(change), "--out", str(tmp_path / "no")]) == 1
     assert "needs a restorer" in capsys.readouterr().err
-    assert main([*command, "--restorer", str(restorer)]) == 2
+    assert main([*command, "--restorer", str(restorer), "--out", str(tmp_path / "no")]) == 2
     assert "--restorer has no effect" in capsys.readouterr().err
 
 
