@@ -158,15 +158,7 @@ class CodesTask:
             "seconds_samples": made - started,
             "seconds_codes": tokenised - made,
         }
-        right = (logits.detach().argmax(-1) == targets).float()
-        sure = logits.detach().softmax(-1).amax(-1)
-        ends = np.cumsum([ids[0].numel() for ids in codes])
-        for k, end in enumerate(ends):
-            part = slice(end - codes[k][0].numel(), end)
-            numbers[f"cross_entropy_{k + 1}"] = -float(chosen[:, part].detach().mean())
-            numbers[f"accuracy_{k + 1}"] = float(right[:, part].mean())
-            numbers[f"confidence_{k + 1}"] = float(sure[:, part].mean())
-        return total, numbers
+        return total, numbers | _by_step(logits.detach(), targets, chosen.detach(), codes)
 
     def _history(
         self, latents: list[Tensor], own: Codes, share: np.ndarray, places: range, ladder: Ladder, seed: int
@@ -206,6 +198,19 @@ class CodesTask:
             self.tokenizer.decode_canvas(f, stage).float().clamp(-1, 1)
             for stage, f in enumerate(self.tokenizer.canvases(codes))
         ]
+
+
+def _by_step(logits: Tensor, targets: Tensor, chosen: Tensor, codes: list[Tensor]) -> dict[str, float]:
+    """Cross-entropy, accuracy and mean probability of the likeliest code, of each step."""
+    right = (logits.argmax(-1) == targets).float()
+    sure = logits.softmax(-1).amax(-1)
+    numbers = {}
+    for k, end in enumerate(np.cumsum([ids[0].numel() for ids in codes])):
+        part = slice(end - codes[k][0].numel(), end)
+        numbers[f"cross_entropy_{k + 1}"] = -float(chosen[:, part].mean())
+        numbers[f"accuracy_{k + 1}"] = float(right[:, part].mean())
+        numbers[f"confidence_{k + 1}"] = float(sure[:, part].mean())
+    return numbers
 
 
 def _distance(condition: Tensor, latent: Tensor) -> Tensor:
