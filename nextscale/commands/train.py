@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoopFlags(LoopConfig):
-    """The optimisation, the same for every training."""
+    """The optimization, the same for every training."""
 
     bf16: Annotated[
         bool,
@@ -112,10 +112,10 @@ class TrainTokenizer:
         from nextscale.train.tasks.codebook import CodebookTask
         from nextscale.train.tasks.reconstruction import ReconstructionTask, start_linear
 
-        quantising = self.phase in ("codebook", "vocabulary")
+        quantizing = self.phase in ("codebook", "vocabulary")
         self._refuse_options_without_effect()
         if self.plan:
-            side = self.codebook.side if quantising else self.reconstruction.side
+            side = self.codebook.side if quantizing else self.reconstruction.side
             start = None if self.start is None else tokenizer_config(self.start)
             wanted = read_difference(ModelConfig(start or _preset(self.preset).tokenizer), self.config)
             _show(self, wanted, self.phase, (side,))
@@ -131,10 +131,10 @@ class TrainTokenizer:
             raise OptionError(f"the {self.phase} phase needs --start with the result of the phase before")
         tokenizer.to(device())
         config = self.reconstruction
-        side = self.codebook.side if quantising else config.side
+        side = self.codebook.side if quantizing else config.side
         crops = _crops(self, tokenizer, side)
         task: CodebookTask | ReconstructionTask
-        if quantising:
+        if quantizing:
             task = CodebookTask(tokenizer, crops, self.codebook)
             if self.phase == "codebook" and not state.exists(self.out):
                 task.start()

@@ -33,7 +33,7 @@ class Fusion(nn.Module):
     """Fuses the decoded image with features of the input (CodeFormer's CFT, Zhou et al. 2022), in version 4 models.
 
     At the input's resolution the decoded image gives a scale and a shift for the input's features. From the result
-    come a blend of decoded image and enlarged input, and a correction. Nothing is normalised, which would erase the
+    come a blend of decoded image and enlarged input, and a correction. Nothing is normalized, which would erase the
     contrast that the scales set. A convolution follows each doubling, or a grid would remain. The blend starts at one
     half: training that started at the enlarged input alone left the codes unused.
     """

@@ -61,12 +61,12 @@ class Fusion(nn.Module):
 
         Returns:
             the image B 3 H W (H = factor h), about [-1, 1], float32, not clamped; and the expected absolute error of
-            its pixels, mean over the colours, B 1 H W in the same units. The error's gradient stops at the features.
+            its pixels, mean over the colors, B 1 H W in the same units. The error's gradient stops at the features.
         """
         size = features.shape[-2:]
         if decoded.shape[-2:] != size:
             decoded = F.interpolate(decoded, size=size, mode="bilinear")
-        # Centred, so that the plane says nothing on average.
+        # Centered, so that the plane says nothing on average.
         sure = (probabilities - 0.5).to(decoded)
         codes = F.relu(self.codes(torch.cat([decoded, sure], dim=1)))
         scale, shift = self.affine(F.relu(self.mix(torch.cat([codes, features], dim=1)))).chunk(2, dim=1)

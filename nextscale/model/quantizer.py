@@ -1,6 +1,6 @@
-"""The residual recurrence of hierarchical tokenisation (paper section 3, Algorithm 1), written once.
+"""The residual recurrence of hierarchical tokenization (paper section 3, Algorithm 1), written once.
 
-Tokenising, decoding a prefix, the transformer's teacher-forced inputs and the sampler's next input all drive one
+Tokenizing, decoding a prefix, the transformer's teacher-forced inputs and the sampler's next input all drive one
 `Scan`. It always runs in float32, autocast off: the ids decide everything that follows.
 """
 

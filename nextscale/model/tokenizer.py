@@ -57,7 +57,7 @@ def tokenizer_config(name: str | Path) -> TokenizerConfig:
 
 
 class Tokenizer(nn.Module):
-    """Encoder, residual quantiser and one decoder per stage (paper section 3)."""
+    """Encoder, residual quantizer and one decoder per stage (paper section 3)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Tokenizer(nn.Module):
         return [self.latents(area_downsample(images, side)) for side in sides]
 
     def encode(self, images: Tensor, stages: int | None = None, *, ladder: Ladder | None = None) -> Codes:
-        """Tokenise by Algorithm 1.
+        """Tokenize by Algorithm 1.
 
         Args:
             images: B 3 H H in [-1, 1].
@@ -165,9 +165,9 @@ class Tokenizer(nn.Module):
             ladder: for tiles of another size (the model's own).
         """
         ladder = ladder or self.ladder
-        return self.quantise(self.stage_latents(images, stages, ladder=ladder), ladder=ladder)
+        return self.quantize(self.stage_latents(images, stages, ladder=ladder), ladder=ladder)
 
-    def quantise(self, latents: list[Tensor], *, ladder: Ladder | None = None) -> Codes:
+    def quantize(self, latents: list[Tensor], *, ladder: Ladder | None = None) -> Codes:
         """Codes of the stages' latents (each B C h w on its canvas)."""
         ladder = ladder or self.ladder
         scan = Scan(self.quantizer, ladder)

@@ -1,6 +1,6 @@
 """The next-scale transformer: (condition, maps of the steps so far) -> logits of the next step's codes.
 
-Notable: VAR-d16's blocks and head, so that its checkpoint initialises them; 1024 prefix tokens from the input's latent;
+Notable: VAR-d16's blocks and head, so that its checkpoint initializes them; 1024 prefix tokens from the input's latent;
 segment-causal attention without a mask; one position grid resized to every step; optional aligned conditioning.
 Shapes: B batch, L tokens, C width, Z latent channels, V codebook size.
 """
@@ -121,7 +121,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """VAR's initialisation (models/var.py, init_weights).
+        """VAR's initialization (models/var.py, init_weights).
 
         | weight | distribution |
         | --- | --- |

@@ -89,7 +89,7 @@ class CodeSamples:
         targets, inputs, classes = pairs_at(
             crops, places, config.presets, config.clean, self.device, factor=self.factor, soft=config.soft
         )
-        # What is quantised is encoded in float32.
+        # What is quantized is encoded in float32.
         with torch.autocast(targets.device.type, enabled=False):
             targets, inputs = (x.contiguous(memory_format=torch.channels_last) for x in (targets, inputs))
             latents = tokenizer.stage_latents(targets, ladder=ladder)

@@ -90,7 +90,7 @@ def test_soft_photographs_are_parts_of_the_crops_without_their_finest_detail(cro
 
 
 @pytest.mark.integration
-def test_reconstruction_learns_and_keeps_the_quantiser(crops: Crops, tmp_path: Path) -> None:
+def test_reconstruction_learns_and_keeps_the_quantizer(crops: Crops, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(small_config().tokenizer)
     before = tokenizer.quantizer.codebook.weight.detach().clone()
@@ -237,8 +237,8 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(crops: Crops, tmp_
             class Stop(Exception):  # noqa: N818 - a stand-in for a kill
                 pass
 
-            def after(step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-                del optimiser
+            def after(step: int, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+                del optimizer
                 if step + 1 > steps:
                     raise Stop
                 return {}
@@ -302,9 +302,9 @@ def test_a_mixed_canvas_holds_own_codes_and_has_targets_of_its_own(crops: Crops)
     task = stem_task(crops, CodesConfig(sides=(64,)))
     ladder, tokenizer = task.ladders[64], task.tokenizer
     samples = task.samples.batch(64, 0, 2)
-    own = tokenizer.quantise(samples.own, ladder=ladder)
+    own = tokenizer.quantize(samples.own, ladder=ladder)
     codes, maps = task._history(samples.latents, own, np.array([0.0, 1.0]), range(2), ladder, 0)
-    plain = tokenizer.quantise(samples.latents, ladder=ladder)
+    plain = tokenizer.quantize(samples.latents, ladder=ladder)
     inputs, own_inputs = tokenizer.step_inputs(plain), tokenizer.step_inputs(own)
     for k in range(ladder.num_steps):
         assert torch.equal(codes[k][0], plain.steps[k][0])

@@ -133,7 +133,7 @@ class CodebookTask:
         return total, numbers
 
     @torch.no_grad()
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
+    def after(self, step: int, optimizer: torch.optim.Optimizer) -> dict[str, float]:
         every = self.config.revive_every
         if not every or (step + 1) % every or self.spare is None:
             return {}
@@ -144,7 +144,7 @@ class CodebookTask:
         chosen = torch.randint(len(self.spare), (len(dead),), generator=generator)
         weight[dead] = from_first(self.spare[chosen].contiguous())
         for moment in ("exp_avg", "exp_avg_sq"):
-            optimiser.state[weight][moment][dead] = 0
+            optimizer.state[weight][moment][dead] = 0
         self.used.zero_()
         return {}
 
@@ -160,12 +160,12 @@ def _kmeans(rows: Tensor, count: int, rounds: int, generator: torch.Generator) -
     """Lloyd's algorithm; empty clusters restart at random rows."""
     if len(rows) < count:
         rows = rows.repeat(-(-count // len(rows)), 1)
-    centres = rows[torch.randperm(len(rows), generator=generator)[:count]].clone()
+    centers = rows[torch.randperm(len(rows), generator=generator)[:count]].clone()
     for _ in range(rounds):
-        nearest = torch.cat([torch.cdist(part, centres).argmin(1) for part in torch.split(rows, 8192)])
-        sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
+        nearest = torch.cat([torch.cdist(part, centers).argmin(1) for part in torch.split(rows, 8192)])
+        sums = torch.zeros_like(centers).index_add_(0, nearest, rows)
         counts = torch.bincount(nearest, minlength=count).float()
         empty = counts == 0
-        centres = sums / counts.clamp(min=1)[:, None]
-        centres[empty] = rows[torch.randint(len(rows), (int(empty.sum()),), generator=generator)]
-    return centres
+        centers = sums / counts.clamp(min=1)[:, None]
+        centers[empty] = rows[torch.randint(len(rows), (int(empty.sum()),), generator=generator)]
+    return centers

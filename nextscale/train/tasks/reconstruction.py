@@ -1,4 +1,4 @@
-"""Training the tokenizer from scratch: autoencoder, then decoders on quantised latents.
+"""Training the tokenizer from scratch: autoencoder, then decoders on quantized latents.
 
 Encoder and decoders start as a linear patch transform (principal components), which reconstructs at 26 dB untrained.
 """
@@ -52,7 +52,7 @@ def start_linear(tokenizer: Tokenizer, crops: Crops, *, images: int = 128, scale
 
 
 class ReconstructionTask:
-    """Decoders (and the encoder, while no sample is quantised) against the photograph at each stage's size.
+    """Decoders (and the encoder, while no sample is quantized) against the photograph at each stage's size.
 
     Per stage: pixel difference, VGG19 features, LPIPS-squeeze, the patch grid, and a critic where asked. The fidelity
     branch of older models (`TokenizerConfig.fusion`) stays as it is.
@@ -94,9 +94,9 @@ class ReconstructionTask:
         config, tokenizer = self.config, self.tokenizer
         first = positions(step, batch).start
         targets = photographs(self.crops, step, batch, self.device, soft=config.soft)
-        unquantised = draws(self.crops.seed, 4, first, batch, 3)[:, 2]
+        unquantized = draws(self.crops.seed, 4, first, batch, 3)[:, 2]
         chance = draws(self.crops.seed, 7, first, batch, 3 * self.ladder.num_stages).reshape(batch, -1, 3)
-        # What is quantised is encoded in float32; an autoencoder in training may encode in 16 bits.
+        # What is quantized is encoded in float32; an autoencoder in training may encode in 16 bits.
         exact = torch.autocast(targets.device.type, enabled=False)
         with torch.set_grad_enabled(self.train_encoder), nullcontext() if self.train_encoder else exact:
             latents = tokenizer.stage_latents(targets, ladder=self.ladder)
@@ -107,10 +107,10 @@ class ReconstructionTask:
             seen = [z + spread * torch.stack(n).to(z) for z, n in zip(latents, zip(*noise, strict=True), strict=True)]
         if config.unquantized_prob < 1:
             with torch.no_grad():
-                codes = tokenizer.quantise(latents, ladder=self.ladder)
+                codes = tokenizer.quantize(latents, ladder=self.ladder)
             with torch.set_grad_enabled(config.codebook):
                 canvases = tokenizer.canvases(codes)
-            keep = torch.from_numpy(unquantised < config.unquantized_prob).view(-1, 1, 1, 1).to(self.device)
+            keep = torch.from_numpy(unquantized < config.unquantized_prob).view(-1, 1, 1, 1).to(self.device)
             seen = [torch.where(keep, z, f) for z, f in zip(seen, canvases, strict=True)]
         total = targets.new_zeros(())
         numbers: dict[str, float] = {}
@@ -148,7 +148,7 @@ class ReconstructionTask:
         assert isinstance(average, Tokenizer)
         seen = average.stage_latents(self.validation.targets, ladder=self.ladder)
         if self.config.unquantized_prob < 1:
-            seen = average.canvases(average.quantise(seen, ladder=self.ladder))
+            seen = average.canvases(average.quantize(seen, ladder=self.ladder))
         return [average.decode_canvas(f, stage).float().clamp(-1, 1) for stage, f in enumerate(seen)]
 
 

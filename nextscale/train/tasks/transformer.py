@@ -49,7 +49,7 @@ def start_from_codebook(
     transformer.word_embed.weight[:channels] = -eye
     transformer.aligned.weight[:channels] = 0
     transformer.aligned.weight[:channels, :channels] = eye
-    # The final normalisation divides by the stream's deviation: three tables of VAR's initial one.
+    # The final normalization divides by the stream's deviation: three tables of VAR's initial one.
     deviation = (3 / width / 3) ** 0.5
     transformer.stack.head.weight[:, :channels] = 2 * sharpness * rows * deviation / share
     transformer.stack.head.bias.copy_(-sharpness * rows.square().sum(1))
@@ -128,12 +128,12 @@ class CodesTask:
         classes = torch.where(dropped, torch.full_like(samples.classes, CLASS_FREE), samples.classes)
         stages = config.stages or ladder.num_stages
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            own = self.tokenizer.quantise(samples.own[:stages], ladder=ladder)
+            own = self.tokenizer.quantize(samples.own[:stages], ladder=ladder)
             share = np.where(chance[:, 1] < config.mixed, chance[:, 2], 0.0)
             codes, maps = self._history(
                 samples.latents[:stages], own, share, positions(step, batch), ladder, crops.seed
             )
-        tokenised = time.monotonic()
+        tokenized = time.monotonic()
         condition = Condition(conditions, classes)
         segments = [self.transformer.start(condition)]
         segments += [self.transformer.embed(m, k) for k, m in enumerate(maps, start=1)]
@@ -156,7 +156,7 @@ class CodesTask:
             "margin": float(margin.detach().mean()),
             "differ": float((targets != avoided).float().mean()),
             "seconds_samples": made - started,
-            "seconds_codes": tokenised - made,
+            "seconds_codes": tokenized - made,
         }
         right = (logits.detach().argmax(-1) == targets).float()
         sure = logits.detach().softmax(-1).amax(-1)
