@@ -191,10 +191,10 @@ class TrainFusion:
         import torch
 
         from nextscale.model.checkpoint import find_folder, read_config
+        from nextscale.train.adversarial import CRITIC, load_critic, save_critic
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
         from nextscale.train.tasks.fusion import FusionTask
-        from nextscale.train.tasks.restorer import CRITIC, load_critic, save_critic
         from nextscale.upscale.nextscale import NextScale, read_restorer, with_restorer
 
         if self.plan:
@@ -418,9 +418,10 @@ class TrainRestorer:
 
         from nextscale.model.checkpoint import check_sizes, find_folder, load_weights, read_config, save_folder
         from nextscale.model.restorer import Restorer
+        from nextscale.train.adversarial import CRITIC, load_critic, save_critic
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
-        from nextscale.train.tasks.restorer import CRITIC, RestorerTask, load_critic, save_critic
+        from nextscale.train.tasks.restorer import RestorerTask
 
         folder = None if self.start is None else find_folder(self.start)
         sizes = RestorerConfig() if folder is None else read_config(folder, "restorer", RestorerConfig)

@@ -7,13 +7,18 @@ faster"), which the perceptual terms compute anyway: only a few small heads are 
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nextscale.train.distributed import summed, world
+
+CRITIC = "critic.safetensors"
+"""File beside a restorer's weights: the critic that it was trained against, which a later run continues."""
 
 
 class Critic(nn.Module):
@@ -124,3 +129,18 @@ class Adversary:
         self.critics.load_state_dict(state["critics"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.accuracies = list(state.get("accuracies", self.accuracies))
+
+
+def save_critic(adversary: Adversary | None, path: Path) -> None:
+    """Write the critics and their accuracies to a file, if there are critics."""
+    if adversary is not None:
+        state = {name: value.contiguous() for name, value in adversary.critics.state_dict().items()}
+        save_file(state | {"accuracies": torch.tensor(adversary.accuracies)}, path)
+
+
+def load_critic(adversary: Adversary | None, path: Path) -> None:
+    """Continue from the critics in a file, if there are critics and the file exists."""
+    if adversary is not None and path.exists():
+        state = load_file(path)
+        adversary.accuracies = state.pop("accuracies").tolist()
+        adversary.critics.load_state_dict(state)

@@ -192,7 +192,7 @@ class Pipeline:
             with self._autocast():
                 if restored is None:
                     decoded = self.tokenizer.decode_canvas(
-                        stage.f, stage.stage, inputs=inputs, features=features, weight=float(options.fidelity)
+                        stage.f, stage.stage, inputs=inputs, features=features, fidelity=float(options.fidelity)
                     )
                 else:
                     decoded, error = self.fuse(stage.f, stage.stage, inputs, restored, probabilities, options.fidelity)

@@ -158,7 +158,7 @@ def test_the_fidelity_dial_is_monotone_towards_the_input(model: NextScale) -> No
     enlarged = torch.nn.functional.interpolate(inputs, size=(512, 512), mode="bicubic")
     codes = model.tokenizer.encode(torch.zeros(1, 3, 512, 512))
     f = model.tokenizer.canvases(codes)[-1]
-    at = [model.tokenizer.decode_canvas(f, 2, inputs=inputs, weight=w) for w in (0.0, 0.5, 1.0)]
+    at = [model.tokenizer.decode_canvas(f, 2, inputs=inputs, fidelity=w) for w in (0.0, 0.5, 1.0)]
     assert torch.equal(at[0], model.tokenizer.decode_canvas(f, 2))
     distances = [float((image - enlarged).abs().mean()) for image in at]
     assert distances[0] > distances[1] > distances[2]
