@@ -639,7 +639,14 @@ def resize(
 
 
 def usm_sharpen(image_BCHW: Tensor, *, weight: float = 0.5, size: int = 51, threshold: float = 10.0) -> Tensor:
-    """Unsharp mask in [0, 1] where an image differs from its blur by more than `threshold` 8-bit levels."""
+    """Unsharp mask of images in [0, 1], as Real-ESRGAN and StableSR apply it to their targets (BasicSR's USMSharp).
+
+    Args:
+        image_BCHW: sides of at least half of `size`.
+        weight: of the difference to the blur that is added.
+        size: side of the Gaussian kernel, odd.
+        threshold: only what differs from its blur by more 8-bit levels is sharpened.
+    """
     sigma = 0.3 * ((size - 1) * 0.5 - 1) + 0.8  # OpenCV's rule for a Gaussian of a given size
     kernel_kk = gaussian_kernel(size, sigma, sigma)
     residual = image_BCHW - filter2d(image_BCHW, kernel_kk)

@@ -122,6 +122,8 @@ class CodesConfig:
     """Share of samples that are only downsampled bilinearly (class 1)."""
     soft: float = 0.0
     """Share of targets of which a part is enlarged 1.2 to 2.2 times, as most photographs are not sharp to the pixel."""
+    sharpen: bool = False
+    """Unsharp-mask the photographs before they are degraded, as Real-ESRGAN and StableSR do."""
     class_free: float = 0.1
     """Share of samples whose class is dropped (class 2)."""
     beta: float = 1.0
@@ -156,6 +158,9 @@ class RestorationConfig:
     """Share of inputs that are only downsampled, so that the model learns to leave good pictures as they are."""
     soft: float = 0.2
     """Share of targets of which a part is enlarged 1.2 to 2.2 times, as most photographs are not sharp to the pixel."""
+    sharpen: bool = False
+    """Unsharp-mask the photographs before they are degraded, as Real-ESRGAN and StableSR do. Rendered pages stay as
+    they are."""
     faces: tuple[str, ...] = ()
     """Photographs with faces: folders, shards or globs."""
     faces_share: float = 0.12

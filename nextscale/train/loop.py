@@ -57,7 +57,8 @@ class Task(Protocol):
 
 
 def decay_groups(parameters: Iterator[tuple[str, nn.Parameter]], lr: float, decay: float) -> list[dict[str, Any]]:
-    """No decay on vectors, embeddings and tables, as VAR does (utils/lr_control.py)."""
+    """Parameter groups with and without weight decay: none on vectors, embeddings and tables, as in VAR
+    (utils/lr_control.py)."""
     free: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     for name, parameter in parameters:
@@ -73,13 +74,13 @@ def decay_groups(parameters: Iterator[tuple[str, nn.Parameter]], lr: float, deca
 def learning_rate(step: int, config: LoopConfig) -> float:
     """Share of the peak at a step: linear warm-up, then a cosine or a line to `final_lr`; after `start_step` a second,
     shorter warm-up."""
-    again = (step - config.start_step + 1) / config.rewarm if config.start_step and config.rewarm else 1.0
-    again = min(1.0, again)
+    rewarm = (step - config.start_step + 1) / config.rewarm if config.start_step and config.rewarm else 1.0
+    rewarm = min(1.0, rewarm)
     if step < config.warmup:
-        return again * (step + 1) / config.warmup
-    done = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
-    left = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return again * (config.final_lr + (1 - config.final_lr) * left)
+        return rewarm * (step + 1) / config.warmup
+    progress = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    falling = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return rewarm * (config.final_lr + (1 - config.final_lr) * falling)
 
 
 class Losses(nn.Module):
@@ -137,9 +138,9 @@ class Run:
             mean += float(loss.detach()) / config.grad_accum_steps
             self.tally.add(numbers)
         norm = float(distributed.full(nn.utils.clip_grad_norm_(self.trained, config.clip)))
-        lost, wild = distributed.any_process(not math.isfinite(mean), not math.isfinite(norm))
-        if lost or wild:
-            what = f"loss is {sum(distributed.gathered(mean))}" if lost else f"gradient's norm is {norm}"
+        bad_loss, bad_gradient = distributed.any_process(not math.isfinite(mean), not math.isfinite(norm))
+        if bad_loss or bad_gradient:
+            what = f"loss is {sum(distributed.gathered(mean))}" if bad_loss else f"gradient's norm is {norm}"
             raise NextScaleError(f"the {what} at step {self.step}; resume with a lower learning rate")
         self.optimizer.step()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):

@@ -134,9 +134,7 @@ class _Networks:
         if stem is not None:
             features = torch.empty(*self.inputs.shape[:1], stem.enter.in_channels, *self.inputs.shape[2:])
             condition = replace(condition, latents=stem(features, self.ladder))
-        tokens = [self.transformer.start(condition)]
-        tokens += [self.transformer.embed(m, k) for k, m in enumerate(self.maps[1:], start=1)]
-        logits = self.transformer.logits(tokens, condition)
+        logits = self.transformer(condition, self.maps[1:])
         with torch.autocast("cpu", enabled=False):
             return logits.log_softmax(-1)
 

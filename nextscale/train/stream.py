@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nextscale.data.crops import Crops
-from nextscale.data.degrade import PRESETS, degrade, sample_recipe
+from nextscale.data.degrade import PRESETS, degrade, sample_recipe, usm_sharpen
 from nextscale.model.layers import area_downsample
 from nextscale.train.config import RestorationConfig
 from nextscale.train.distributed import positions
@@ -69,6 +69,8 @@ class Samples(Dataset[tuple[Tensor, ...]]):
         clean = draw.random() < config.clean
         if draw.random() < config.soft and crops is not self.pages:
             hr = softened(hr, draw)
+        if config.sharpen and crops is not self.pages:
+            hr = usm_sharpen(hr)
         recipe = sample_recipe(PRESETS["clean" if clean else draw.choice(config.presets)], draw)
         hr, recipe = hr * recipe.exposure, replace(recipe, exposure=1.0)
         lr = degrade(hr, [recipe], factor=self.factor)

@@ -155,7 +155,7 @@ class NextScale(ModelHubMixin, nn.Module):
         kind = "transformer" if read_kind(second) == "transformer" else "model"
         config = read_config(second, kind, ModelConfig)
         if (config.tokenizer.ladder, config.tokenizer.codebook_size) != (part.ladder, part.config.codebook_size):
-            raise ModelError(f"{second}: its ladder or vocabulary is not that of the tokenizer {first}")
+            raise ModelError(f"{second}: its ladder or codebook size is not that of the tokenizer {first}")
         if kind == "model":
             whole = cls.from_pretrained(second, device="cpu", fp32=True)
             if config.transformer.condition == "restorer":

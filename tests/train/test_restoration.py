@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nextscale.data.crops import Crops
+from nextscale.data.degrade import usm_sharpen
 from nextscale.model.config import RestorerConfig
 from nextscale.model.restorer import Restorer
 from nextscale.train.adversarial import Adversary, load_critic, save_critic
@@ -45,6 +46,15 @@ def test_a_sample_depends_on_its_position_alone() -> None:
     for a, b in zip(first, again, strict=True):
         assert all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
     assert torch.equal(here.batch(3, 2).inputs, first[0].inputs)
+
+
+def test_targets_and_inputs_are_sharpened_where_asked() -> None:
+    config = dataclasses.replace(PLAIN, clean=1.0, grain=0.0, soft=0.0)
+    plain, sharp = (samples(dataclasses.replace(config, sharpen=value))[3] for value in (False, True))
+    target = usm_sharpen(plain[0][None] / 2 + 0.5)[0] * 2 - 1
+    torch.testing.assert_close(sharp[0], target, atol=1e-6, rtol=0)
+    assert float((sharp[0] - plain[0]).abs().max()) > 0.05
+    assert not torch.equal(sharp[1], plain[1])
 
 
 def test_targets_keep_as_much_noise_as_the_dial_lets_through() -> None:

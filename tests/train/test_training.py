@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nextscale.commands.main import main
 from nextscale.data.crops import Crops
+from nextscale.data.degrade import usm_sharpen
 from nextscale.errors import NextScaleError
 from nextscale.model.checkpoint import save_folder
 from nextscale.model.config import FusionConfig, ModelConfig, RestorerConfig, StemConfig
@@ -87,6 +88,15 @@ def test_soft_photographs_are_parts_of_the_crops_without_their_finest_detail(cro
     some = pairs(crops, 0, 8, ["stablesr"], 0.0, soft=0.5, factor=4)[0]
     kept = [torch.equal(a, b) for a, b in zip(some, pairs(crops, 0, 8, ["stablesr"], 0.0, factor=4)[0], strict=True)]
     assert 0 < sum(kept) < 8
+
+
+def test_pairs_of_sharpened_photographs(crops: Crops) -> None:
+    (plain, inputs, _), (sharp, other, _) = (
+        pairs(crops, 0, 2, ["stablesr"], 1.0, factor=4, sharpen=value) for value in (False, True)
+    )
+    torch.testing.assert_close(sharp, usm_sharpen(plain / 2 + 0.5) * 2 - 1, atol=1e-6, rtol=0)
+    assert float((sharp - plain).abs().max()) > 0.05
+    assert not torch.equal(inputs, other)
 
 
 @pytest.mark.integration
