@@ -33,7 +33,7 @@ from nextscale.train.config import LoopConfig, ReconstructionConfig
 from nextscale.train.log import Log, Tally, rates
 from nextscale.train.loop import checkpoint_units, checkpointed, learning_rate, train
 from nextscale.train.tasks.reconstruction import ReconstructionTask
-from tests.train.toy import Toy, codes_task
+from tests.train.toy import Stopped, Toy, codes_task, stop_after
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {"batch": 4, "lr": 1e-2, "warmup": 2, "bf16": False, "log_every": 1, "ema": 0.5, "threads": 1}
@@ -282,21 +282,10 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_as_if_it_had_not_been(t
     assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
 
 
-class Stopped(Exception):  # noqa: N818 - a stand-in for a kill
-    pass
-
-
 def run_until(step: int, folder: Path, **changes: Any) -> Toy:
     """A run of six steps that is stopped after this many."""
     task = Toy()
-
-    def after(done: int, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        del optimizer
-        if done + 1 > step:
-            raise Stopped
-        return {}
-
-    task.after = after  # type: ignore[attr-defined]
+    stop_after(step, task)
     with pytest.raises(Stopped):
         train(task, loop(6, save_minutes=0.0, **changes), folder)
     return task

@@ -31,6 +31,7 @@ from nextscale.train.tasks.transformer import CodesTask, start_from_codebook
 from nextscale.train.validation import Validation
 from nextscale.upscale.nextscale import NextScale
 from tests.conftest import random_model, small_config
+from tests.train.toy import Stopped, stop_after
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PLAIN = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=1.0)
@@ -243,18 +244,8 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(crops: Crops, tmp_
         task = CodesTask(transformer, model.tokenizer, {64: crops}, CodesConfig(stages=1, sides=(64,)))
         settings = loop(4, batch=1)
         if steps < 4:
-
-            class Stop(Exception):  # noqa: N818 - a stand-in for a kill
-                pass
-
-            def after(step: int, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-                del optimizer
-                if step + 1 > steps:
-                    raise Stop
-                return {}
-
-            task.after = after  # type: ignore[attr-defined]
-            with pytest.raises(Stop):
+            stop_after(steps, task)
+            with pytest.raises(Stopped):
                 train(task, loop(4, batch=1, save_minutes=0.0), folder)
             return run(folder, 4)
         return dict(train(task, settings, folder).state_dict()) | {
