@@ -1,6 +1,6 @@
 """Scores of images decoded from three kinds of codes: the photograph's, the predicted ones, the enlarged input's.
 
-    python benchmarks/codes.py DIR [--model tiny] [--limit N] [--weights 1 0]
+    python benchmarks/codes.py DIR [--model tiny] [--limit N] [--fidelities 1 0]
 
 DIR holds pairs LR (of the model's own input side) and HR. One JSON object: codes -> w -> factor ->
 [PSNR-Y, LPIPS-alex], and the share of predicted codes and of the input's that equal the photograph's, by step.
@@ -39,8 +39,8 @@ class Settings:
     model: Annotated[str, tyro.conf.arg(aliases=["-n"])] = "tiny"
     limit: int = 0
     """Only the first pictures (0: all)."""
-    weights: tuple[float, ...] = (1.0, 0.0)
-    """Settings of the fidelity dial."""
+    fidelities: tuple[float, ...] = (1.0, 0.0)
+    """Values of fidelity to compare."""
 
 
 @torch.no_grad()
@@ -67,19 +67,19 @@ def main() -> int:
         for name, codes in kinds.items():
             for stage, f in enumerate(tokenizer.canvases(codes)):
                 target = area_downsample(truth, ladder.image_sides[stage])
-                for weight in settings.weights:
+                for fidelity in settings.fidelities:
                     with torch.autocast("cpu", torch.bfloat16):
-                        image = tokenizer.decode_canvas(f, stage, inputs=inputs, weight=weight)
+                        image = tokenizer.decode_canvas(f, stage, inputs=inputs, fidelity=fidelity)
                     image = image.float().clamp(-1, 1)
                     row = [float(psnr(image / 2 + 0.5, target / 2 + 0.5)), float(distance(image, target))]
-                    by_factor = scores.setdefault(name, {}).setdefault(f"w={weight:g}", {})
+                    by_factor = scores.setdefault(name, {}).setdefault(f"fidelity={fidelity:g}", {})
                     by_factor.setdefault(f"x{ladder.factors[stage]:g}", []).append(row)
     table = {
         name: {
-            weight: {factor: np.mean(rows, axis=0).round(4).tolist() for factor, rows in factors.items()}
-            for weight, factors in weights.items()
+            fidelity: {factor: np.mean(rows, axis=0).round(4).tolist() for factor, rows in factors.items()}
+            for fidelity, factors in fidelities.items()
         }
-        for name, weights in scores.items()
+        for name, fidelities in scores.items()
     }
     shares_equal = {name: np.mean(rows, axis=0).round(3).tolist() for name, rows in equal.items()}
     sys.stdout.write(json.dumps({"scores": table, "equal to the photograph's, by step": shares_equal}, indent=1) + "\n")

@@ -1,10 +1,10 @@
-"""Difficult pictures at x4 beside bicubic and Real-ESRGAN: labelled sheets at 1:1, and the noise that is left.
+"""Difficult pictures at x4 beside bicubic and Real-ESRGAN: labeled sheets at 1:1, and the noise that is left.
 
     python benchmarks/hard.py FOLDER --out SHEETS [--model tiny] [--panel 420] [--dials 1 0.5 0] [--fast]
 
 Each sheet shows one picture, all panels the same crop at 1:1: the part of the enlarged input with most detail. Pictures
 named flat*.png are smooth ramps with noise: for them the noise left is printed, in 8-bit levels, as the deviation from
-the best quadratic surface of each colour.
+the best quadratic surface of each color.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Settings:
 
 
 def noise_left(pixels: Pixels) -> float:
-    """Deviation of H W 3 from the best quadratic surface of each colour, in levels."""
+    """Deviation of H W 3 from the best quadratic surface of each color, in levels."""
     height, width = pixels.shape[:2]
     y, x = np.mgrid[:height, :width].reshape(2, -1) / max(height, width)
     basis = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], axis=1)
@@ -63,9 +63,9 @@ def busiest(pixels: Pixels, side: int) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of the crop with most detail."""
     height, width = pixels.shape[:2]
     wide, high = min(side, width), min(side, height)
-    grey = pixels.mean(axis=2)
+    gray = pixels.mean(axis=2)
     detail = np.zeros((height + 1, width + 1))
-    detail[1:, 1:] = np.hypot(*np.gradient(grey)).clip(0, 40).cumsum(0).cumsum(1)
+    detail[1:, 1:] = np.hypot(*np.gradient(gray)).clip(0, 40).cumsum(0).cumsum(1)
     best = max(
         ((top, left) for top in range(0, height - high + 1, 16) for left in range(0, width - wide + 1, 16)),
         key=lambda at: (

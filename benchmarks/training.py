@@ -5,7 +5,7 @@
 Measured on a GPU where there is one, else on the CPU by the same code: the peak of a large bfloat16 matrix product; the
 training step (forward, backward, clipping, AdamW) in tokens a second and in TFLOPS of unmasked model FLOPs
 (`nextscale.train.plan`), whose ratio to that peak should be at least 0.40 on a GPU; and, in images a second,
-degradation and tokenisation beside the training. The table goes to stderr, one JSON object to stdout. Weights and
+degradation and tokenization beside the training. The table goes to stderr, one JSON object to stdout. Weights and
 pictures are random.
 """
 
@@ -69,7 +69,7 @@ class Settings:
 
 
 class Step:
-    """One optimisation step of the transformer on codes at hand."""
+    """One optimization step of the transformer on codes at hand."""
 
     def __init__(self, config: ModelConfig, codes: Codes, maps: list[Tensor], condition: Condition, settings: Settings):
         tokenizer = config.tokenizer
@@ -78,7 +78,7 @@ class Step:
         self.transformer = Transformer(
             config.transformer, tokenizer.ladder, tokenizer.codebook_size, tokenizer.autoencoder.latent_channels
         ).to(self.device)
-        self.optimiser = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             decay_groups(self.transformer.named_parameters(), loop.lr, loop.weight_decay), betas=loop.betas, fused=True
         )
         self.clip = loop.clip
@@ -87,23 +87,23 @@ class Step:
         self.wanted = torch.cat([ids.flatten(1) for ids in codes.steps], dim=1)
 
     def __call__(self) -> None:
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             tokens = [self.transformer.start(self.condition)]
             tokens += [self.transformer.embed(m, k) for k, m in enumerate(self.maps, start=1)]
             logits = self.transformer.logits(tokens, self.condition)
         F.cross_entropy(logits.flatten(0, 1), self.wanted.flatten()).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.transformer.parameters(), self.clip)
-        self.optimiser.step()
+        self.optimizer.step()
 
 
 @torch.no_grad()
-def tokenise(tokenizer: Tokenizer, targets: Tensor, inputs: Tensor, side: int) -> tuple[Codes, list[Tensor], Condition]:
-    """What transformer training tokenises: the photograph, and its enlarged input for prefix and preference."""
+def tokenize(tokenizer: Tokenizer, targets: Tensor, inputs: Tensor, side: int) -> tuple[Codes, list[Tensor], Condition]:
+    """What transformer training tokenizes: the photograph, and its enlarged input for prefix and preference."""
     ladder = tokenizer.ladder.for_input(side)
     codes = tokenizer.encode(targets, ladder=ladder)
     latents = tokenizer.stage_latents(enlarge(inputs, targets.shape[-1]), ladder=ladder)
-    tokenizer.quantise(latents, ladder=ladder)
+    tokenizer.quantize(latents, ladder=ladder)
     maps = tokenizer.step_inputs(codes)
     return codes, maps, Condition(latents, torch.zeros(len(targets), dtype=torch.long, device=targets.device))
 
@@ -127,8 +127,8 @@ def measure(settings: Settings) -> dict[str, Any]:
     inputs = degrade(targets, recipes) * 2 - 1
 
     tokenizer = Tokenizer(config.tokenizer).to(device).eval().requires_grad_(False)
-    tokenising = timer.median(lambda: tokenise(tokenizer, targets * 2 - 1, inputs, side), settings.runs)
-    step = Step(config, *tokenise(tokenizer, targets * 2 - 1, inputs, side), settings)
+    tokenizing = timer.median(lambda: tokenize(tokenizer, targets * 2 - 1, inputs, side), settings.runs)
+    step = Step(config, *tokenize(tokenizer, targets * 2 - 1, inputs, side), settings)
     with ExitStack() as stack:
         if settings.recompute:
             stack.enter_context(checkpointed(checkpoint_units(step.transformer)))
@@ -141,7 +141,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     flops = training_flops_per_sample(config, side=side)
     tokens = sum(tokens_per_sample(config, side))
     achieved = 1e-12 * flops * batch / training
-    parts = {"degradation": degrading, "tokenisation": tokenising, "training": training}
+    parts = {"degradation": degrading, "tokenization": tokenizing, "training": training}
     return {
         "preset": settings.preset,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -155,7 +155,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         "input_side": side,
         "tokens_per_sample": tokens,
         "flops_per_sample": flops,
-        "tokenisation_flops_per_sample": preparation_flops(pieces(config, "transformer", side)),
+        "tokenization_flops_per_sample": preparation_flops(pieces(config, "transformer", side)),
         "matrix_product_tflops": round(peak, 4),
         "matrix_product_side": product,
         "step_seconds": round(training, 4),

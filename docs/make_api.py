@@ -43,7 +43,11 @@ NAMES: list[tuple[str, Any, list[str]]] = [
     ("nextscale.image.Picture", image.Picture, []),
     ("nextscale.image.read", image.read, []),
     ("nextscale.image.write", image.write, []),
-    ("nextscale.Tokenizer", nextscale.Tokenizer, ["from_pretrained", "encode", "decode", "latents"]),
+    (
+        "nextscale.Tokenizer",
+        nextscale.Tokenizer,
+        ["from_pretrained", "save_pretrained", "forward", "encode", "decode", "latents"],
+    ),
     ("nextscale.upscale.card.CardFacts", card.CardFacts, []),
     ("nextscale.errors.NextScaleError", errors.NextScaleError, []),
     ("nextscale.errors.ImageError", errors.ImageError, []),

@@ -19,7 +19,7 @@ from nextscale.evaluate.datasets import Pair
 from nextscale.evaluate.methods import Pixels
 from nextscale.evaluate.options import BenchOptions
 from nextscale.evaluate.scores import OnPicture, area_mean, read_pixels, to_tensor
-from nextscale.evaluate.summary import Summary, summarise
+from nextscale.evaluate.summary import Summary, summarize
 from nextscale.evaluate.table import markdown_table
 from nextscale.image.luma import BT601
 from nextscale.upscale.nextscale import NextScale, UpscaleResult
@@ -49,7 +49,7 @@ class ConfidenceStudy:
     def summary(self, kind: str, factor: float) -> dict[str, Summary]:
         """Each of NUMBERS over the pictures."""
         rows = [row for row in self.rows if (row["map"], row["factor"]) == (kind, factor)]
-        return {name: summarise([row[name] for row in rows]) for name in NUMBERS}
+        return {name: summarize([row[name] for row in rows]) for name in NUMBERS}
 
 
 def study_confidence(

@@ -43,7 +43,7 @@ class Strip:
 
 
 def figure(strips: Sequence[Strip], columns: Sequence[str], side: int = 256) -> Image.Image:
-    """A sheet: per picture a line of whole panels with the crop outlined and a line of the crops, labelled on top.
+    """A sheet: per picture a line of whole panels with the crop outlined and a line of the crops, labeled on top.
 
     Args:
         side: pixels of a panel's longer side on the sheet.
@@ -99,8 +99,8 @@ def fitted(pixels: Pixels, side: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels)).resize(size, kind)
 
 
-def grey(values: NDArray[np.uint8]) -> Pixels:
-    """A map H W as a grey picture H W 3."""
+def gray(values: NDArray[np.uint8]) -> Pixels:
+    """A map H W as a gray picture H W 3."""
     return np.repeat(values[..., None], 3, axis=2)
 
 

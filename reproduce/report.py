@@ -310,7 +310,7 @@ class Figure(OnSet):
     def run(self) -> int:
         from nextscale.evaluate.methods import peers
         from nextscale.evaluate.scores import read_pixels
-        from reproduce.figures import Crop, Strip, figure, grey, most_lost
+        from reproduce.figures import Crop, Strip, figure, gray, most_lost
 
         check_output(self.output)
         run = self.run_options
@@ -325,7 +325,7 @@ class Figure(OnSet):
             )
             ours = [images.rgb8(result.images[factor]) for factor in factors]
             shown = [max(method(pair.lr).items())[1] for method in methods]
-            sureness = grey(result.maps[max(factors)])
+            sureness = gray(result.maps[max(factors)])
             strips.append(Strip(pair.name, [read_pixels(pair.lr), *shown, *ours, truth, sureness], lost))
         columns = ["LR", *(method.name for method in methods), *(f"ours x{factor:g}" for factor in factors)]
         return write_figure(self.output, figure(strips, [*columns, "truth", "confidence"], self.side))

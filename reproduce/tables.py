@@ -1,7 +1,7 @@
 """Measures the paper's tables: tokenizers on photographs, models and their variants on pairs, beside published rows.
 
 Everything is a `Method` on pairs and goes through `evaluate_methods`. Where the paper does not say, these choices hold:
-codes alone (fidelity 0, no colour matching), exact area means as targets of x1 and x2, channel Y, no border.
+codes alone (fidelity 0, no color matching), exact area means as targets of x1 and x2, channel Y, no border.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Reading:
     tokenizer: Tokenizer
     """Its ladder decodes the codes."""
     codes: Ladder
-    """The ladder by which the photograph is quantised."""
+    """The ladder by which the photograph is quantized."""
 
 
 class Reconstruction:
@@ -111,9 +111,9 @@ class Reconstruction:
     @torch.no_grad()
     def __call__(self, photo: Path, /) -> dict[float, Pixels]:
         tokenizer, pixels = self.reading.tokenizer, read_pixels(photo)
-        decoded, quantised = (_grown(ladder, photo, pixels) for ladder in (tokenizer.ladder, self.reading.codes))
+        decoded, quantized = (_grown(ladder, photo, pixels) for ladder in (tokenizer.ladder, self.reading.codes))
         image = torch.from_numpy(images.to_float(pixels)).permute(2, 0, 1)[None]
-        codes = tokenizer.encode(image.to(tokenizer.quant_conv.weight.device), ladder=quantised)
+        codes = tokenizer.encode(image.to(tokenizer.quant_conv.weight.device), ladder=quantized)
         return _decoded(tokenizer, Codes(codes.steps, decoded), self.factor)
 
 
@@ -173,7 +173,7 @@ def _grown(ladder: Ladder, photo: Path, pixels: Pixels) -> Ladder:
             raise OptionError("its side does not fit this ladder")
     except OptionError as error:
         sides = f"{ladder.image_sides[-1]} x {ladder.image_sides[-1]} pixels, for one"
-        raise ImageError(f"{photo}: {width} x {height} cannot be tokenised ({error}); use {sides}") from None
+        raise ImageError(f"{photo}: {width} x {height} cannot be tokenized ({error}); use {sides}") from None
     return grown
 
 

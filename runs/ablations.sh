@@ -7,7 +7,7 @@
 #   BENCH  pairs to judge by: LR of 128 px and HR of 512 px
 #   OUT    folder of the runs; the tables are OUT/tables/*/report.md
 # In the environment:
-#   STEPS=400   optimiser steps of each phase
+#   STEPS=400   optimizer steps of each phase
 #   SIDE=64     side in pixels of the training inputs, a multiple of 64
 #   LIMIT=0     only the first pictures of BENCH (0: all)
 #   RATE=6e-4   learning rate of decoders and transformers
@@ -53,7 +53,7 @@ if [[ -z ${AUTOENCODER:-} ]]; then
     --reconstruction.side "$side" --reconstruction.noise 0.2
 fi
 
-# The row all others differ from: three stages, hierarchical codes, half of the decoders' samples unquantised,
+# The row all others differ from: three stages, hierarchical codes, half of the decoders' samples unquantized,
 # preference with beta 3, aligned conditioning.
 vocabulary base
 decoders base "$out/base/codebook/model"
@@ -76,11 +76,11 @@ transformer preference-off "$out/base/decoders/model" --codes.preference 0
 transformer beta-1 "$out/base/decoders/model" --codes.beta 1
 transformer beta-10 "$out/base/decoders/model" --codes.beta 10
 
-# Conditioning by the prefix alone, as in the paper. It also starts from VAR's initialisation: `start_from_codebook`
+# Conditioning by the prefix alone, as in the paper. It also starts from VAR's initialization: `start_from_codebook`
 # needs the aligned latents.
 transformer unaligned "$out/base/decoders/model" --config "$changes/unaligned.json"
 
-# Hybrid training off: the decoders never see unquantised latents. Only they differ, so base's transformer serves.
+# Hybrid training off: the decoders never see unquantized latents. Only they differ, so base's transformer serves.
 decoders hybrid-off "$out/base/codebook/model" --reconstruction.unquantized-prob 0
 python - "$out" <<'PYTHON'
 import sys

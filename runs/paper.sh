@@ -64,14 +64,14 @@ first nextscale convert "$checkpoints/var_d16.pth" "$out/var-d16" --from var --p
 #      transformer's.
 tokenizer=(--lr 2.5e-4 --weight-decay 0.05 --betas 0.9 0.95 --clip 2.0 --steps 25000 --warmup 500 --schedule linear
   --final-lr 0.1 --ema 0.999 --batch "$batch" --grad-accum-steps "$accumulate")
-#    First phase, 25,000 iterations: decoders, one per stage, and the vocabulary, on L2 + 5 LPIPS. Half of the samples,
-#    drawn one by one, skip the quantisation (the paper does not say whether it draws per sample or per batch). LPIPS is
+#    First phase, 25,000 iterations: decoders, one per stage, and the codebook, on L2 + 5 LPIPS. Half of the samples,
+#    drawn one by one, skip the quantization (the paper does not say whether it draws per sample or per batch). LPIPS is
 #    SqueezeNet's: the paper does not name the network, and AlexNet's is what the tables are measured by.
 train tokenizer --phase decoders --data "$openimages" --out "$out/decoders" --start "$out/switti" "${tokenizer[@]}" \
   --reconstruction.side 128 --reconstruction.codebook --reconstruction.unquantized-prob 0.5 \
   --reconstruction.squared --reconstruction.pixel 1.0 --reconstruction.lpips 5.0 \
   --reconstruction.feature 0.0 --reconstruction.grid 0.0
-#    Second phase: decoders frozen, vocabulary and Phi on the L2 between each stage's latent and its quantisation. The
+#    Second phase: decoders frozen, codebook and Phi on the L2 between each stage's latent and its quantization. The
 #    paper does not divide its 25,000 iterations between the two; as many again cost little more than the encoder's
 #    forward pass. No code is replaced: the paper speaks of none.
 train tokenizer --phase vocabulary --data "$openimages" --out "$out/vocabulary" --start "$out/decoders/model" \

@@ -81,7 +81,7 @@ def test_rows_stay_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_mistake_in_the_arguments_does_not_steer_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["upscale", "a.png", "-o", "b.png", "--\x1b[2Jcolour", "\x1b]0;owned\x07"])
+        main(["upscale", "a.png", "-o", "b.png", "--\x1b[2Jcolor", "\x1b]0;owned\x07"])
     assert stop.value.code == 2
     said = capfd.readouterr()
     assert "\x1b" not in said.out + said.err

@@ -297,9 +297,27 @@ def test_modules_say_what_they_are(path: Path) -> None:
     assert ast.get_docstring(tree), f"{dotted(path)} has no docstring"
 
 
+BRITISH = re.compile(
+    "colo" + "ur|gr" + "ey|licen" + "c|behavio" + "ur|neighbo" + "ur|cent" + "re|labell" + "ed"
+    r"|(?<!vgg19_)(quant|token|optim|normal|initial|general|summar|recogn|minim|util)is(e[ds]?|ing|ation|er)(?![a-z])",
+    re.IGNORECASE,
+)
+# They hold old names that are still read, or tell of them.
+OLD_NAMES = {"config_io.py", "options.py", "pack.py", "CHANGELOG.md"}
+OLD_NAMES |= {"test_card.py", "test_degrade.py", "test_loop.py", "test_pack.py"}
+
+
+def test_spelling_is_american() -> None:
+    known = {"gr" + "ey", "licen" + "c", "optim" + "iser", "general" + "ised", "token" + "ise"}
+    for path in [*PYTHON_FILES, *(p for name in ("*.md", "docs/*.md", "examples/*.md") for p in ROOT.glob(name))]:
+        found = {match.group().lower() for match in BRITISH.finditer(path.read_text(encoding="utf-8"))}
+        found -= known if path.name in OLD_NAMES else set()
+        assert not found, f"{path.relative_to(ROOT)}: {found}"
+
+
 @REPO_FILES
 def test_no_path_of_one_machine(path: Path) -> None:
-    # Strings and comments alike; the folders are spelt in two parts so that this file passes.
+    # Strings and comments alike; the folders are spelled in two parts so that this file passes.
     folders = "|".join(("ho" + "me", "ro" + "ot", "wo" + "rk", "Us" + "ers", "mn" + "t", "op" + "t"))
     found = re.findall(rf"""["'\s`(](?:/(?:{folders})/|[A-Z]:\\)\S+""", path.read_text(encoding="utf-8"))
     assert not found

@@ -138,7 +138,7 @@ class NextScaleUpscale(io.ComfyNode):
 
 
 def as_comfy(picture: Picture) -> torch.Tensor:
-    """H W C, float32 in [0, 1]; grey as three equal channels, alpha behind the colours."""
+    """H W C, float32 in [0, 1]; gray as three equal channels, alpha behind the colors."""
     top = torch.iinfo(torch.uint16).max if picture.bits == 16 else 255
     colors = torch.from_numpy(picture.rgb.astype("float32") / top)
     parts = [colors.expand(-1, -1, 3)]

@@ -23,7 +23,7 @@ from nextscale.errors import NextScaleError, OptionError
 from nextscale.files import Mark, has_mark, mark_of
 from nextscale.install import how_to_install
 from nextscale.upscale.manifest import Manifest, default_path, settings_key, unfinished
-from nextscale.upscale.outputs import earlier_results, own_suffix, result_stems
+from nextscale.upscale.outputs import earlier_results, encode_results, own_suffix, result_stems
 
 
 @dataclass(frozen=True)
@@ -263,14 +263,10 @@ class Worker:
             result = engine.upscale(picture, self.command.options)
             stem = str(Path(name).with_name(stem))
             suffix = own_suffix(Path(name), picture, self.command.options.scale)
-            for factor, restored in result.images.items():
-                data = images.encode_bytes(restored, suffix, lossless=picture.lossless)
-                self.target.write(f"{stem}_x{factor:g}{suffix}", data)
-                outputs[f"{stem}_x{factor:g}{suffix}"] = mark_of(data)
-            for factor, values in result.maps.items():
-                data = images.encode_bytes(images.Picture(values[..., None]), ".png")
-                self.target.write(f"{stem}_x{factor:g}_confidence.png", data)
-                outputs[f"{stem}_x{factor:g}_confidence.png"] = mark_of(data)
+            for label, ending, data in encode_results(result, suffix, lossless=picture.lossless):
+                file = f"{stem}_{label}{ending}"
+                self.target.write(file, data)
+                outputs[file] = mark_of(data)
         except NextScaleError as failure:
             error = str(failure)
         except OSError as failure:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoopFlags(LoopConfig):
-    """The optimisation, the same for every training."""
+    """The optimization, the same for every training."""
 
     bf16: Annotated[
         bool,
@@ -111,10 +111,10 @@ class TrainTokenizer:
         from nextscale.train.tasks.codebook import CodebookTask
         from nextscale.train.tasks.reconstruction import ReconstructionTask, start_linear
 
-        quantising = self.phase in ("codebook", "vocabulary")
+        quantizing = self.phase in ("codebook", "vocabulary")
         self._refuse_options_without_effect()
         if self.plan:
-            side = self.codebook.side if quantising else self.reconstruction.side
+            side = self.codebook.side if quantizing else self.reconstruction.side
             start = None if self.start is None else tokenizer_config(self.start)
             wanted = read_difference(ModelConfig(start or _preset(self.preset).tokenizer), self.config)
             _show(self, wanted, self.phase, (side,))
@@ -130,10 +130,10 @@ class TrainTokenizer:
             raise OptionError(f"the {self.phase} phase needs --start with the result of the phase before")
         tokenizer.to(device())
         config = self.reconstruction
-        side = self.codebook.side if quantising else config.side
+        side = self.codebook.side if quantizing else config.side
         crops = _crops(self, tokenizer, side)
         task: CodebookTask | ReconstructionTask
-        if quantising:
+        if quantizing:
             task = CodebookTask(tokenizer, crops, self.codebook)
             if self.phase == "codebook" and not state.exists(self.out):
                 task.start()
@@ -190,10 +190,10 @@ class TrainFusion:
         import torch
 
         from nextscale.model.checkpoint import find_folder, read_config
+        from nextscale.train.adversarial import CRITIC, load_critic, save_critic
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
         from nextscale.train.tasks.fusion import FusionTask
-        from nextscale.train.tasks.restorer import CRITIC, load_critic, save_critic
         from nextscale.upscale.nextscale import NextScale, read_restorer, restorer_config, with_restorer
 
         if self.plan:
@@ -414,9 +414,10 @@ class TrainRestorer:
 
         from nextscale.model.checkpoint import check_sizes, find_folder, load_weights, read_config, save_folder
         from nextscale.model.restorer import Restorer
+        from nextscale.train.adversarial import CRITIC, load_critic, save_critic
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
-        from nextscale.train.tasks.restorer import CRITIC, RestorerTask, load_critic, save_critic
+        from nextscale.train.tasks.restorer import RestorerTask
 
         folder = None if self.start is None else find_folder(self.start)
         sizes = RestorerConfig() if folder is None else read_config(folder, "restorer", RestorerConfig)

@@ -18,7 +18,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,12 +28,12 @@ from torch import Tensor
 
 from nextscale.errors import ModelError, OptionError
 from nextscale.image.luma import BT601
-from nextscale.model.config_io import ADDED, from_dict, to_dict
+from nextscale.model.config_io import ADDED, ALIASES, from_dict, to_dict
 
 FACTOR = 4
 """Default factor: HR side over LR side."""
 
-BLUR_KINDS = ("iso", "aniso", "generalised_iso", "generalised_aniso", "plateau_iso", "plateau_aniso")
+BLUR_KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
 KERNEL_KINDS = (*BLUR_KINDS, "sinc")
 KERNEL_SIZES = tuple(range(7, 22, 2))
 RESIZE_FILTERS = ("area", "bilinear", "bicubic")
@@ -58,7 +58,7 @@ class PassRanges:
     sinc_prob: float
     """Probability that the blur kernel is a sinc filter."""
     blur_sigma: Range
-    generalised_beta: Range
+    generalized_beta: Range
     plateau_beta: Range
     resize_probs: tuple[float, ...]
     """Of enlarging, of shrinking, of keeping the size."""
@@ -69,7 +69,7 @@ class PassRanges:
     jpeg_quality: Range
     gaussian_prob: float = 0.5
     """Probability of Gaussian noise; otherwise it is Poisson noise."""
-    grey_prob: float = 0.4
+    gray_prob: float = 0.4
     """Probability that the three channels share their noise."""
     blur_probs: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
     """Of each of BLUR_KINDS."""
@@ -107,7 +107,7 @@ X4PLUS = Preset(
         blur_prob=1.0,
         sinc_prob=0.1,
         blur_sigma=(0.2, 3.0),
-        generalised_beta=(0.5, 4.0),
+        generalized_beta=(0.5, 4.0),
         plateau_beta=(1.0, 2.0),
         resize_probs=(0.2, 0.7, 0.1),
         resize_scale=(0.15, 1.5),
@@ -119,7 +119,7 @@ X4PLUS = Preset(
         blur_prob=0.8,
         sinc_prob=0.1,
         blur_sigma=(0.2, 1.5),
-        generalised_beta=(0.5, 4.0),
+        generalized_beta=(0.5, 4.0),
         plateau_beta=(1.0, 2.0),
         resize_probs=(0.3, 0.4, 0.3),
         resize_scale=(0.3, 1.2),
@@ -136,7 +136,7 @@ STABLESR = Preset(
         blur_prob=1.0,
         sinc_prob=0.1,
         blur_sigma=(0.2, 1.5),
-        generalised_beta=(0.5, 2.0),
+        generalized_beta=(0.5, 2.0),
         plateau_beta=(1.0, 1.5),
         resize_probs=(0.2, 0.7, 0.1),
         resize_scale=(0.3, 1.5),
@@ -148,7 +148,7 @@ STABLESR = Preset(
         blur_prob=0.5,
         sinc_prob=0.1,
         blur_sigma=(0.2, 1.0),
-        generalised_beta=(0.5, 2.0),
+        generalized_beta=(0.5, 2.0),
         plateau_beta=(1.0, 1.5),
         resize_probs=(0.3, 0.4, 0.3),
         resize_scale=(0.6, 1.2),
@@ -166,7 +166,7 @@ CAMERA = Preset(
         blur_prob=1.0,
         sinc_prob=0.05,
         blur_sigma=(1.0, 3.5),
-        generalised_beta=(0.5, 2.0),
+        generalized_beta=(0.5, 2.0),
         plateau_beta=(1.0, 1.5),
         resize_probs=(0.0, 0.0, 1.0),
         resize_scale=(1.0, 1.0),
@@ -195,7 +195,7 @@ COMPRESSED = Preset(
         blur_prob=0.5,
         sinc_prob=0.1,
         blur_sigma=(0.2, 2.0),
-        generalised_beta=(0.5, 2.0),
+        generalized_beta=(0.5, 2.0),
         plateau_beta=(1.0, 1.5),
         resize_probs=_LR_SIZE,
         resize_scale=(1.0, 1.0),
@@ -207,7 +207,7 @@ COMPRESSED = Preset(
         blur_prob=0.2,
         sinc_prob=0.3,
         blur_sigma=(0.2, 0.8),
-        generalised_beta=(0.5, 2.0),
+        generalized_beta=(0.5, 2.0),
         plateau_beta=(1.0, 1.5),
         resize_probs=_LR_SIZE,
         resize_scale=(1.0, 1.0),
@@ -228,7 +228,7 @@ NOISY = Preset(
         blur_prob=0.6,
         sinc_prob=0.05,
         blur_sigma=(0.2, 2.0),
-        generalised_beta=(0.5, 2.0),
+        generalized_beta=(0.5, 2.0),
         plateau_beta=(1.0, 1.5),
         resize_probs=_LR_SIZE,
         resize_scale=(1.0, 1.0),
@@ -240,7 +240,7 @@ NOISY = Preset(
         blur_prob=0.0,
         sinc_prob=0.0,
         blur_sigma=(0.2, 0.8),
-        generalised_beta=(0.5, 2.0),
+        generalized_beta=(0.5, 2.0),
         plateau_beta=(1.0, 1.5),
         resize_probs=_LR_SIZE,
         resize_scale=(1.0, 1.0),
@@ -248,7 +248,7 @@ NOISY = Preset(
         poisson_scale=(0.5, 3.0),
         jpeg_quality=(60.0, 100.0),
         gaussian_prob=0.75,
-        grey_prob=0.25,
+        gray_prob=0.25,
         coarse_prob=0.3,
     ),
     final_sinc_prob=0.0,
@@ -282,7 +282,7 @@ class KernelSpec:
         if self.size < 1 or self.size % 2 == 0:
             raise OptionError(f"a kernel's size must be odd and positive, got {self.size}")
         needed = ["cutoff"] if self.kind == "sinc" else ["sigma_x", "sigma_y"]
-        needed += ["beta"] * self.kind.startswith(("generalised", "plateau"))
+        needed += ["beta"] * self.kind.startswith(("generalized", "plateau"))
         for name in needed:
             if getattr(self, name) <= 0:
                 raise OptionError(f"a kernel of the kind {self.kind} needs a {name} above 0, got {getattr(self, name)}")
@@ -294,7 +294,7 @@ class NoiseSpec:
 
     kind: str
     strength: float
-    grey: bool
+    gray: bool
     seed: int
 
     def __post_init__(self) -> None:
@@ -390,11 +390,18 @@ class Recipe:
             OptionError: naming the unknown, missing or mistyped key.
         """
         try:
-            return from_dict(cls, json.loads(text, parse_constant=_refuse_constant), where="recipe")
+            data = json.loads(text, parse_constant=_refuse_constant, object_hook=_with_todays_kind)
+            return from_dict(cls, data, where="recipe")
         except json.JSONDecodeError as error:
             raise OptionError(f"a recipe is one line of JSON: {error}") from error
         except ModelError as error:
             raise OptionError(str(error)) from error
+
+
+def _with_todays_kind(data: dict[str, Any]) -> dict[str, Any]:
+    """An object of a recipe with an old name of a kernel's kind replaced."""
+    kind = data.get("kind")
+    return data | {"kind": ALIASES[kind]} if isinstance(kind, str) and kind in ALIASES else data
 
 
 def _refuse_constant(constant: str) -> None:
@@ -461,8 +468,8 @@ def _sample_blur(ranges: PassRanges, rng: random.Random) -> KernelSpec:
     sigma_y = _uniform(ranges.blur_sigma, rng) if aniso else sigma_x
     rotation = _uniform((-math.pi, math.pi), rng) if aniso else 0.0
     beta = 0.0
-    if kind.startswith(("generalised", "plateau")):
-        low, high = ranges.generalised_beta if kind.startswith("generalised") else ranges.plateau_beta
+    if kind.startswith(("generalized", "plateau")):
+        low, high = ranges.generalized_beta if kind.startswith("generalized") else ranges.plateau_beta
         beta = _uniform((low, 1.0) if rng.random() < 0.5 else (1.0, high), rng)
     return KernelSpec(kind, size, sigma_x, sigma_y, rotation, beta)
 
@@ -485,7 +492,7 @@ def _sample_noise(ranges: PassRanges, rng: random.Random) -> NoiseSpec:
     strength = _uniform(ranges.noise_sigma if kind == "gaussian" else ranges.poisson_scale, rng)
     if kind == "gaussian" and ranges.coarse_prob and rng.random() < ranges.coarse_prob:
         kind = "coarse"
-    return NoiseSpec(kind, strength, grey=rng.random() < ranges.grey_prob, seed=int(rng.random() * 2**32))
+    return NoiseSpec(kind, strength, gray=rng.random() < ranges.gray_prob, seed=int(rng.random() * 2**32))
 
 
 def _uniform(bounds: Range, rng: random.Random) -> float:
@@ -509,19 +516,19 @@ def _choose(options: Sequence[_T], rng: random.Random, probs: Sequence[float] | 
 
 def gaussian_kernel(size: int, sigma_x: float, sigma_y: float, rotation: float = 0.0) -> Tensor:
     """Gaussian exp(-q/2), k k in float64, of sum 1; `sigma_x` runs along the columns before the rotation."""
-    return _normalised(torch.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, rotation)))
+    return _normalized(torch.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, rotation)))
 
 
-def generalised_gaussian_kernel(
+def generalized_gaussian_kernel(
     size: int, sigma_x: float, sigma_y: float, rotation: float = 0.0, *, beta: float
 ) -> Tensor:
-    """Generalised Gaussian exp(-q^beta/2), k k in float64, of sum 1: beta < 1 has a sharper peak, > 1 a flatter top."""
-    return _normalised(torch.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, rotation) ** beta))
+    """Generalized Gaussian exp(-q^beta/2), k k in float64, of sum 1: beta < 1 has a sharper peak, > 1 a flatter top."""
+    return _normalized(torch.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, rotation) ** beta))
 
 
 def plateau_kernel(size: int, sigma_x: float, sigma_y: float, rotation: float = 0.0, *, beta: float) -> Tensor:
     """Plateau 1/(1 + q^beta), k k in float64, of sum 1."""
-    return _normalised(1 / (1 + _squared_distance(size, sigma_x, sigma_y, rotation) ** beta))
+    return _normalized(1 / (1 + _squared_distance(size, sigma_x, sigma_y, rotation) ** beta))
 
 
 def sinc_kernel(size: int, cutoff: float) -> Tensor:
@@ -531,7 +538,7 @@ def sinc_kernel(size: int, cutoff: float) -> Tensor:
     radius_kk[size // 2, size // 2] = 1.0
     kernel_kk = cutoff * torch.special.bessel_j1(cutoff * radius_kk) / (2 * math.pi * radius_kk)
     kernel_kk[size // 2, size // 2] = cutoff**2 / (4 * math.pi)
-    return _normalised(kernel_kk)
+    return _normalized(kernel_kk)
 
 
 def make_kernel(spec: KernelSpec) -> Tensor:
@@ -539,8 +546,8 @@ def make_kernel(spec: KernelSpec) -> Tensor:
     if spec.kind == "sinc":
         return sinc_kernel(spec.size, spec.cutoff)
     shape = (spec.size, spec.sigma_x, spec.sigma_y, spec.rotation)
-    if spec.kind.startswith("generalised"):
-        return generalised_gaussian_kernel(*shape, beta=spec.beta)
+    if spec.kind.startswith("generalized"):
+        return generalized_gaussian_kernel(*shape, beta=spec.beta)
     if spec.kind.startswith("plateau"):
         return plateau_kernel(*shape, beta=spec.beta)
     return gaussian_kernel(*shape)
@@ -560,7 +567,7 @@ def _squared_distance(size: int, sigma_x: float, sigma_y: float, rotation: float
     return (along_kk / sigma_x) ** 2 + (across_kk / sigma_y) ** 2
 
 
-def _normalised(kernel_kk: Tensor) -> Tensor:
+def _normalized(kernel_kk: Tensor) -> Tensor:
     return kernel_kk / kernel_kk.sum()
 
 
@@ -632,7 +639,14 @@ def resize(
 
 
 def usm_sharpen(image_BCHW: Tensor, *, weight: float = 0.5, size: int = 51, threshold: float = 10.0) -> Tensor:
-    """Unsharp mask in [0, 1] where an image differs from its blur by more than `threshold` 8-bit levels."""
+    """Unsharp mask of images in [0, 1], as Real-ESRGAN and StableSR apply it to their targets (BasicSR's USMSharp).
+
+    Args:
+        image_BCHW: sides of at least half of `size`.
+        weight: of the difference to the blur that is added.
+        size: side of the Gaussian kernel, odd.
+        threshold: only what differs from its blur by more 8-bit levels is sharpened.
+    """
     sigma = 0.3 * ((size - 1) * 0.5 - 1) + 0.8  # OpenCV's rule for a Gaussian of a given size
     kernel_kk = gaussian_kernel(size, sigma, sigma)
     residual = image_BCHW - filter2d(image_BCHW, kernel_kk)
@@ -641,19 +655,19 @@ def usm_sharpen(image_BCHW: Tensor, *, weight: float = 0.5, size: int = 51, thre
     return torch.lerp(image_BCHW, sharp, mask).clamp(0, 1)
 
 
-def add_gaussian_noise(image_CHW: Tensor, sigma: float, *, grey: bool, generator: torch.Generator) -> Tensor:
+def add_gaussian_noise(image_CHW: Tensor, sigma: float, *, gray: bool, generator: torch.Generator) -> Tensor:
     """Add Gaussian noise of `sigma` 8-bit levels and clip to [0, 1]; the generator lives on the CPU."""
     C, H, W = image_CHW.shape
-    noise = torch.randn(1 if grey else C, H, W, generator=generator).to(image_CHW)
+    noise = torch.randn(1 if gray else C, H, W, generator=generator).to(image_CHW)
     return (image_CHW + noise * (sigma / 255)).clamp(0, 1)
 
 
-def add_poisson_noise(image_CHW: Tensor, scale: float, *, grey: bool, generator: torch.Generator) -> Tensor:
+def add_poisson_noise(image_CHW: Tensor, scale: float, *, gray: bool, generator: torch.Generator) -> Tensor:
     """Add `scale` times the photon noise of as many levels as the image has, clip to [0, 1]; generator on the CPU.
 
-    Grey noise is that of the luma, added to all channels.
+    Gray noise is that of the luma, added to all channels.
     """
-    light = _luma(image_CHW) if grey else image_CHW
+    light = _luma(image_CHW) if gray else image_CHW
     levels = (light * 255).round().clamp(0, 255).to(device="cpu", dtype=torch.uint8)
     num_levels = int(levels.flatten().bincount(minlength=256).count_nonzero())
     photons = float(2 ** math.ceil(math.log2(num_levels)))
@@ -663,7 +677,7 @@ def add_poisson_noise(image_CHW: Tensor, scale: float, *, grey: bool, generator:
 
 
 def _luma(image_CHW: Tensor) -> Tensor:
-    """Luma by torchvision's rounded weights, with which Real-ESRGAN draws its grey noise."""
+    """Luma by torchvision's rounded weights, with which Real-ESRGAN draws its gray noise."""
     return (image_CHW * image_CHW.new_tensor((0.2989, 0.587, 0.114))[:, None, None]).sum(0, keepdim=True)
 
 
@@ -671,17 +685,17 @@ def add_noise(image_CHW: Tensor, spec: NoiseSpec) -> Tensor:
     """Add the noise that a spec describes."""
     generator = torch.Generator().manual_seed(spec.seed)
     add = {"gaussian": add_gaussian_noise, "poisson": add_poisson_noise, "coarse": add_coarse_noise}[spec.kind]
-    return add(image_CHW, spec.strength, grey=spec.grey, generator=generator)
+    return add(image_CHW, spec.strength, gray=spec.gray, generator=generator)
 
 
-def add_coarse_noise(image_CHW: Tensor, sigma: float, *, grey: bool, generator: torch.Generator) -> Tensor:
+def add_coarse_noise(image_CHW: Tensor, sigma: float, *, gray: bool, generator: torch.Generator) -> Tensor:
     """Add Gaussian noise of `sigma` 8-bit levels, half of its energy in grains of 2 to 4 px; clip to [0, 1]."""
     C, H, W = image_CHW.shape
     size = float(torch.rand((), generator=generator)) * 2 + 2
-    coarse = torch.randn(1, 1 if grey else C, int(H / size) + 2, int(W / size) + 2, generator=generator)
+    coarse = torch.randn(1, 1 if gray else C, int(H / size) + 2, int(W / size) + 2, generator=generator)
     coarse = F.interpolate(coarse, size=(H, W), mode="bicubic", align_corners=False)[0]
     coarse = coarse / coarse.std().clamp(min=1e-3)
-    fine = torch.randn(1 if grey else C, H, W, generator=generator)
+    fine = torch.randn(1 if gray else C, H, W, generator=generator)
     noise: Tensor = (coarse + fine).to(image_CHW) * math.sqrt(0.5)
     return (image_CHW + noise * (sigma / 255)).clamp(0, 1)
 
@@ -700,7 +714,7 @@ def compress(image_13HW: Tensor, spec: CompressSpec) -> Tensor:
 
 
 def _webp(image_13HW: Tensor, quality: int) -> Tensor:
-    pixels = quantise_8bit(image_13HW)[0].mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+    pixels = quantize_8bit(image_13HW)[0].mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="WEBP", quality=quality, method=2)
     with Image.open(file) as coded:
@@ -708,14 +722,14 @@ def _webp(image_13HW: Tensor, quality: int) -> Tensor:
     return decoded.permute(2, 0, 1)[None].to(image_13HW) / 255
 
 
-def quantise_8bit(image: Tensor) -> Tensor:
+def quantize_8bit(image: Tensor) -> Tensor:
     """The nearest 8-bit levels, in [0, 1]."""
     return (image * 255).round().clamp(0, 255) / 255
 
 
 # JPEG
 
-# Quantisation tables of ITU-T T.81, annex K; the chroma table is 99 outside its upper left quarter.
+# Quantization tables of ITU-T T.81, annex K; the chroma table is 99 outside its upper left quarter.
 _LUMA_TABLE = (
     (16, 11, 10, 16, 24, 40, 51, 61),
     (12, 12, 14, 19, 26, 58, 60, 55),
@@ -758,7 +772,7 @@ def _jpeg(image_B3HW: Tensor, quality_B: Tensor) -> Tensor:
 
 
 def _code_blocks(plane_BCHW: Tensor, table_64: Tensor, factor_B: Tensor) -> Tensor:
-    """Quantise the cosine transform of each 8x8 block."""
+    """Quantize the cosine transform of each 8x8 block."""
     B, C, H, W = plane_BCHW.shape
     transform = _block_transform().to(plane_BCHW)
     blocks_BN64 = plane_BCHW.reshape(B, C, H // 8, 8, W // 8, 8).permute(0, 1, 2, 4, 3, 5).reshape(B, -1, 64)
@@ -779,7 +793,7 @@ def _block_transform() -> Tensor:
 
 @functools.cache
 def _jpeg_constants() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """RGB -> YCbCr and back as 1x1 convolutions, and both quantisation tables, flattened."""
+    """RGB -> YCbCr and back as 1x1 convolutions, and both quantization tables, flattened."""
     to_ycc = torch.tensor([BT601, [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], dtype=torch.float64)
     to_rgb = torch.tensor([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]], dtype=torch.float64)
     chroma = torch.full((8, 8), 99.0, dtype=torch.float64)
@@ -803,7 +817,7 @@ def degrade(hr_B3HW: Tensor, recipes: Sequence[Recipe], *, factor: int = FACTOR)
     size = (H // factor, W // factor)
     # Sizes differ from sample to sample between the first resize and the last.
     samples = [_degrade_one(hr_B3HW[i : i + 1], recipes[i], size) for i in range(B)]
-    return quantise_8bit(torch.cat(samples))
+    return quantize_8bit(torch.cat(samples))
 
 
 def _degrade_one(image_13HW: Tensor, recipe: Recipe, size: tuple[int, int]) -> Tensor:

@@ -100,7 +100,7 @@ def degrade_folder(folder: Path, out: Path, plan: Plan, *, sheet: Path | None = 
             lr = degrade_pixels(images.rgb8(picture), recipe, factor)
             # The recipe first, so that no LR is ever without it.
             images.write_bytes(target.with_suffix(".json"), recipe_text(recipe, factor).encode())
-            images.write(target, images.Picture(lr, icc=None if picture.is_grey else picture.icc))
+            images.write(target, images.Picture(lr, icc=None if picture.is_gray else picture.icc))
             if sheet is not None:
                 for cell in range(index, CELLS if plan.recipes is None else min(CELLS, len(photos)), len(photos)):
                     variant = cell // len(photos)
@@ -183,7 +183,7 @@ def _pass_line(number: int, spec: PassSpec | None) -> str:
     parts = [_blur(spec.blur), f"x{spec.resize_scale:.2f}"]
     if spec.noise is not None:
         kind = "gauss" if spec.noise.kind == "gaussian" else spec.noise.kind
-        parts.append(f"{kind} {spec.noise.strength:.1f}{' grey' * spec.noise.grey}")
+        parts.append(f"{kind} {spec.noise.strength:.1f}{' gray' * spec.noise.gray}")
     if spec.jpeg_quality is not None:
         parts.append(f"JPEG {spec.jpeg_quality:.0f}")
     return f"{number}: " + ", ".join(parts)

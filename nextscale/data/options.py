@@ -35,8 +35,8 @@ class PackOptions:
     """Quality of the JPEG files, which are written without chroma subsampling."""
     source: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """Where all the photographs come from (default: what stands beside each, else its folder's name)."""
-    licence: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
-    """The licence of all the photographs (default: what stands beside each)."""
+    license: Annotated[str | None, tyro.conf.arg(metavar="TEXT", aliases=["--licence"])] = None
+    """The license of all the photographs (default: what stands beside each)."""
     seed: int = 0
     """Seed of the order of crops."""
 

@@ -1,4 +1,4 @@
-"""Photographs -> shards of sharp training crops, near-duplicates dropped, each with its source and licence.
+"""Photographs -> shards of sharp training crops, near-duplicates dropped, each with its source and license.
 
 A window is kept at the smallest reduction at which it is sharp, measured by two numbers of its luma: `detail`, the mean
 difference of pixels from the mean of their 2 x 2 block, in 8-bit levels, which flat windows lack; and `sharpness`, that
@@ -36,7 +36,7 @@ Pixels = NDArray[np.uint8]
 REDUCTIONS = (1, 2, 3, 4)
 EVERY = 10.0
 """Seconds between two lines about the progress."""
-LICENCE_NAMES = re.compile(r"(licen[cs]es?|copying)(\.(txt|md))?", re.IGNORECASE)
+LICENSE_NAMES = re.compile(r"(licen[cs]es?|copying)(\.(txt|md))?", re.IGNORECASE)
 _BITS = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 
 
@@ -52,7 +52,7 @@ class Summary:
     duplicate_crops: int = 0
     crops: int = 0
     unlicensed: int = 0
-    """Crops whose licence is not known."""
+    """Crops whose license is not known."""
     shards: int = 0
     bytes: int = 0
 
@@ -60,7 +60,7 @@ class Summary:
         return (
             f"{self.photos} photographs read ({self.damaged} damaged, {self.duplicate_photos} near-duplicates, "
             f"{self.unsharp} without a sharp window): {self.crops} crops kept, {self.duplicate_crops} near-duplicate "
-            f"crops dropped, {self.unlicensed} without a licence; {self.shards} shards, {self.bytes / 1e6:.1f} MB"
+            f"crops dropped, {self.unlicensed} without a license; {self.shards} shards, {self.bytes / 1e6:.1f} MB"
         )
 
 
@@ -152,7 +152,7 @@ def _crops(
         if windows:
             # Only now: what gives no crop must not keep its larger copy from giving some.
             seen_photos.add(whole)
-            source, licence = provenance(photo, folder, options)
+            source, license = provenance(photo, folder, options)
         for window in windows:
             crop = window.cut(rgb)
             mark = dhash(crop)
@@ -161,12 +161,12 @@ def _crops(
                 continue
             seen_crops.add(mark)
             summary.crops += 1
-            summary.unlicensed += licence is None
+            summary.unlicensed += license is None
             yield (
                 images.encode_bytes(images.Picture(crop), ".jpg", quality=options.quality),
                 {
                     "source": source,
-                    "licence": licence,
+                    "license": license,
                     "photo": _text(photo.relative_to(folder)),
                     "reduction": window.reduction,
                     "sharpness": round(window.sharpness, 3),
@@ -221,7 +221,7 @@ def sharp_windows(rgb: Pixels, options: PackOptions) -> list[Window]:
 
 
 def _windows(luma: Image.Image, side: int, reduction: int) -> Iterator[Window]:
-    """The windows of a centred grid over the reduced photograph, measured."""
+    """The windows of a centered grid over the reduced photograph, measured."""
     columns, rows = luma.width // reduction // side, luma.height // reduction // side
     stride = side * reduction
     left, top = (luma.width - columns * stride) // 2, (luma.height - rows * stride) // 2
@@ -248,7 +248,7 @@ def _detail(strip: NDArray[np.float32], side: int) -> tuple[NDArray[np.float32],
 
 
 def dhash(rgb: Pixels) -> Pixels:
-    """Difference hash, 8 bytes: whether luma rises from each of 8 x 9 areas to its right neighbour."""
+    """Difference hash, 8 bytes: whether luma rises from each of 8 x 9 areas to its right neighbor."""
     small = np.asarray(Image.fromarray(rgb).convert("L").resize((9, 8), Image.Resampling.BOX))
     return np.packbits(small[:, 1:] > small[:, :-1])
 
@@ -272,26 +272,26 @@ class Seen:
         return bool((distances <= self.near).any())
 
 
-# ---- source and licence ----
+# ---- source and license ----
 
 
 def provenance(photo: Path, root: Path, options: PackOptions) -> tuple[str, str | None]:
-    """Source and licence of a photograph: from the options, its own JSON file, a licence file above it, in this order.
+    """Source and license of a photograph: from the options, its own JSON file, a license file above it, in this order.
 
-    The JSON is `a.json` or `a.jpg.json` with `source` and `licence` (or `license`). A licence file (LICENSE, COPYING,
+    The JSON is `a.json` or `a.jpg.json` with `source` and `license` (or `licence`). A license file (LICENSE, COPYING,
     LICENSES.md ...) in the picture's folder or one above it, up to `root`, gives the line that names the picture, else
     its first line.
     """
     beside = _sidecar(photo)
     source = options.source or beside.get("source") or _text(Path(root.resolve().name))
-    licence = options.licence or beside.get("licence") or beside.get("license")
+    license = options.license or beside.get("license") or beside.get("licence")
     folder = photo.parent
-    while licence is None:
-        licence = _licence_in(folder, photo.name)
+    while license is None:
+        license = _license_in(folder, photo.name)
         if folder == root:
             break
         folder = folder.parent
-    return source, licence
+    return source, license
 
 
 def _sidecar(photo: Path) -> dict[str, str]:
@@ -305,8 +305,8 @@ def _sidecar(photo: Path) -> dict[str, str]:
     return {}
 
 
-def _licence_in(folder: Path, name: str) -> str | None:
-    for path in sorted(path for path in folder.iterdir() if LICENCE_NAMES.fullmatch(path.name) and path.is_file()):
+def _license_in(folder: Path, name: str) -> str | None:
+    for path in sorted(path for path in folder.iterdir() if LICENSE_NAMES.fullmatch(path.name) and path.is_file()):
         lines = [
             line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
         ]

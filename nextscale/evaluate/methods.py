@@ -61,7 +61,7 @@ class RealEsrgan:
 
     That package itself is never imported: its extension needs Vulkan.
 
-    A picture of at most `tile` pixels a side runs whole. A larger one runs in tiles with 10 px of their neighbours
+    A picture of at most `tile` pixels a side runs whole. A larger one runs in tiles with 10 px of their neighbors
     around them, cut off again without blending, as the reference does (Real-ESRGAN, realesrgan/utils.py): the network
     sees farther than that, so such a picture differs a little from one that runs whole.
     """

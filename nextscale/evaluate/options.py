@@ -54,7 +54,7 @@ class ScoreOptions:
     """Some of psnr, ssim, lpips, dists, fid, niqe, with spaces or commas between them; and of musiq, maniqa, clipiqa,
     which need pyiqa."""
     channel: Literal["y", "rgb"] = "y"
-    """PSNR and SSIM of the luma, or of the three colours."""
+    """PSNR and SSIM of the luma, or of the three colors."""
     border: int = 0
     """Pixels at every edge that PSNR, SSIM and NIQE leave out."""
     lpips_net: Literal["alex", "squeeze", "vgg"] = "alex"

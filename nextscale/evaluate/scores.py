@@ -30,7 +30,7 @@ from nextscale.evaluate.metrics.niqe import Niqe
 from nextscale.evaluate.metrics.psnr_ssim import psnr, ssim
 from nextscale.evaluate.metrics.unreferenced import Unreferenced
 from nextscale.evaluate.options import UNREFERENCED, ScoreOptions
-from nextscale.evaluate.summary import Summary, summarise
+from nextscale.evaluate.summary import Summary, summarize
 from nextscale.evaluate.weights import MissingWeights
 
 Features = NDArray[np.float32]
@@ -154,7 +154,7 @@ class Scorer:
             elif name == "fid":
                 summaries[name] = fid(features, target_features)
             else:
-                summaries[name] = summarise([row[name] for row in rows])
+                summaries[name] = summarize([row[name] for row in rows])
         return summaries
 
 
@@ -209,7 +209,7 @@ def score_folders(
 
 
 def read_pixels(path: Path) -> NDArray[np.uint8]:
-    """A file's picture as 8-bit RGB, H W 3: upright, grey repeated, what is transparent laid on white.
+    """A file's picture as 8-bit RGB, H W 3: upright, gray repeated, what is transparent laid on white.
 
     Raises:
         ImageError: beginning with the path.

@@ -47,7 +47,7 @@ def json_number(value: float | None) -> float | str | None:
     return "inf" if value == math.inf else value
 
 
-def summarise(values: Sequence[float]) -> Summary:
+def summarize(values: Sequence[float]) -> Summary:
     """Mean and interval of one value per picture; the same values in the same order give the same interval.
 
     NaN stands for a picture without a value.

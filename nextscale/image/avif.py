@@ -1,4 +1,4 @@
-"""AVIF: its boxes are read here for what Pillow does not say (depth, colours); Pillow or OpenCV decodes the pixels."""
+"""AVIF: its boxes are read here for what Pillow does not say (depth, colors); Pillow or OpenCV decodes the pixels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def depth_of(data: bytes) -> int:
 
 
 def code_points(data: bytes) -> tuple[int, int] | None:
-    """Colour primaries and transfer function by H.273, where the file states them."""
+    """Color primaries and transfer function by H.273, where the file states them."""
     for kind, at, _ in _boxes(data):
         if kind == b"colr" and data[at : at + 4] == b"nclx":
             return int.from_bytes(data[at + 4 : at + 6], "big"), int.from_bytes(data[at + 6 : at + 8], "big")

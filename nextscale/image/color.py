@@ -1,6 +1,6 @@
-"""What a file says of its colours in numbers (PNG's cICP, cHRM and gAMA, AVIF's nclx) as an ICC profile.
+"""What a file says of its colors in numbers (PNG's cICP, cHRM and gAMA, AVIF's nclx) as an ICC profile.
 
-Every format but BMP holds a profile, so that these colours survive whatever format the result has. HDR has no profile
+Every format but BMP holds a profile, so that these colors survive whatever format the result has. HDR has no profile
 that programs agree on: its numbers stay numbers (`Picture.cicp`).
 """
 
@@ -52,7 +52,7 @@ _D50: Final = (0.9642, 1.0, 0.8249)
 _BRADFORD: Final = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 
 
-def from_cicp(primaries: int, transfer: int, *, grey: bool) -> tuple[bytes | None, tuple[int, int] | None]:
+def from_cicp(primaries: int, transfer: int, *, gray: bool) -> tuple[bytes | None, tuple[int, int] | None]:
     """Code points of H.273 -> (ICC profile, None for sRGB; the code points where the picture is in HDR).
 
     Raises:
@@ -63,11 +63,11 @@ def from_cicp(primaries: int, transfer: int, *, grey: bool) -> tuple[bytes | Non
     primaries = 1 if primaries == _UNSPECIFIED else primaries
     transfer = 13 if transfer == _UNSPECIFIED else transfer
     if primaries not in _PRIMARIES or transfer not in _CURVES:
-        raise ImageError(f"its colours ({primaries}, {transfer} by H.273) are not known; convert it to sRGB first")
-    return profile_of(_PRIMARIES[primaries], _CURVES[transfer], grey=grey), None
+        raise ImageError(f"its colors ({primaries}, {transfer} by H.273) are not known; convert it to sRGB first")
+    return profile_of(_PRIMARIES[primaries], _CURVES[transfer], gray=gray), None
 
 
-def from_png_numbers(gamma: float | None, chromaticities: Sequence[float] | None, *, grey: bool) -> bytes | None:
+def from_png_numbers(gamma: float | None, chromaticities: Sequence[float] | None, *, gray: bool) -> bytes | None:
     """What PNG's gAMA (as 0.45455) and cHRM mean together; None for sRGB and for numbers that no screen has."""
     curve = SRGB_CURVE
     if gamma is not None and 0.1 <= gamma <= 5 and abs(gamma - 0.45455) > 0.0005:
@@ -75,7 +75,7 @@ def from_png_numbers(gamma: float | None, chromaticities: Sequence[float] | None
     chromaticities = tuple(chromaticities or SRGB_CHROMATICITIES)
     if len(chromaticities) != 8 or not _is_a_triangle(chromaticities):
         chromaticities = SRGB_CHROMATICITIES
-    return profile_of(chromaticities, curve, grey=grey)
+    return profile_of(chromaticities, curve, gray=gray)
 
 
 def _is_a_triangle(chromaticities: Sequence[float]) -> bool:
@@ -87,22 +87,22 @@ def _is_a_triangle(chromaticities: Sequence[float]) -> bool:
 
 
 @functools.lru_cache(64)
-def profile_of(chromaticities: Chromaticities, curve: Curve, *, grey: bool) -> bytes | None:
-    """An ICC profile (version 4, matrix and curves) of these colours; None where they are those of sRGB."""
+def profile_of(chromaticities: Chromaticities, curve: Curve, *, gray: bool) -> bytes | None:
+    """An ICC profile (version 4, matrix and curves) of these colors; None where they are those of sRGB."""
     near = np.allclose(chromaticities, SRGB_CHROMATICITIES, atol=0.002)
-    if curve == SRGB_CURVE and (grey or near):
+    if curve == SRGB_CURVE and (gray or near):
         return None
-    name = "gray" if grey else "RGB"
+    name = "gray" if gray else "RGB"
     text = f"{name} by the numbers of the source file"
     tags = {b"desc": _text(text), b"cprt": _text("no copyright"), b"wtpt": _xyz(_D50)}
-    if grey:
+    if gray:
         tags[b"kTRC"] = _curve(curve)
     else:
         colorants, adaptation = _colorants(chromaticities)
         tags |= dict(zip((b"rXYZ", b"gXYZ", b"bXYZ"), map(_xyz, colorants.T), strict=True))
         tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), _curve(curve))
         tags[b"chad"] = b"sf32\0\0\0\0" + _fixed(adaptation.flatten())
-    return _pack(tags, b"GRAY" if grey else b"RGB ")
+    return _pack(tags, b"GRAY" if gray else b"RGB ")
 
 
 def _colorants(chromaticities: Chromaticities) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -144,10 +144,10 @@ def _pack(tags: dict[bytes, bytes], space: bytes) -> bytes:
 
 
 def to_srgb(picture: Picture) -> Array:
-    """The colours of an 8-bit picture with a profile as sRGB, uint8 H W 3; as they are where the profile is unsound."""
+    """The colors of an 8-bit picture with a profile as sRGB, uint8 H W 3; as they are where the profile is unsound."""
     if picture.icc is None:
         return picture.rgb
-    im = Image.fromarray(picture.rgb[..., 0] if picture.is_grey else picture.rgb)
+    im = Image.fromarray(picture.rgb[..., 0] if picture.is_gray else picture.rgb)
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.icc))
         converted = ImageCms.profileToProfile(im, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")

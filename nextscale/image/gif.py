@@ -46,7 +46,7 @@ def _check_length(data: bytes, length: int) -> None:
 
 
 def _table(data: bytes, at: int) -> int:
-    """Bytes of the colour table that the flags at an offset announce."""
+    """Bytes of the color table that the flags at an offset announce."""
     if at >= len(data):
         raise ImageError(TRUNCATED)
     return 3 << ((data[at] & 7) + 1) if data[at] & 0x80 else 0

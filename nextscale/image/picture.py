@@ -1,6 +1,6 @@
 """A picture in memory, and the formats it comes in and goes out by.
 
-Shapes: H W C with C = 1 (grey) or 3 (RGB); sizes are (width, height).
+Shapes: H W C with C = 1 (gray) or 3 (RGB); sizes are (width, height).
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class Description:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One picture in memory, upright, colours not premultiplied by alpha.
+    """One picture in memory, upright, colors not premultiplied by alpha.
 
-    rgb: H W 3, or H W 1 for grey; uint8 or uint16.
+    rgb: H W 3, or H W 1 for gray; uint8 or uint16.
     alpha: H W of the same dtype (0 = transparent), or None.
-    icc: a profile that fits the pixels (grey or RGB), or None for sRGB (or what `cicp` says).
+    icc: a profile that fits the pixels (gray or RGB), or None for sRGB (or what `cicp` says).
     exif: "Exif\\0\\0" + TIFF block with orientation 1 and without thumbnail, or None.
     lossless: whether the source file kept its pixels exactly.
     format: name of the source format ("PNG", "JPEG", "WebP", "TIFF", "BMP", "AVIF", "GIF").
     dpi: pixels per inch (across, down) at which it is to be printed, or None.
     xmp: an XMP packet that describes the upright picture, or None.
-    cicp: of a picture in HDR, its colour primaries and transfer function by the numbers of ITU-T H.273; else None.
+    cicp: of a picture in HDR, its color primaries and transfer function by the numbers of ITU-T H.273; else None.
     texts: text chunks of a PNG as they are stored, (kind, content).
     """
 
@@ -85,32 +85,32 @@ class Picture:
         return self.rgb.dtype.itemsize * 8
 
     @property
-    def is_grey(self) -> bool:
-        """Whether there is one colour channel."""
+    def is_gray(self) -> bool:
+        """Whether there is one color channel."""
         return bool(self.rgb.shape[2] == 1)
 
 
 def split_channels(samples: Array, icc: bytes | None, key: Any = None) -> tuple[Array, Array | None, bytes | None]:
-    """H W 1..4 -> rgb, alpha, profile; `key` is the colour that a PNG without alpha declares transparent."""
+    """H W 1..4 -> rgb, alpha, profile; `key` is the color that a PNG without alpha declares transparent."""
     channels = samples.shape[2]
-    colours = 3 if channels >= 3 else 1
-    rgb = np.ascontiguousarray(samples[..., :colours])
+    colors = 3 if channels >= 3 else 1
+    rgb = np.ascontiguousarray(samples[..., :colors])
     alpha = np.ascontiguousarray(samples[..., -1]) if channels in (2, 4) else None
     if key is not None:
         full = np.iinfo(rgb.dtype).max
         alpha = np.where((rgb == np.asarray(key)).all(axis=2), 0, full).astype(rgb.dtype)
-    return rgb, alpha, icc if icc_fits(icc, colours) else None
+    return rgb, alpha, icc if icc_fits(icc, colors) else None
 
 
 def stacked(picture: Picture) -> Array:
-    """H W 1..4: colours, then alpha."""
+    """H W 1..4: colors, then alpha."""
     if picture.alpha is None:
         return picture.rgb
     return np.concatenate([picture.rgb, picture.alpha[..., None]], axis=2)
 
 
-def icc_fits(icc: bytes | None, colours: int) -> bool:
-    return icc is not None and icc[36:40] == b"acsp" and icc[16:20] == {1: b"GRAY", 3: b"RGB "}[colours]
+def icc_fits(icc: bytes | None, colors: int) -> bool:
+    return icc is not None and icc[36:40] == b"acsp" and icc[16:20] == {1: b"GRAY", 3: b"RGB "}[colors]
 
 
 def upright(
@@ -149,7 +149,7 @@ def to_float(array: Array) -> NDArray[np.float32]:
 def from_float(array: Array, dtype: DTypeLike) -> Array:
     """Finite floats, [-1, 1] and what overshoots it -> uint8 or uint16 of that shape; clamped, rounded to nearest.
 
-    Exact halves go to the even neighbour (`np.rint`). `from_float(to_float(x), x.dtype)` is `x`.
+    Exact halves go to the even neighbor (`np.rint`). `from_float(to_float(x), x.dtype)` is `x`.
     """
     full = np.iinfo(np.dtype(dtype)).max
     out: NDArray[np.float32] = array.astype(np.float32)
@@ -161,7 +161,7 @@ def from_float(array: Array, dtype: DTypeLike) -> Array:
 
 
 def rgb8(picture: Picture) -> NDArray[np.uint8]:
-    """A picture as 8-bit RGB, H W 3: grey repeated, 16 bits rounded to 8, what is transparent laid on white."""
+    """A picture as 8-bit RGB, H W 3: gray repeated, 16 bits rounded to 8, what is transparent laid on white."""
     rgb = eight_bits(picture.rgb)
     if picture.alpha is not None:
         opacity = eight_bits(picture.alpha).astype(np.uint16)[..., None]

@@ -1,4 +1,4 @@
-"""PNG: its chunks and its stream are read here, its pixels by Pillow (8 bits and less) or OpenCV (16 bits of colour).
+"""PNG: its chunks and its stream are read here, its pixels by Pillow (8 bits and less) or OpenCV (16 bits of color).
 
 Pillow alone would reduce 16-bit RGB to 8 without a word, show rows that the stream does not hold, and take a long text
 for damage. No decoder gets the file itself: each gets a bare one, of sound chunks and a stream of the right length.
@@ -98,7 +98,7 @@ class _Header:
 
 
 def decode_png(data: bytes, max_pixels: int) -> Picture:
-    """A still PNG of any depth and colour type.
+    """A still PNG of any depth and color type.
 
     The stream is unpacked once, in slices, and only as far as the size in the header goes: time is linear in the file's
     bytes and the pixels, memory a few times the pixels.
@@ -107,8 +107,8 @@ def decode_png(data: bytes, max_pixels: int) -> Picture:
     header = _Header.of(chunks, max_pixels)
     if any(kind == b"acTL" and 1 < int.from_bytes(body[:4], "big") <= 1 << 31 for kind, body in chunks):
         raise ImageError("this PNG is animated; save one frame of it as a picture")
-    grey = header.color_type in (0, 4)
-    orientation, about = _describe(chunks, grey=grey)
+    gray = header.color_type in (0, 4)
+    orientation, about = _describe(chunks, gray=gray)
     bare = _bare(chunks, header)
     if header.depth == 16:
         key = _first(chunks).get(b"tRNS", b"") if header.color_type in (0, 2) else b""
@@ -121,11 +121,11 @@ def decode_png(data: bytes, max_pixels: int) -> Picture:
 
 
 def _pixels16(bare: bytes, header: _Header) -> Array:
-    """uint16 H W 1 to 4. Plain grey by Pillow, which keeps that one."""
+    """uint16 H W 1 to 4. Plain gray by Pillow, which keeps that one."""
     if header.color_type == 0:
         return np.array(PngImagePlugin.PngImageFile(io.BytesIO(bare))).astype(np.uint16)[..., None]
     samples = by_opencv(extra("cv2"), bare, header.size, 4 if header.color_type in (4, 6) else 3)
-    return samples[..., [0, 3]] if header.color_type == 4 else samples  # OpenCV spreads grey and alpha over four
+    return samples[..., [0, 3]] if header.color_type == 4 else samples  # OpenCV spreads gray and alpha over four
 
 
 def png_header(data: bytes) -> tuple[tuple[int, int], int]:
@@ -199,7 +199,7 @@ def _first(chunks: Chunks) -> dict[bytes, memoryview]:
 # ---- what describes the picture ----
 
 
-def _describe(chunks: Chunks, *, grey: bool) -> tuple[int, Description]:
+def _describe(chunks: Chunks, *, gray: bool) -> tuple[int, Description]:
     """(EXIF orientation, what describes the picture)."""
     first = _first(chunks)
     xmp: bytes | None = None
@@ -220,19 +220,19 @@ def _describe(chunks: Chunks, *, grey: bool) -> tuple[int, Description]:
     carrier = Image.new("L", (1, 1))
     carrier.info = {"exif": exif or b"", "xmp": xmp or b""}
     orientation, exif = exif_of(carrier)
-    icc, cicp = _colors(first, grey=grey)
+    icc, cicp = _colors(first, gray=gray)
     about = Description(icc=icc, exif=exif, dpi=_dpi(first), xmp=clean_xmp(xmp), cicp=cicp, texts=tuple(texts))
     return orientation, about
 
 
-def _colors(first: dict[bytes, memoryview], *, grey: bool) -> tuple[bytes | None, tuple[int, int] | None]:
+def _colors(first: dict[bytes, memoryview], *, gray: bool) -> tuple[bytes | None, tuple[int, int] | None]:
     """(ICC profile, code points of HDR) by the chunk that counts: cICP, then iCCP, sRGB, cHRM and gAMA."""
     numbers = {kind: first[kind] for kind, size in _NUMBER_SIZES.items() if len(first.get(kind, b"")) == size}
     code = bytes(first.get(b"cICP", b""))
     if len(code) == 4 and 2 not in code[:2]:
         if code[2:] != b"\0\1":
-            raise ImageError("its colours are stored as video (cICP); convert it to sRGB first")
-        return from_cicp(code[0], code[1], grey=grey)
+            raise ImageError("its colors are stored as video (cICP); convert it to sRGB first")
+        return from_cicp(code[0], code[1], gray=gray)
     if b"iCCP" in first:
         _, _, packed = bytes(first[b"iCCP"]).partition(b"\0")
         profile = _inflate(packed[1:])
@@ -242,7 +242,7 @@ def _colors(first: dict[bytes, memoryview], *, grey: bool) -> tuple[bytes | None
         return None, None
     gamma = int.from_bytes(numbers[b"gAMA"], "big") / 1e5 if b"gAMA" in numbers else None
     corners = [n / 1e5 for n in struct.unpack(">8i", numbers[b"cHRM"])] if b"cHRM" in numbers else None
-    return from_png_numbers(gamma, corners, grey=grey), None
+    return from_png_numbers(gamma, corners, gray=gray), None
 
 
 def _dpi(first: dict[bytes, memoryview]) -> tuple[float, float] | None:

@@ -1,7 +1,7 @@
 """Any picture in: files and bytes to a `Picture`.
 
-- `read` / `decode_bytes` give a `Picture`: upright (EXIF orientation applied), grey or RGB, 8 or 16 bits, alpha apart.
-- 16-bit files are recognised by their own header: Pillow alone would reduce 16-bit RGB to 8 bits without a word.
+- `read` / `decode_bytes` give a `Picture`: upright (EXIF orientation applied), gray or RGB, 8 or 16 bits, alpha apart.
+- 16-bit files are recognized by their own header: Pillow alone would reduce 16-bit RGB to 8 bits without a word.
 - Whatever the bytes, the outcome is a `Picture` or an `ImageError`: one line "reason; remedy", without the file name.
 """
 
@@ -164,7 +164,7 @@ def _decode(data: bytes, max_pixels: int) -> Picture:
         rgb, alpha, icc = samples_of(im, im.info.get("icc_profile"))
     about = describe(im, icc, exif)
     if numbers and icc is None:
-        profile, cicp = from_cicp(*numbers, grey=rgb.shape[2] == 1)
+        profile, cicp = from_cicp(*numbers, gray=rgb.shape[2] == 1)
         about = replace(about, icc=profile, cicp=cicp)
     lossless = form in ("BMP", "GIF") or (form == "WebP" and _is_lossless_webp(data))
     return upright(rgb, alpha, orientation, about, lossless=lossless, form=form)

@@ -1,4 +1,4 @@
-"""Resizing at 8 and 16 bits, and colours for what is transparent so that resizing makes no halo."""
+"""Resizing at 8 and 16 bits, and colors for what is transparent so that resizing makes no halo."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Filter = Literal["bicubic", "lanczos", "bilinear", "box"]
 
 
 def bleed(rgb: Array, alpha: Array) -> Array:
-    """Give fully transparent pixels the colour of their visible neighbours, so that enlarging makes no halo.
+    """Give fully transparent pixels the color of their visible neighbors, so that enlarging makes no halo.
 
     rgb H W C and alpha H W, both uint8 or uint16 -> H W C of rgb's dtype; pixels with alpha > 0 are returned exactly.
     Push-pull over a pyramid: alpha-weighted means going down, filled from the next coarser level coming up.
@@ -30,18 +30,18 @@ def bleed(rgb: Array, alpha: Array) -> Array:
 
 
 def _fill(weighted: NDArray[np.float32], empty: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """H W C+1 (colours times weight, then weight) -> N C colours for the N pixels that are `empty` (weight 0)."""
+    """H W C+1 (colors times weight, then weight) -> N C colors for the N pixels that are `empty` (weight 0)."""
     coarse = _halve(weighted)
-    colour, weight = coarse[..., :-1], coarse[..., -1:]
+    color, weight = coarse[..., :-1], coarse[..., -1:]
     holes = weight[..., 0] == 0
-    colour = np.divide(colour, weight, out=np.zeros_like(colour), where=~holes[..., None])
+    color = np.divide(color, weight, out=np.zeros_like(color), where=~holes[..., None])
     if holes.any():
-        colour[holes] = _fill(coarse, holes)
-    return _double(colour, *empty.shape)[empty]
+        color[holes] = _fill(coarse, holes)
+    return _double(color, *empty.shape)[empty]
 
 
 def _halve(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Half size (rounded up) by overlapping 1 3 3 1 kernels: each coarse pixel reaches into its neighbours' blocks."""
+    """Half size (rounded up) by overlapping 1 3 3 1 kernels: each coarse pixel reaches into its neighbors' blocks."""
     for axis in (0, 1):
         length = values.shape[axis]
         values = values.swapaxes(0, axis)
@@ -54,7 +54,7 @@ def _halve(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _double(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """Double size by linear interpolation between pixel centres, cut to height x width."""
+    """Double size by linear interpolation between pixel centers, cut to height x width."""
     for axis, length in ((0, height), (1, width)):
         values = values.swapaxes(0, axis)
         padded = np.concatenate([values[:1], values, values[-1:]])
@@ -79,7 +79,7 @@ def resize(array: Array, size: tuple[int, int], *, filter: Filter = "bicubic") -
     """H W or H W C, uint8 or uint16 -> the same with H, W replaced by `size` = (width, height); antialiased.
 
     8 bits by Pillow's fixed point; 16 bits by Pillow's floats, one channel at a time. Channels do not mix: alpha is a
-    channel like any other, so bleed colours first.
+    channel like any other, so bleed colors first.
     """
     if filter not in _FILTERS:
         raise OptionError(f"unknown filter {filter!r}; use one of {' '.join(_FILTERS)}")

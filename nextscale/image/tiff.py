@@ -49,7 +49,7 @@ _DESCRIPTIONS: Final = dict.fromkeys(EXIF_KEEP, 2**16) | {_ICC: MAX_PROFILE, _XM
 _MAX_PAGES: Final = 100
 _MAX_SAMPLES: Final = 6
 _TIFF_LOSSY: Final = (6, 7, 33003, 33005, 34712, 34892, 50001)  # JPEG of two kinds, JPEG 2000, lossy DNG, WebP
-_TIFF_COLOURS: Final = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
+_TIFF_COLORS: Final = {0: "gray", 1: "gray", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
 
 Entries = dict[int, Entry]
 Tags = dict[int, tuple[Any, ...]]
@@ -160,7 +160,7 @@ def _tiff8(data: bytes, icc: bytes | None, max_pixels: int) -> tuple[Array, Arra
 
 
 def _spread_premultiplied(im: ImageFile.ImageFile) -> bool:
-    """Let Pillow hand out colours times alpha as they are stored: its own division cuts off instead of rounding."""
+    """Let Pillow hand out colors times alpha as they are stored: its own division cuts off instead of rounding."""
     plain = [tile._replace(args=_without_premultiplied(tile.args)) for tile in im.tile]
     changed = plain != im.tile
     im.tile = plain
@@ -179,7 +179,7 @@ def _check_tiff(tags: Tags, length: int, max_pixels: int) -> None:
         raise ImageError("the file is damaged (no size); save it again as PNG or TIFF")
     check_size((tags[_WIDTH][0], tags[_HEIGHT][0]), max_pixels)
     if not 1 <= tags.get(_SPP, (1,))[0] <= _MAX_SAMPLES:
-        raise ImageError(f"a TIFF of {tags[_SPP][0]} channels is not read; save it as grey, RGB or RGBA")
+        raise ImageError(f"a TIFF of {tags[_SPP][0]} channels is not read; save it as gray, RGB or RGBA")
     bits = tags.get(_BITS, (1,))
     number = {2: "signed", 3: "floating-point"}.get(tags.get(_SAMPLE_FORMAT, (1,))[0])
     if number or len(set(bits)) > 1 or bits[0] not in (1, 2, 4, 8, 16):
@@ -218,23 +218,23 @@ def _check_tiff_data(tags: Tags, length: int) -> None:
 
 
 def _tiff16(data: bytes, tags: Tags, icc: bytes | None) -> tuple[Array, Array | None, bytes | None]:
-    """16-bit pixels by tifffile; LZW, which it cannot do alone, by OpenCV. (Pillow does plain grey and only that.)"""
+    """16-bit pixels by tifffile; LZW, which it cannot do alone, by OpenCV. (Pillow does plain gray and only that.)"""
     photometric, samples = tags.get(_PHOTOMETRIC, (1,))[0], tags.get(_SPP, (1,))[0]
-    colours = {0: 1, 1: 1, 2: 3}.get(photometric, 0)
-    if not colours or samples < colours:
-        kind = _TIFF_COLOURS.get(photometric, "this kind of")
+    colors = {0: 1, 1: 1, 2: 3}.get(photometric, 0)
+    if not colors or samples < colors:
+        kind = _TIFF_COLORS.get(photometric, "this kind of")
         raise ImageError(f"16-bit {kind} TIFF with {samples} channels is not read; convert it to 16-bit RGB first")
     values = _tiff16_by_tifffile(data, tags, samples)
     if values.shape != (tags[_HEIGHT][0], tags[_WIDTH][0], samples):
         raise ImageError(RARE_LAYOUT)
     if photometric == 0:
         values = np.concatenate([65535 - values[..., :1], values[..., 1:]], axis=2)
-    rgb, alpha, extra = values[..., :colours], None, tags.get(_EXTRA_SAMPLES, (2,) * (samples - colours))
-    if samples > colours and extra and extra[0] != 0:
-        alpha = np.ascontiguousarray(values[..., colours])
+    rgb, alpha, extra = values[..., :colors], None, tags.get(_EXTRA_SAMPLES, (2,) * (samples - colors))
+    if samples > colors and extra and extra[0] != 0:
+        alpha = np.ascontiguousarray(values[..., colors])
         if extra[0] == 1:
             rgb = _unpremultiply(rgb, alpha)
-    return np.ascontiguousarray(rgb), alpha, icc if icc_fits(icc, colours) else None
+    return np.ascontiguousarray(rgb), alpha, icc if icc_fits(icc, colors) else None
 
 
 def _tiff16_by_tifffile(data: bytes, tags: Tags, samples: int) -> Array:
@@ -258,7 +258,7 @@ def _tiff16_by_tifffile(data: bytes, tags: Tags, samples: int) -> Array:
 
 
 def _unpremultiply(rgb: Array, alpha: Array) -> Array:
-    """uint8 or uint16 H W C that was stored times alpha -> its own colour to the nearest; black where alpha is 0."""
+    """uint8 or uint16 H W C that was stored times alpha -> its own color to the nearest; black where alpha is 0."""
     full = int(np.iinfo(rgb.dtype).max)
     divisor = np.maximum(alpha, 1)[..., None].astype(np.uint64)
     whole = (rgb.astype(np.uint64) * full + divisor // 2) // divisor
@@ -285,7 +285,7 @@ def encode_tiff(picture: Picture) -> bytes:
     directory[_WIDTH], directory[_HEIGHT] = width, height
     directory[_BITS] = (samples.itemsize * 8,) * channels
     directory[_COMPRESSION], directory[_PREDICTOR] = 8, 2
-    directory[_PHOTOMETRIC] = 1 if picture.is_grey else 2
+    directory[_PHOTOMETRIC] = 1 if picture.is_gray else 2
     directory[_SPP], directory[_STRIP_ROWS] = channels, min(rows, height)
     if picture.alpha is not None:
         directory[_EXTRA_SAMPLES] = 2

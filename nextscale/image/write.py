@@ -1,6 +1,6 @@
 """Pictures out: a `Picture` to bytes and files.
 
-`write` / `encode_bytes` keep bit depth, grey, alpha, ICC profile and EXIF, or refuse what a format cannot hold.
+`write` / `encode_bytes` keep bit depth, gray, alpha, ICC profile and EXIF, or refuse what a format cannot hold.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def encode_bytes(picture: Picture, suffix: str, *, quality: int = 95, lossless: 
     """The bytes of a file with that suffix (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif").
 
     PNG, TIFF and BMP are always exact; `quality` (1 to 100) is for JPEG (4:4:4), WebP and AVIF; `lossless` makes WebP
-    exact and changes no other format. WebP and AVIF store grey as RGB; BMP holds neither EXIF nor XMP, and takes
+    exact and changes no other format. WebP and AVIF store gray as RGB; BMP holds neither EXIF nor XMP, and takes
     sRGB for a profile. The header is read back before the bytes are returned.
     Raises `ImageError` for 16 bits anywhere but in PNG and TIFF, for alpha in JPEG and BMP, for HDR anywhere but in
     PNG, and for sizes that decoders refuse; `OptionError` for a bad `quality`.
@@ -87,7 +87,7 @@ def check_format(suffix: str, *, bits: int, has_alpha: bool, size: tuple[int, in
     if has_alpha and form not in _ALPHA:
         raise ImageError(f"{form} cannot hold transparency; write .png, .webp, .tif or .avif, or drop it")
     if hdr and form != "PNG":
-        raise ImageError(f"{form} cannot hold HDR colours as they are; write .png")
+        raise ImageError(f"{form} cannot hold HDR colors as they are; write .png")
     if max(size) > _SIDE_LIMIT.get(form, 2**31 - 1):
         raise ImageError(f"{form} holds at most {_SIDE_LIMIT[form]} pixels a side; write .png or .tif")
     if size[0] * size[1] > _PIXEL_LIMIT.get(form, size[0] * size[1]):
@@ -102,7 +102,7 @@ def _encode(picture: Picture, form: str, quality: int, lossless: bool) -> bytes:
         pixels = encode_png16(picture) if picture.bits == 16 else _by_pillow(stacked(picture), "PNG", {})
         return with_description(pixels, picture)
     samples, icc = stacked(picture), picture.icc
-    if picture.icc is not None and (form == "BMP" or (picture.is_grey and form in ("WebP", "AVIF"))):
+    if picture.icc is not None and (form == "BMP" or (picture.is_gray and form in ("WebP", "AVIF"))):
         samples, icc = stacked(replace(picture, rgb=to_srgb(picture))), None  # no place for such a profile
     options: dict[str, Any] = {}
     if form == "BMP":
@@ -127,7 +127,7 @@ def _by_pillow(samples: Array, form: str, options: dict[str, Any]) -> bytes:
     if form in ("WebP", "AVIF"):
         if not features.check(form.lower()):
             raise ImageError(f"this Pillow was built without {form}; pip install --upgrade pillow")
-        if samples.shape[2] < 3:  # neither has grey
+        if samples.shape[2] < 3:  # neither has gray
             samples = samples[..., [0, 0, 0, 1][: 2 + samples.shape[2]]]
     out = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(samples[..., 0] if samples.shape[2] == 1 else samples))

@@ -51,7 +51,7 @@ class Cache:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention with l2-normalised queries and keys and a learnt sharpness per head (VAR).
+    """Multi-head attention with l2-normalized queries and keys and a learned sharpness per head (VAR).
 
     With `own_step`, a token sees the first `prefix` tokens of the sequence and its own segment only.
     """

@@ -36,7 +36,7 @@ def phi_schedule(num_steps: int, num_phi: int = 4) -> tuple[int, ...]:
 class Ladder:
     """The steps and stages of a hierarchical tokenizer (paper section 3, Algorithm 1), as data.
 
-    A ladder of one stage is VAR's own flat residual quantisation.
+    A ladder of one stage is VAR's own flat residual quantization.
     """
 
     sides: tuple[int, ...] = (4, 6, 8, 10, 14, 16, 20, 24, 28, 32)

@@ -21,8 +21,18 @@ ADDED: Mapping[str, Any] = types.MappingProxyType({"added": True})
 """Metadata of a field that older files lack; it gets its default there."""
 
 
-ALIASES: Mapping[str, str] = types.MappingProxyType({"vocabulary": "codebook_size"})
-"""Old key in the files of earlier models -> today's key."""
+ALIASES: Mapping[str, str] = types.MappingProxyType(
+    {
+        "vocabulary": "codebook_size",  # config.json
+        "licence": "license",  # card.json
+        "optimiser": "optimizer",  # a training's state
+        "seconds_tokenise": "seconds_tokenize",
+        "grey": "gray",  # recipes of degradations
+        "generalised_iso": "generalized_iso",
+        "generalised_aniso": "generalized_aniso",
+    }
+)
+"""Old name in earlier files -> today's name."""
 
 
 LARGEST = 1_000_000
@@ -60,7 +70,7 @@ def check_numbers(data: Any) -> None:
             raise ModelError(f"a configuration holds whole numbers from 0 to {LARGEST}, got {reprlib.repr(value)}")
 
 
-def _renamed(data: Mapping[str, Any], known: AbstractSet[str]) -> dict[str, Any]:
+def renamed(data: Mapping[str, Any], known: AbstractSet[str]) -> dict[str, Any]:
     """The data with old keys replaced by today's, where `known` has those."""
     names = {
         old: new for old, new in ALIASES.items() if old in data and old not in known and new in known - data.keys()
@@ -86,7 +96,7 @@ def from_dict(kind: type[ConfigT], data: Any, *, where: str = "config") -> Confi
         raise ModelError(f"{where} must be an object, got {type(data).__name__}")
     hints = typing.get_type_hints(kind)
     fields = {f.name for f in dataclasses.fields(kind)}
-    data = _renamed(data, fields)
+    data = renamed(data, fields)
     unknown = sorted(set(data) - fields)
     if unknown:
         raise ModelError(f"unknown key {where}.{unknown[0]} (known: {', '.join(sorted(fields))})")
@@ -111,7 +121,7 @@ def changed(config: ConfigT, difference: Any, *, where: str = "config") -> Confi
     def merged(old: Any, new: Any) -> Any:
         if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
             return new
-        return {**old, **{key: merged(old.get(key), value) for key, value in _renamed(new, old.keys()).items()}}
+        return {**old, **{key: merged(old.get(key), value) for key, value in renamed(new, old.keys()).items()}}
 
     if not isinstance(difference, Mapping):
         raise ModelError(f"{where} must be an object, got {type(difference).__name__}")

@@ -201,7 +201,7 @@ def _convert_tokenizer(state: State, target: Path, sides: tuple[int, ...], where
     tokenizer.save_pretrained(target)
     ladder = config.ladder
     return [
-        f"taken: {len(state)} tensors (encoder, quantiser with {config.codebook_size} codes, decoder)",
+        f"taken: {len(state)} tensors (encoder, quantizer with {config.codebook_size} codes, decoder)",
         f"ladder: steps {' '.join(map(str, ladder.sides))} in {stages} stage(s), a decoder for each from the one given",
         f"written: {target}",
     ]
@@ -334,7 +334,7 @@ def _convert_transformer(state: State, target: Path, where: str) -> list[str]:
         f"resized: position ({last} x {last} of the last step -> {side} x {side}), "
         f"start tokens (one -> {ladder.sides[0]} x {ladder.sides[0]}), levels ({rows} -> {ladder.num_steps}), "
         f"classes (class-free row -> {model.transformer.classes}), prefix embedding (from the word embedding)",
-        f"newly initialised: level row of the prefix{''.join(', ' + name for name in fresh)}",
+        f"newly initialized: level row of the prefix{''.join(', ' + name for name in fresh)}",
         f"written: {target}",
     ]
 

@@ -33,7 +33,7 @@ class Fusion(nn.Module):
     """Fuses the decoded image with features of the input (CodeFormer's CFT, Zhou et al. 2022), in version 4 models.
 
     At the input's resolution the decoded image gives a scale and a shift for the input's features. From the result
-    come a blend of decoded image and enlarged input, and a correction. Nothing is normalised, which would erase the
+    come a blend of decoded image and enlarged input, and a correction. Nothing is normalized, which would erase the
     contrast that the scales set. A convolution follows each doubling, or a grid would remain. The blend starts at one
     half: training that started at the enlarged input alone left the codes unused.
     """
@@ -121,17 +121,22 @@ class Decoder(nn.Module):
         return self.conv_out.in_channels
 
     def forward(
-        self, f: Tensor, *, inputs: Tensor | None = None, features: Tensor | None = None, weight: Tensor | None = None
+        self,
+        f: Tensor,
+        *,
+        inputs: Tensor | None = None,
+        features: Tensor | None = None,
+        fidelity: Tensor | None = None,
     ) -> Tensor:
-        """Canvas f B C h w -> images B 3 16h 16w, not clamped.
+        """Canvas f B C h w -> images B 3 16h 16w, about [-1, 1], not clamped.
 
-        With `weight` (B 1 1 1, in [0, 1]) also the input photographs `inputs` B 3 H W and their `features`.
+        With `fidelity` (B 1 1 1, in [0, 1]) also the input photographs `inputs` B 3 H W and their `features`.
         """
         out = self.picture(*self.features(f))
-        if self.fusion is None or weight is None or inputs is None or features is None:
+        if self.fusion is None or fidelity is None or inputs is None or features is None:
             return out
         faithful: Tensor = self.fusion(out, inputs, features)
-        return out + weight * (faithful - out)
+        return out + fidelity * (faithful - out)
 
     def features(self, f: Tensor) -> tuple[Tensor, Tensor | None]:
         """Canvas f B C h w -> what the last layer reads, B D h' w', and the linear path's image B 3 16h 16w."""

@@ -1,9 +1,9 @@
-"""The fusion of decoder and restorer features: the image of a stage, and its expected error.
+"""Fuses a stage's decoder features with the restorer's features into the stage's image and its expected error.
 
-Everything happens at the input's resolution: the features of a stage's decoder are resized to it and give a scale and a
-shift for the restorer's features (the controllable feature transformation of CodeFormer, Zhou et al. 2022). Residual
-blocks, which start at zero, and a head, which starts as the restorer's, follow: an untrained fusion gives exactly the
-restorer's image.
+The fusion works at the input's resolution. It resizes the features of the stage's decoder to it and computes from them
+a scale and a shift for the restorer's features (the controllable feature transformation of CodeFormer, Zhou et al.
+2022). Residual blocks and a head follow. The blocks start at zero and the head starts as the restorer's, so an
+untrained fusion gives exactly the restorer's image.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from nextscale.model.restorer import add_residual
 
 
 class Fusion(nn.Module):
-    """One stage's fusion.
+    """The fusion of one stage.
 
     Args:
-        config: sizes.
+        config: widths and depth.
         features: channels of the restorer's features.
         decoded: channels of the stage decoder's features.
         factor: output side over the input's.
@@ -60,31 +60,38 @@ class Fusion(nn.Module):
             probabilities: of the stage's codes under the transformer, B 1 h w in [0, 1].
 
         Returns:
-            the image B 3 H W (H = factor h), about [-1, 1], float32, not clamped; and the expected absolute error of
-            its pixels, mean over the colours, B 1 H W in the same units. The error's gradient stops at the features.
+            The image B 3 H W with H = factor * h, about [-1, 1], float32, not clamped; and the expected absolute error
+            of its pixels, the mean over the channels, B 1 H W in the same units. The error's gradient does not reach
+            the features.
         """
         size = features.shape[-2:]
         if decoded.shape[-2:] != size:
             decoded = F.interpolate(decoded, size=size, mode="bilinear")
-        # Centred, so that the plane says nothing on average.
-        sure = (probabilities - 0.5).to(decoded)
-        codes = F.relu(self.codes(torch.cat([decoded, sure], dim=1)))
+        # Centered, so that the plane is zero on average.
+        certainty = (probabilities - 0.5).to(decoded)
+        codes = F.relu(self.codes(torch.cat([decoded, certainty], dim=1)))
         scale, shift = self.affine(F.relu(self.mix(torch.cat([codes, features], dim=1)))).chunk(2, dim=1)
         h = features + scale * features + shift
         for block in self.blocks:
             h = block(h)
-        error = F.relu(self.error_in(torch.cat([h.detach(), sure], dim=1)))
+        error = F.relu(self.error_in(torch.cat([h.detach(), certainty], dim=1)))
         error = F.pixel_shuffle(self.error_out(error).float(), self.factor)
         return add_residual(inputs, self.head(h), self.factor), F.softplus(error)
 
 
 def laplace_loss(picture: Tensor, target: Tensor, error: Tensor) -> Tensor:
-    """Laplace negative log-likelihood of an image's errors (B 3 H W) given the expected ones (B 1 H W).
+    """Negative log-likelihood of an image's errors under Laplace distributions of the expected size.
 
-    No gradient reaches the image.
+    Args:
+        picture: B 3 H W; no gradient reaches it.
+        target: B 3 H W.
+        error: the expected absolute error, B 1 H W, in the units of the pictures.
+
+    Returns:
+        The mean over all pixels, without the constant.
     """
-    true = (picture.detach() - target).abs().mean(dim=1, keepdim=True)
-    # An 8-bit level is the least that can be meant.
+    true_error = (picture.detach() - target).abs().mean(dim=1, keepdim=True)
+    # Errors below one 8-bit level cannot be seen.
     expected = error.clamp(min=1 / 255)
-    out: Tensor = (expected.log() + true / expected).mean()
+    out: Tensor = (expected.log() + true_error / expected).mean()
     return out

@@ -19,7 +19,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3x3 convolutions around a shortcut. B C h w -> B C' h w."""
+    """Two normalized 3x3 convolutions around a shortcut. B C h w -> B C' h w."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class ResBlock(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """Residual block without normalisation, which would erase the contrast that a fidelity branch must keep."""
+    """Residual block without normalization, which would erase the contrast that a fidelity branch must keep."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the side: nearest neighbour, then a 3x3 convolution."""
+    """Double the side: nearest neighbor, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""The residual recurrence of hierarchical tokenisation (paper section 3, Algorithm 1), written once.
+"""The residual recurrence of hierarchical tokenization (paper section 3, Algorithm 1), written once.
 
-Tokenising, decoding a prefix, the transformer's teacher-forced inputs and the sampler's next input all drive one
+Tokenizing, decoding a prefix, the transformer's teacher-forced inputs and the sampler's next input all drive one
 `Scan`. It always runs in float32, autocast off: the ids decide everything that follows.
 """
 
@@ -15,9 +15,16 @@ from nextscale.model.layers import area_downsample
 
 
 class Quantizer(nn.Module):
-    """One codebook and the shared convolutions Phi (FoundationVision/VAR, models/quant.py)."""
+    """One codebook and the shared convolutions Phi (FoundationVision/VAR, models/quant.py).
+
+    Args:
+        codebook_size: rows of the codebook, V.
+        channels: of a row and of the latents, C.
+        num_phi: how many convolutions the steps share.
+    """
 
     RATIO = 0.5
+    """Share of the convolution in Phi."""
 
     def __init__(self, codebook_size: int, channels: int, num_phi: int) -> None:
         super().__init__()
@@ -25,7 +32,7 @@ class Quantizer(nn.Module):
         self.phi = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_phi))
 
     def nearest(self, residual: Tensor) -> Tensor:
-        """Ids (B h w, int64) of the codebook rows nearest to each vector of B C h w."""
+        """Residual B C h w -> ids B h w, int64, of the codebook rows nearest to its vectors."""
         with _exact(residual):
             rows = self.codebook.weight.float()
             flat = residual.float().permute(0, 2, 3, 1).reshape(-1, residual.shape[1])
@@ -33,7 +40,7 @@ class Quantizer(nn.Module):
         return distances.argmin(1).view(residual.shape[0], *residual.shape[2:])
 
     def lift(self, vectors: Tensor, phi: int, side: int) -> Tensor:
-        """A step's vectors B C rho rho on a canvas: enlarged by bicubic, then Phi(h) = h/2 + conv(h)/2."""
+        """A step's vectors B C rho rho -> B C side side: bicubic enlargement, then Phi(h) = h/2 + conv(h)/2."""
         h = vectors if vectors.shape[-1] == side else F.interpolate(vectors, size=(side, side), mode="bicubic")
         out: Tensor = (1 - self.RATIO) * h + self.RATIO * self.phi[phi](h)
         return out
@@ -42,8 +49,9 @@ class Quantizer(nn.Module):
 class Scan:
     """The canvas f while the codes of one step after another are added to it.
 
-    f is the sum over the pushed steps of Phi_k(up(R_k)) on the canvas of the current stage. Entering a stage rebuilds
-    it on the larger canvas from all earlier codes, as decoding at that stage does. Gradients reach codebook and Phi.
+    f is the sum over the pushed steps k of Phi_k(up(R_k)) on the canvas of the current stage, where R_k are the
+    codebook rows of the step's ids. When a stage begins, f is rebuilt on its larger canvas from all earlier codes, as
+    decoding at that stage does. Gradients reach codebook and Phi.
     """
 
     def __init__(self, quantizer: Quantizer, ladder: Ladder) -> None:
@@ -68,7 +76,7 @@ class Scan:
         return self.quantizer.lift(self._vectors[step], self.ladder.phi[step], side)
 
     def input(self) -> Tensor:
-        """The transformer's input map for the next step (not the first): f area-downsampled, B C rho rho."""
+        """The transformer's input map of the next step, B C rho rho: f area-downsampled. The first step has none."""
         assert self.step, "the first step has no input map"
         with _exact(self._vectors[0]):
             self._enter()
@@ -76,7 +84,7 @@ class Scan:
             return area_downsample(self.f, self.ladder.sides[self.step])
 
     def residual(self, latent: Tensor) -> Tensor:
-        """What the next step encodes: its stage's latent (B C h w) less f, area-downsampled to B C rho rho."""
+        """What the next step encodes, B C rho rho: its stage's latent B C h w minus f, area-downsampled."""
         with _exact(latent):
             self._enter()
             rest = latent.float() if self.f is None else latent.float() - self.f

@@ -1,9 +1,10 @@
 """The restorer: a plain convolutional network at the input's resolution, with a head per factor.
 
-It is SRVGGNetCompact (Wang et al., Real-ESRGAN, realesrgan/archs/srvgg_arch.py), whose published weights load, with
-two things added: heads for the factors below the largest, and a denoise dial. The dial mixes in a second set of weights
-that keeps the noise, as Real-ESRGAN's `-dn` does with its two files (deep network interpolation, Wang et al. 2018). The
+It is SRVGGNetCompact (Wang et al., Real-ESRGAN, realesrgan/archs/srvgg_arch.py), whose published weights load. Added
+are heads for the factors below the largest, and the option `denoise`: below 1 it mixes in a second set of weights that
+keeps the noise, as Real-ESRGAN's `-dn` does with its two files (deep network interpolation, Wang et al. 2018). The
 second set is stored as a low-rank change of the first.
+Shapes: B images, C channels of the body, h w the input's size, H W the output's.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from nextscale.model.layers import zero_
 
 
 class Restorer(nn.Module):
-    """A degraded image B 3 h w -> its features B C h w, and from them a restored image at each factor.
+    """Degraded images B 3 h w in [-1, 1] -> features B C h w -> a restored image at each factor.
 
-    The residual of each head is added to the input, repeated to the output's size.
+    Each head gives a residual, which is added to the input enlarged by repeating its pixels.
     """
 
     def __init__(self, config: RestorerConfig) -> None:
@@ -38,11 +39,11 @@ class Restorer(nn.Module):
             )
 
     def checkpoint_units(self) -> list[nn.Module]:
-        """What activation checkpointing runs again: the body as a whole, whose layers keep their inputs anyway."""
+        """What activation checkpointing runs again, and FSDP gathers: the body as a whole."""
         return [self.body]
 
     def features(self, images: Tensor, denoise: Tensor | float = 1.0) -> Tensor:
-        """What the heads read: B C h w.
+        """The features that the heads read, B C h w.
 
         Args:
             images: B 3 h w in [-1, 1].
@@ -61,17 +62,32 @@ class Restorer(nn.Module):
         return x
 
     def draft(self, features: Tensor, images: Tensor, factor: int) -> Tensor:
-        """The restored image at one factor: B 3 factor*h factor*w, about [-1, 1], float32, not clamped."""
+        """The restored image at one factor.
+
+        Args:
+            features: B C h w, as `features` gives them.
+            images: B 3 h w in [-1, 1], whose features these are.
+            factor: one of the config's.
+
+        Returns:
+            B 3 H W with H = factor * h, about [-1, 1], float32, not clamped.
+        """
         return add_residual(images, self.heads[self.config.factors.index(factor)](features), factor)
 
     def forward(self, images: Tensor, denoise: Tensor | float = 1.0) -> list[Tensor]:
-        """The restored images at every factor, in the order of the config."""
+        """Images B 3 h w in [-1, 1] -> restored images at every factor, in the order of the config; see `draft`."""
         features = self.features(images, denoise)
         return [self.draft(features, images, factor) for factor in self.config.factors]
 
 
 class Grain(nn.Module):
-    """The change of a convolution and of the slope after it that keeps all noise; it starts as none."""
+    """The low-rank change of a convolution and of the PReLU's slope after it that keeps all noise; zero at first.
+
+    Args:
+        inside: input channels of the convolution.
+        width: its output channels.
+        rank: channels between the two factors of the change.
+    """
 
     def __init__(self, inside: int, width: int, rank: int) -> None:
         super().__init__()
@@ -87,7 +103,13 @@ class Grain(nn.Module):
 
     @torch.no_grad()
     def load(self, weight: Tensor, bias: Tensor, slope: Tensor) -> None:
-        """Come as near as the rank allows to a change of weight (C_out C_in 3 3), bias and slope."""
+        """Set the best approximation of the rank to a change (truncated singular value decomposition).
+
+        Args:
+            weight: change of the convolution's weight, C_out C_in 3 3.
+            bias: change of its bias, C_out.
+            slope: change of the PReLU's slope, C_out.
+        """
         u, s, v = torch.linalg.svd(weight.flatten(1).double(), full_matrices=False)
         rank = min(len(self.down.weight), len(s))
         root = s[:rank].sqrt()
@@ -100,7 +122,7 @@ class Grain(nn.Module):
 
 
 def add_residual(images: Tensor, residual: Tensor, factor: int) -> Tensor:
-    """A head's output B 3*factor^2 h w, added to the images B 3 h w repeated to its size: B 3 H W, float32."""
+    """Add a head's residual B 3*factor^2 h w to images B 3 h w enlarged by repetition: B 3 H W, float32."""
     base = F.interpolate(images, scale_factor=factor, mode="nearest") if factor > 1 else images
     # In float32: 16 bits would band smooth gradients.
     return base.float() + 2 * F.pixel_shuffle(residual.float(), factor)
@@ -113,29 +135,32 @@ def load_compact(restorer: Restorer, state: dict[str, Tensor], noisy: dict[str, 
     The heads of the other factors become the exact area means of its outputs.
 
     Args:
-        noisy: weights of the same network, trained on from the same ones, that keep the noise: the other end of the
-            denoise dial, as near as its rank comes. Without, the dial has no effect at first.
+        restorer: takes the weights.
+        state: of the network that removes noise.
+        noisy: of the same network, fine-tuned from or with the first one, that keeps noise. It becomes what `denoise`
+            0 gives, approximated by the config's rank. Without it, `denoise` has no effect until it is trained.
 
     Raises:
-        KeyError, RuntimeError: a tensor is missing or of another shape.
+        KeyError: a tensor is missing or unknown.
+        RuntimeError: a tensor has another shape.
         ValueError: the file's factor is not a multiple of all others.
     """
     config = restorer.config
     last = 2 * (config.convs + 1)
     head = {part: state[f"body.{last}.{part}"].float() for part in ("weight", "bias")}
-    whole = round((len(head["bias"]) / 3) ** 0.5)
-    if any(whole % factor for factor in config.factors):
-        raise ValueError(f"the file enlarges by {whole}, the restorer by {config.factors}")
+    file_factor = round((len(head["bias"]) / 3) ** 0.5)
+    if any(file_factor % factor for factor in config.factors):
+        raise ValueError(f"the file enlarges by {file_factor}, the restorer by {config.factors}")
     current = restorer.state_dict()
     names = [name for name in current if name.startswith("body.")]
-    for given in (state, noisy or {}):
-        unknown = set(given) - set(names) - {f"body.{last}.weight", f"body.{last}.bias"}
+    for tensors in (state, noisy or {}):
+        unknown = set(tensors) - set(names) - {f"body.{last}.weight", f"body.{last}.bias"}
         if unknown:
             raise KeyError(f"unknown tensor {min(unknown)}")
     loaded = current | {name: state[name].float() for name in names}
     for number, factor in enumerate(config.factors):
         for part, value in head.items():
-            loaded[f"heads.{number}.{part}"] = area_head(value, whole, factor)
+            loaded[f"heads.{number}.{part}"] = area_head(value, file_factor, factor)
     restorer.load_state_dict(loaded)
     if noisy is not None and restorer.grain is not None:
         load_grain(restorer, {name: noisy[name].float() - loaded[name] for name in names})
@@ -143,7 +168,7 @@ def load_compact(restorer: Restorer, state: dict[str, Tensor], noisy: dict[str, 
 
 @torch.no_grad()
 def load_grain(restorer: Restorer, change: dict[str, Tensor]) -> None:
-    """Set the far end of the denoise dial from a change of the body's weights (`body.N.*`)."""
+    """Set what `denoise` 0 gives from a change of the body's weights (`body.N.*`)."""
     for i, grain in enumerate(restorer.grain or ()):
         weight, bias, slope = (
             change[f"body.{name}"] for name in (f"{2 * i}.weight", f"{2 * i}.bias", f"{2 * i + 1}.weight")
@@ -151,8 +176,13 @@ def load_grain(restorer: Restorer, change: dict[str, Tensor]) -> None:
         grain.load(weight, bias, slope)  # type: ignore[operator]
 
 
-def area_head(value: Tensor, whole: int, factor: int) -> Tensor:
-    """Weight or bias (3 whole^2 rows) of a head at `factor` that gives the area mean of another's at `whole`."""
-    cell = whole // factor
+def area_head(value: Tensor, larger: int, factor: int) -> Tensor:
+    """A head's weight or bias at a larger factor -> that of a head at `factor` which gives the area mean of its output.
+
+    Args:
+        value: 3 * larger^2 rows.
+        larger: a multiple of `factor`.
+    """
+    cell = larger // factor
     places = value.view(3, factor, cell, factor, cell, *value.shape[1:])
     return places.mean(dim=(2, 4)).flatten(0, 2)

@@ -1,6 +1,7 @@
 """The sampling loop: (model, condition) -> codes, stage by stage. It knows nothing of images or layers.
 
-The model is asked three things only: `start(condition)`, `embed(map, step)` and `logits(segments, condition, cache)`.
+It calls three methods of the model: `start(condition)`, `embed(map, step)` and `logits(segments, condition, cache)`.
+Shapes: B batch, L tokens of a step, V codebook size, rho side of a step, C latent channels, h w canvas.
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ ConditionT = TypeVar("ConditionT", bound=Conditioned, contravariant=True)
 
 
 class NextStepModel(Protocol[ConditionT]):
-    """What the sampler needs of a model."""
+    """What the sampler needs of a model; `Transformer` is one."""
 
     def start(self, condition: ConditionT, /) -> Tensor: ...
     def embed(self, input_map: Tensor, step: int, /) -> Tensor: ...
-    def logits(self, segments: Sequence[Tensor], condition: ConditionT, cache: Cache | None, /) -> Tensor: ...
+
+    def logits(self, segments: Sequence[Tensor], condition: ConditionT, cache: Cache | None, /) -> Tensor:
+        """Logits B L V of the tokens of `segments`, which follow those in the cache."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,12 @@ def tile_noise(seed: int, tiles: Sequence[tuple[int, int]]) -> Noise:
 
 
 def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 0.0) -> Tensor:
-    """Keep the k best, then the smallest set of probability p (VAR's rule); the rest becomes -inf. 0 keeps all.
+    """Set the logits of unlikely tokens to -inf: VAR's top-k, then top-p (models/helpers.py). 0 keeps all.
 
-    A token is dropped when the ascending cumulative probability up to it is at most 1 - p; the best one stays.
+    Top-p drops a token when the ascending cumulative probability up to it is at most 1 - p; the best one stays.
+
+    Args:
+        logits: ... V, any leading shape, which the result has too.
     """
     if top_k and top_k < logits.shape[-1]:
         worst = logits.topk(top_k, dim=-1).values[..., -1:]
@@ -83,7 +90,16 @@ def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 0.0) -> Tens
 
 
 def choose(logits: Tensor, options: SamplingOptions, noise: Callable[[int], Tensor]) -> Tensor:
-    """Token ids B L of logits B L V: the best one at temperature 0, else drawn by inverse cumulative probability."""
+    """Choose token ids: the likeliest at temperature 0, else drawn by inverse cumulative probability.
+
+    Args:
+        logits: B L V.
+        options: temperature and filters.
+        noise: from L to uniform numbers in [0, 1), B L float64.
+
+    Returns:
+        ids B L, int64.
+    """
     if options.temperature == 0:
         return logits.argmax(dim=-1)
     filtered = filter_logits(logits / options.temperature, top_k=options.top_k, top_p=options.top_p)
@@ -104,16 +120,21 @@ def sample(
     *,
     noise: Noise,
     stages: int | None = None,
-    cached: bool = True,
     on_step: Callable[[int], None] | None = None,
 ) -> Iterator[StageSample]:
-    """Choose the codes of a batch step by step; yields each stage as it is complete.
+    """Choose the codes of a batch step by step, and yield each stage as it is complete.
 
-    Guidance doubles the work: logits = (1 + t) with class - t without, where t rises linearly from 0 to `cfg` (VAR).
+    Guidance doubles the work: logits = (1 + t) * with class - t * without, where t rises linearly from 0 to `cfg`
+    (VAR, models/var.py).
 
     Args:
+        model: gives logits; it is asked step by step and keeps nothing itself.
+        quantizer: the tokenizer's, which turns chosen codes into the next step's input map.
+        ladder: of the tiles' size.
+        condition: of B tiles.
+        options: how codes are chosen, and guidance.
+        noise: uniform numbers per step; unused at temperature 0.
         stages: stop after so many stages; the codes are the prefix of a full run.
-        cached: keep keys and values; without, every step runs the whole sequence again (for tests).
         on_step: called after each step with its index.
     """
     scan = Scan(quantizer, ladder)
@@ -121,29 +142,27 @@ def sample(
     conditions = [condition, condition.class_free()] if guided else [condition]
     steps = ladder.stage_ends[(stages or ladder.num_stages) - 1]
     later = sum(side * side for side in ladder.sides[1:steps])
-    caches = [Cache(later) if cached else None for _ in conditions]
-    history: list[list[Tensor]] = [[] for _ in conditions]
+    caches = [Cache(later) for _ in conditions]
     chosen: list[Tensor] = []
     probabilities: list[Tensor] = []
     for step in range(steps):
         input_map = scan.input() if step else None
         side = ladder.sides[step]
-        both = []
-        for one, cache, past in zip(conditions, caches, history, strict=True):
+        answers = []
+        for one, cache in zip(conditions, caches, strict=True):
             tokens = model.start(one) if input_map is None else model.embed(input_map, step)
-            past.append(tokens)
-            both.append(model.logits([tokens] if cached else past, one, cache)[:, -side * side :])
-        logits = both[0]
+            answers.append(model.logits([tokens], one, cache))
+        logits = answers[0]
         if guided:
             strength = options.cfg * step / max(1, ladder.num_steps - 1)
-            logits = (1 + strength) * both[0] - strength * both[1]
+            logits = (1 + strength) * answers[0] - strength * answers[1]
         ids = choose(logits, options, lambda tokens, step=step: noise(step, tokens))  # type: ignore[misc]
-        share = logits.softmax(dim=-1).gather(-1, ids[..., None]).squeeze(-1)
+        probability = logits.softmax(dim=-1).gather(-1, ids[..., None]).squeeze(-1)
         chosen.append(ids.view(-1, side, side))
-        probabilities.append(share.view(-1, side, side))
+        probabilities.append(probability.view(-1, side, side))
         scan.push(chosen[-1])
         if step == steps - 1:  # the decoder comes next and needs the memory
-            for cache in filter(None, caches):
+            for cache in caches:
                 cache.clear()
         if on_step is not None:
             on_step(step)

@@ -1,8 +1,8 @@
 """A small convolutional autoencoder as encoder and decoder of the tokenizer.
 
 The networks are TAESD's in the form of TAEF2 (madebyollin/taesd, taesd.py; MIT, Copyright (c) 2023 Ollin Boer Bohan),
-whose published weights load by their own names. They work at 1/8 of the image's side; space-to-depth and a linear map
-make latents of 1/16 from that, and back.
+and its published weights load. Their latents have 1/8 of the image's side; space-to-depth and a linear map turn them
+into latents of 1/16, and back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class TaesdBlock(nn.Module):
 
     Args:
         channels: C.
-        pooled: first add what a group norm over the whole image sees; at the lowest level only.
+        pooled: first add a branch with a group norm over the whole image, as the lowest level has it.
     """
 
     def __init__(self, channels: int, *, pooled: bool = False) -> None:
@@ -48,7 +48,7 @@ class TaesdBlock(nn.Module):
 
 
 class SoftClamp(nn.Module):
-    """Latents into (-3, 3), smoothly."""
+    """3 tanh(x / 3): any values, smoothly into (-3, 3)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 3 * torch.tanh(x / 3)
@@ -59,7 +59,7 @@ def _blocks(config: TaesdConfig, *, pooled: bool = False) -> list[nn.Module]:
 
 
 class TaesdEncoder(nn.Module):
-    """Images B 3 H W in [-1, 1] -> B s^2 z h w, with sides 1/(8 s): z channels of TAESD after space-to-depth by s."""
+    """Images B 3 H W in [-1, 1] -> B s^2*z h w, where z are TAESD's channels, s is space-to-depth and h = H / (8 s)."""
 
     linear = None
 
@@ -83,7 +83,7 @@ class TaesdDecoder(nn.Module):
 
     Args:
         config: sizes.
-        factor: the stage's image over the input: says at which level `features` stops, at the input's resolution.
+        factor: side of the stage's image over the input's; `features` stops at the level with the input's resolution.
     """
 
     fusion = None
@@ -113,7 +113,7 @@ class TaesdDecoder(nn.Module):
         return self.picture(*self.features(f))
 
     def features(self, f: Tensor) -> tuple[Tensor, None]:
-        """Canvas f B C h w -> features at the input's resolution, where there is a level of that size."""
+        """Canvas f B C h w -> features B D h' w' at the input's resolution, or at that of the nearest level."""
         # The map is linear and float32: 16 bits would band smooth gradients.
         with torch.autocast(f.device.type, enabled=False):
             z = F.pixel_shuffle(self.post_quant_conv(f.float()), self.space_to_depth)
@@ -121,7 +121,7 @@ class TaesdDecoder(nn.Module):
         return out, None
 
     def picture(self, h: Tensor, base: Tensor | None) -> Tensor:
-        """What `features` gives -> images B 3 16h 16w, not clamped, float32."""
+        """The result of `features` -> images B 3 16h 16w, about [-1, 1], float32, not clamped."""
         del base
         out: Tensor = self.net[self.split :](h)
         return out.float() * 2 - 1

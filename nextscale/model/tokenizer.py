@@ -1,4 +1,8 @@
-"""The hierarchical tokenizer: images <-> codes."""
+"""The hierarchical tokenizer: images <-> codes.
+
+Shapes: B images, C latent channels, H side of an image, h w a canvas (1/16 of the image's side), rho side of a step.
+Images are RGB in [-1, 1]; latents and canvases are float32.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +33,12 @@ from nextscale.model.taesd import TaesdBlock, TaesdDecoder, TaesdEncoder
 
 @dataclass(frozen=True)
 class Codes:
-    """The token ids of a batch of images: one int64 map B rho rho per step, from the first on."""
+    """The token ids of a batch of images."""
 
     steps: list[Tensor]
+    """One map B rho rho per step, int64, from the first step on; perhaps not all steps of the ladder."""
     ladder: Ladder
+    """That of the tile size."""
 
     @property
     def num_stages(self) -> int:
@@ -40,7 +46,7 @@ class Codes:
         return sum(end <= len(self.steps) for end in self.ladder.stage_ends)
 
     def stages(self, count: int) -> Codes:
-        """The codes of the first `count` stages."""
+        """The codes of the first `count` stages, from 1."""
         return Codes(self.steps[: self.ladder.stage_ends[count - 1]], self.ladder)
 
 
@@ -57,7 +63,11 @@ def tokenizer_config(name: str | Path) -> TokenizerConfig:
 
 
 class Tokenizer(nn.Module):
-    """Encoder, residual quantiser and one decoder per stage (paper section 3)."""
+    """Encoder, residual quantizer and one decoder per stage (paper section 3).
+
+    `encode` and `decode` go from images to codes and back; `latents`, `quantize`, `canvases` and `decode_canvas` are
+    the parts of that way, which trainings use one by one.
+    """
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -100,7 +110,7 @@ class Tokenizer(nn.Module):
         return tokenizer.eval()
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write config.json and model.safetensors."""
+        """Write config.json and model.safetensors; gives the folder."""
         return save_folder(folder, "tokenizer", self.config, self.state_dict())
 
     @property
@@ -111,18 +121,18 @@ class Tokenizer(nn.Module):
     def with_ladder(self, ladder: Ladder) -> Tokenizer:
         """The same weights on another ladder: fewer stages, other steps, one stage for all.
 
-        A stage keeps the decoder of its canvas; one that has none gets a copy of the largest's. Then there is no
-        fidelity dial, whose branches belong to the factors.
+        A stage keeps the decoder of its canvas; one that has none gets a copy of the largest's. The decoders keep their
+        fusion (models of version 4) only where every stage keeps its factor.
         """
-        own = self.ladder
-        places = {side: place for place, side in enumerate(own.canvases)}
-        taken = [places.get(side, own.num_stages - 1) for side in ladder.canvases]
-        whole = ladder.input_canvas == own.input_canvas and set(ladder.canvases) <= set(own.canvases)
-        fusion = self.config.fusion if whole else None
+        old = self.ladder
+        old_stages = {side: stage for stage, side in enumerate(old.canvases)}
+        sources = [old_stages.get(side, old.num_stages - 1) for side in ladder.canvases]
+        same_factors = ladder.input_canvas == old.input_canvas and set(ladder.canvases) <= set(old.canvases)
+        fusion = self.config.fusion if same_factors else None
         other = Tokenizer(dataclasses.replace(self.config, ladder=ladder, fusion=fusion))
         state = self.state_dict()
-        for stage, place in enumerate(taken):
-            decoder = self.decoders[place].state_dict()
+        for stage, source in enumerate(sources):
+            decoder = self.decoders[source].state_dict()
             state |= {f"decoders.{stage}.{name}": tensor for name, tensor in decoder.items()}
         other.load_state_dict({name: state[name] for name in other.state_dict()})
         return other.to(self.quant_conv.weight.device).eval()
@@ -137,18 +147,29 @@ class Tokenizer(nn.Module):
             if isinstance(block, ResBlock | AttentionBlock | TaesdBlock)
         ]
 
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Encode and decode images: B 3 H H in [-1, 1] -> each stage's image B 3 H_n H_n, smallest first, not clamped.
+
+        Raises:
+            OptionError: the images are not square or smaller than the last stage.
+        """
+        return [self.decode_canvas(f, stage) for stage, f in enumerate(self.canvases(self.encode(images)))]
+
     def latents(self, images: Tensor) -> Tensor:
         """Images B 3 H W in [-1, 1], sides multiples of 16 -> latents B C H/16 W/16, float32."""
         out: Tensor = self.quant_conv(self.encoder(images))
         return out.float()
 
     def stage_latents(self, images: Tensor, stages: int | None = None, *, ladder: Ladder | None = None) -> list[Tensor]:
-        """Latents Z_n of the image area-averaged to each stage's size.
+        """Latents of the images area-averaged to each stage's size, B C h w per stage (Z_n of the paper).
 
         Args:
             images: B 3 H H in [-1, 1], at least the side of the last stage asked for.
-            stages: how many stages (all).
-            ladder: for tiles of another size (the model's own).
+            stages: how many stages (default: all).
+            ladder: for tiles of another size (default: the model's own).
+
+        Raises:
+            OptionError: the images are not square or too small.
         """
         ladder = ladder or self.ladder
         sides = ladder.image_sides[:stages]
@@ -157,18 +178,21 @@ class Tokenizer(nn.Module):
         return [self.latents(area_downsample(images, side)) for side in sides]
 
     def encode(self, images: Tensor, stages: int | None = None, *, ladder: Ladder | None = None) -> Codes:
-        """Tokenise by Algorithm 1.
+        """Codes of images, by the paper's Algorithm 1.
 
         Args:
-            images: B 3 H H in [-1, 1].
-            stages: encode only the first stages; they equal those of the full encoding.
-            ladder: for tiles of another size (the model's own).
+            images: B 3 H H in [-1, 1], at least the side of the last stage asked for.
+            stages: encode only the first stages, whose codes equal those of the full encoding (default: all).
+            ladder: for tiles of another size (default: the model's own).
+
+        Raises:
+            OptionError: the images are not square or too small.
         """
         ladder = ladder or self.ladder
-        return self.quantise(self.stage_latents(images, stages, ladder=ladder), ladder=ladder)
+        return self.quantize(self.stage_latents(images, stages, ladder=ladder), ladder=ladder)
 
-    def quantise(self, latents: list[Tensor], *, ladder: Ladder | None = None) -> Codes:
-        """Codes of the stages' latents (each B C h w on its canvas)."""
+    def quantize(self, latents: list[Tensor], *, ladder: Ladder | None = None) -> Codes:
+        """Codes of the first stages' latents, each B C h w on its stage's canvas."""
         ladder = ladder or self.ladder
         scan = Scan(self.quantizer, ladder)
         steps = []
@@ -200,7 +224,15 @@ class Tokenizer(nn.Module):
         return out
 
     def decode(self, codes: Codes, stage: int | None = None) -> Tensor:
-        """Codes -> images B 3 H H in [-1, 1] at a stage (the last complete one): the paper's decoder alone."""
+        """Codes -> images B 3 H H in [-1, 1], by the paper's decoder alone.
+
+        Args:
+            codes: of at least one complete stage.
+            stage: from 0 (default: the last complete one).
+
+        Raises:
+            OptionError: the codes do not complete that stage.
+        """
         stage = codes.num_stages - 1 if stage is None else stage
         if not 0 <= stage < codes.num_stages:
             raise OptionError(f"these codes complete {codes.num_stages} stages, stage {stage} is not among them")
@@ -214,19 +246,21 @@ class Tokenizer(nn.Module):
         *,
         inputs: Tensor | None = None,
         features: Tensor | None = None,
-        weight: float | Tensor = 0.0,
+        fidelity: float | Tensor = 0.0,
     ) -> Tensor:
-        """Canvas f B C h w of a stage -> images, not clamped.
+        """Canvas f B C h w of a stage -> images B 3 16h 16w, about [-1, 1], not clamped.
 
         Args:
-            inputs: the input photographs B 3 H W in [-1, 1], for the fidelity dial.
+            f: the sum of the codes' vectors on the stage's canvas.
+            stage: from 0.
+            inputs: the input photographs B 3 H W in [-1, 1]; only models of version 4 use them.
             features: `input_features(inputs)`, when at hand from another stage.
-            weight: the dial w in [0, 1], one for all or B 1 1 1; 0 ignores the input.
+            fidelity: 0 (the input is ignored) to 1: one for all images, or B 1 1 1.
         """
-        if self.input_features is None or inputs is None or (isinstance(weight, float) and weight == 0):
+        if self.input_features is None or inputs is None or (isinstance(fidelity, float) and fidelity == 0):
             return self.decoders[stage](f)  # type: ignore[no-any-return]
         if features is None:
             features = self.input_features(inputs)
-        if not isinstance(weight, Tensor):
-            weight = f.new_full((f.shape[0], 1, 1, 1), weight)
-        return self.decoders[stage](f, inputs=inputs, features=features, weight=weight)  # type: ignore[no-any-return]
+        if not isinstance(fidelity, Tensor):
+            fidelity = f.new_full((f.shape[0], 1, 1, 1), fidelity)
+        return self.decoders[stage](f, inputs=inputs, features=features, fidelity=fidelity)  # type: ignore[no-any-return]

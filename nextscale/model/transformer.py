@@ -1,8 +1,8 @@
 """The next-scale transformer: (condition, maps of the steps so far) -> logits of the next step's codes.
 
-Notable: VAR-d16's blocks and head, so that its checkpoint initialises them; 1024 prefix tokens from the input's latent;
-segment-causal attention without a mask; one position grid resized to every step; optional aligned conditioning.
-Shapes: B batch, L tokens, C width, Z latent channels, V codebook size.
+Notable: VAR-d16's blocks and head, which its checkpoint initializes; 1024 prefix tokens from the input's latent;
+segment-causal attention without a mask; one grid of positions, resized to every step; optional aligned conditioning.
+Shapes: B batch, L tokens, C width, Z latent channels, V codebook size, rho side of a step.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from nextscale.model.layers import area_downsample
 from nextscale.model.stem import Stem
 
 DEGRADED, CLEAN, CLASS_FREE = 0, 1, 2
+"""The input's class; class-free stands for an unknown one."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Condition:
     """What a batch of codes is conditioned on."""
 
     latents: list[Tensor]
-    """B Z h w each, the last stage's last: the latents of the enlarged input, or what the stem makes of the restorer's
-    features. Aligned conditioning needs one per stage, the prefix only the last."""
+    """B Z h w per stage, the last stage's last: latents of the enlarged input, or what the stem makes of the restorer's
+    features. Aligned conditioning reads all of them, the prefix only the last."""
     classes: Tensor
-    """B, int64: 0 degraded, 1 clean, 2 class-free."""
+    """B, int64: DEGRADED, CLEAN or CLASS_FREE."""
 
     @property
     def latent(self) -> Tensor:
@@ -78,11 +79,15 @@ class Stack(nn.Module):
         skip: int = 0,
         prefix: int = 0,
     ) -> Tensor:
-        """Logits B L' V, float32, of the tokens after the first `skip`.
+        """Logits B L-skip V, float32, of the tokens after the first `skip`.
 
         Args:
+            x_BLC: embedded tokens, which follow those in the cache.
+            condition_BC: the embedded class.
+            segments: lengths of the segments that x_BLC holds.
+            cache: of the earlier segments; these are added.
+            skip: tokens at the start that get no logits.
             prefix: length of the sequence's prefix, which may be in the cache.
-            segments: lengths of the segments that x_BLC holds; they follow those in the cache.
         """
         shared = None
         if self.shared_ada is not None:
@@ -99,7 +104,16 @@ class Stack(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Predicts the codes of a photograph from the latent of its degraded version."""
+    """Predicts the codes of a photograph from the latents of its degraded version (paper section 3).
+
+    Training calls the module itself with the maps of all steps; the sampler calls `start`, `embed` and `logits`.
+
+    Args:
+        config: widths, depth, kind of attention.
+        ladder: of the model's own tile size; other sizes work too.
+        codebook_size: V.
+        latent_channels: Z.
+    """
 
     def __init__(self, config: TransformerConfig, ladder: Ladder, codebook_size: int, latent_channels: int) -> None:
         super().__init__()
@@ -121,7 +135,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """VAR's initialisation (models/var.py, init_weights).
+        """VAR's initialization (models/var.py, init_weights).
 
         | weight | distribution |
         | --- | --- |
@@ -157,6 +171,16 @@ class Transformer(nn.Module):
         """The blocks that activation checkpointing runs again, and that FSDP gathers one at a time."""
         return list(self.stack.blocks)
 
+    def forward(self, condition: Condition, maps: Sequence[Tensor]) -> Tensor:
+        """Logits of the first 1 + len(maps) steps in one pass, B L V, float32 (teacher forcing).
+
+        Args:
+            condition: of B tiles.
+            maps: the input map of each step but the first, B Z rho rho, as `Tokenizer.step_inputs` gives them.
+        """
+        tokens = [self.start(condition), *(self.embed(m, step) for step, m in enumerate(maps, start=1))]
+        return self.logits(tokens, condition)
+
     def start(self, condition: Condition) -> Tensor:
         """Tokens of the first step: class + start vectors + level + position, B L C."""
         side = self.ladder.sides[0] * condition.latent.shape[-1] // self.ladder.canvases[-1]
@@ -175,24 +199,25 @@ class Transformer(nn.Module):
         """Logits of the given steps' tokens, B L V, float32.
 
         Args:
-            segments: embedded tokens of consecutive steps, from the first step that the cache does not hold (all
-                steps so far without a cache).
-            cache: filled with the prefix and the given steps.
+            segments: embedded tokens, B L C each, of consecutive steps from the first one that the cache does not hold
+                (without a cache: from the first step).
+            condition: the same at every call of a sequence.
+            cache: of the steps before; prefix and these steps are added.
         """
         latent = condition.latent
-        held = 0 if cache is None else cache.segments
-        first = max(0, held - (self.prefix_embed is not None))
+        cached = 0 if cache is None else cache.segments
+        first = max(0, cached - (self.prefix_embed is not None))
         parts = []
         for step, tokens in enumerate(segments, start=first):
             if self.aligned is not None:
-                near = area_downsample(condition.latents[self.ladder.stage_of(step)], math.isqrt(tokens.shape[1]))
-                tokens = tokens + self.aligned(_tokens(near, self.aligned.weight.dtype))
+                aligned = area_downsample(condition.latents[self.ladder.stage_of(step)], math.isqrt(tokens.shape[1]))
+                tokens = tokens + self.aligned(_tokens(aligned, self.aligned.weight.dtype))
             parts.append(tokens)
         assert first + len(parts) <= self.ladder.num_steps
         skip, prefix_length = 0, latent.shape[-2] * latent.shape[-1]
         if self.prefix_embed is None:
             prefix_length = 0
-        elif not held:
+        elif not cached:
             prefix = self.prefix_embed(_tokens(latent, self.prefix_embed.weight.dtype))
             parts.insert(0, prefix + self._place(latent.shape[-1], 0))
             skip = parts[0].shape[1]
@@ -203,7 +228,7 @@ class Transformer(nn.Module):
         return logits
 
     def _place(self, side: int, level: int) -> Tensor:
-        """Level row plus positions on a grid of a side, 1 L C."""
+        """Level embedding plus positions on a grid of the side, 1 L C."""
         grid = area_downsample(self.position, side)
         return grid.flatten(2).transpose(1, 2) + self.level_embed.weight[level]
 

@@ -7,19 +7,24 @@ faster"), which the perceptual terms compute anyway: only a few small heads are 
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nextscale.train.distributed import summed, world
+
+CRITIC = "critic.safetensors"
+"""File beside a restorer's weights: the critic that it was trained against, which a later run continues."""
 
 
 class Critic(nn.Module):
     """Patch logits from each of several activation maps; above 0 means a photograph.
 
-    Without normalisation and unbounded: spectral norms kept it from seeing faint ripples at all (LOG.md).
+    Without normalization and unbounded: spectral norms kept it from seeing faint ripples at all (LOG.md).
     """
 
     def __init__(self, channels: tuple[int, ...], width: int = 64) -> None:
@@ -41,7 +46,7 @@ class Critic(nn.Module):
 
 
 class Adversary:
-    """One critic per stage, and their optimiser.
+    """One critic per stage, and their optimizer.
 
     Args:
         stages: how many stages are judged.
@@ -62,7 +67,7 @@ class Adversary:
             self.critics = nn.ModuleList(Critic(channels) for _ in range(stages)).to(device)
         self.waiting: list[tuple[int, list[Tensor], list[Tensor]]] = []
         """Stage and activations of pictures and photographs that the critics have yet to learn from."""
-        self.optimiser = torch.optim.AdamW(self.critics.parameters(), lr=lr, betas=(0.5, 0.99), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(self.critics.parameters(), lr=lr, betas=(0.5, 0.99), weight_decay=0.0)
 
     def generator_loss(self, stage: int, activations: list[Tensor]) -> tuple[Tensor, float]:
         """The loss of generated pictures against a stage's critic, and -log p(photograph) for the log.
@@ -107,20 +112,35 @@ class Adversary:
         for parameter in self.critics.parameters():
             if parameter.grad is not None and world() > 1:
                 parameter.grad.copy_(summed(parameter.grad) / world())
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return numbers
 
     def state_dict(self) -> dict[str, Any]:
-        """The critics, their optimiser and their accuracies."""
+        """The critics, their optimizer and their accuracies."""
         return {
             "critics": self.critics.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "accuracies": list(self.accuracies),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
         self.critics.load_state_dict(state["critics"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.accuracies = list(state.get("accuracies", self.accuracies))
+
+
+def save_critic(adversary: Adversary | None, path: Path) -> None:
+    """Write the critics and their accuracies to a file, if there are critics."""
+    if adversary is not None:
+        state = {name: value.contiguous() for name, value in adversary.critics.state_dict().items()}
+        save_file(state | {"accuracies": torch.tensor(adversary.accuracies)}, path)
+
+
+def load_critic(adversary: Adversary | None, path: Path) -> None:
+    """Continue from the critics in a file, if there are critics and the file exists."""
+    if adversary is not None and path.exists():
+        state = load_file(path)
+        adversary.accuracies = state.pop("accuracies").tolist()
+        adversary.critics.load_state_dict(state)

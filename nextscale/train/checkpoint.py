@@ -15,6 +15,7 @@ import torch
 from nextscale.console import complain
 from nextscale.errors import NextScaleError
 from nextscale.files import write_atomic
+from nextscale.model.config_io import renamed
 
 NEWEST, PREVIOUS, DAMAGED = "state.pt", "state.previous.pt", "state.damaged.pt"
 
@@ -77,23 +78,26 @@ def read(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()
         if damaged:
             raise ValueError(f"damaged at {damaged}")
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        missing = {"model", "average", "optimiser", "step"} - state.keys()
+        needed = {"model", "average", "optimizer", "step"}
+        state = renamed(torch.load(path, map_location="cpu", weights_only=True), needed)
+        missing = needed - state.keys()
         if missing:
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        return _renamed(state)
+        return _in_todays_form(state)
     except Exception as error:
         raise misfit(path, error) from None
 
 
-def _renamed(state: dict[str, Any]) -> dict[str, Any]:
-    """A state in today's form: older ones hold the critic's state in place of, or within, the task's."""
+def _in_todays_form(state: dict[str, Any]) -> dict[str, Any]:
+    """A state in today's form: older ones hold the critic's state in place of, or within, the task's, and old names."""
     task = state.get("task") or {}
     if "critics" in task:
-        return state | {"critic": task, "task": {}}
-    if "critic" in task:
-        return state | {"critic": task["critic"], "task": {k: v for k, v in task.items() if k != "critic"}}
-    return state
+        state |= {"critic": task, "task": {}}
+    elif "critic" in task:
+        state |= {"critic": task["critic"], "task": {k: v for k, v in task.items() if k != "critic"}}
+    tally = state.get("tally") or {}
+    sums = {name: renamed(tally[name], {"seconds_tokenize"}) for name in ("totals", "counts") if name in tally}
+    return state | {"critic": renamed(state.get("critic") or {}, {"optimizer"}), "tally": tally | sums}
 
 
 def misfit(path: Path, error: Exception) -> NextScaleError:

@@ -87,9 +87,16 @@ class CodeSamples:
         config, tokenizer, ladder = self.config, self.tokenizer, self.ladders[side]
         crops = self.crops[side]
         targets, inputs, classes = pairs_at(
-            crops, places, config.presets, config.clean, self.device, factor=self.factor, soft=config.soft
+            crops,
+            places,
+            config.presets,
+            config.clean,
+            self.device,
+            factor=self.factor,
+            soft=config.soft,
+            sharpen=config.sharpen,
         )
-        # What is quantised is encoded in float32.
+        # What is quantized is encoded in float32.
         with torch.autocast(targets.device.type, enabled=False):
             targets, inputs = (x.contiguous(memory_format=torch.channels_last) for x in (targets, inputs))
             latents = tokenizer.stage_latents(targets, ladder=ladder)
@@ -114,7 +121,7 @@ class CodeSamples:
         crops, config = self.crops[side], self.config
         digest = hashlib.sha256()
         sources = [(source.name, source.size) for source in crops.sources]
-        settings = (config.presets, config.clean, config.soft, crops.seed, crops.side)
+        settings = (config.presets, config.clean, config.soft, config.sharpen, crops.seed, crops.side)
         digest.update(repr((sources, settings, self.ladders[side])).encode())
         for part in (self.tokenizer.encoder, self.tokenizer.quant_conv, self.restorer):
             for name, tensor in (part.state_dict() if part is not None else {}).items():

@@ -8,14 +8,14 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """The optimisation, the same for every training."""
+    """The optimization, the same for every training."""
 
     steps: int = 1000
-    """Optimiser steps of the whole run."""
+    """Optimizer steps of the whole run."""
     batch: int = 8
-    """Samples per process at a time. An optimiser step sees batch x grad_accum_steps x processes of them."""
+    """Samples per process at a time. An optimizer step sees batch x grad_accum_steps x processes of them."""
     grad_accum_steps: int = 1
-    """Batches per optimiser step, whose gradients are averaged: more samples in the memory of one batch."""
+    """Batches per optimizer step, whose gradients are averaged: more samples in the memory of one batch."""
     lr: float = 1e-3
     """Peak learning rate."""
     warmup: int = 50
@@ -27,7 +27,7 @@ class LoopConfig:
     start_step: int = 0
     """A run from weights alone, without a saved state, starts here in schedule and data."""
     rewarm: int = 20
-    """Steps of warm-up after `start_step`, while the optimiser collects its moments again."""
+    """Steps of warm-up after `start_step`, while the optimizer collects its moments again."""
     weight_decay: float = 0.005
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 2.0
@@ -36,11 +36,11 @@ class LoopConfig:
     """Decay of the averaged weights that are saved for use."""
     seed: int = 0
     bf16: bool = True
-    """Autocast to bfloat16; weights and optimiser stay in 32 bits."""
+    """Autocast to bfloat16; weights and optimizer stay in 32 bits."""
     activation_checkpointing: bool = False
     """Activation checkpointing: run every block again in the backward pass instead of keeping what it computed."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """What the processes of `torchrun` or `accelerate launch` share: gradients only, or weights and optimiser too."""
+    """What the processes of `torchrun` or `accelerate launch` share: gradients only, or weights and optimizer too."""
     threads: int = 0
     """CPU threads (0: all)."""
     log_every: int = 20
@@ -66,10 +66,10 @@ class ReconstructionConfig:
     soft: float = 0.0
     """Share of targets of which a part is enlarged 1.2 to 2.2 times, as most photographs are not sharp to the pixel."""
     unquantized_prob: float = 0.5
-    """Share of samples whose decoder sees the unquantised latent; at 1 the encoder trains too, as it always does in the
+    """Share of samples whose decoder sees the unquantized latent; at 1 the encoder trains too, as it always does in the
     autoencoder phase, which has no codes yet."""
     noise: float = 0.0
-    """Noise on unquantised latents, as a share of their root mean square: what quantisation will cost them."""
+    """Noise on unquantized latents, as a share of their root mean square: what quantization will cost them."""
     codebook: bool = False
     """Train the codebook and Phi along with the decoders (the paper's first phase)."""
     pixel: float = 1.0
@@ -122,6 +122,8 @@ class CodesConfig:
     """Share of samples that are only downsampled bilinearly (class 1)."""
     soft: float = 0.0
     """Share of targets of which a part is enlarged 1.2 to 2.2 times, as most photographs are not sharp to the pixel."""
+    sharpen: bool = False
+    """Unsharp-mask the photographs before they are degraded, as Real-ESRGAN and StableSR do."""
     class_free: float = 0.1
     """Share of samples whose class is dropped (class 2)."""
     beta: float = 1.0
@@ -156,6 +158,9 @@ class RestorationConfig:
     """Share of inputs that are only downsampled, so that the model learns to leave good pictures as they are."""
     soft: float = 0.2
     """Share of targets of which a part is enlarged 1.2 to 2.2 times, as most photographs are not sharp to the pixel."""
+    sharpen: bool = False
+    """Unsharp-mask the photographs before they are degraded, as Real-ESRGAN and StableSR do. Rendered pages stay as
+    they are."""
     faces: tuple[str, ...] = ()
     """Photographs with faces: folders, shards or globs."""
     faces_share: float = 0.12

@@ -55,7 +55,7 @@ def wrap(module: nn.Module, units: list[nn.Module], parallel: Literal["ddp", "fs
 
     Args:
         units: submodules whose weights fsdp gathers and frees one at a time; the rest is gathered as a whole. With fsdp
-            the module's parameters become sharded ones (DTensor), so an optimiser must be made afterwards.
+            the module's parameters become sharded ones (DTensor), so an optimizer must be made afterwards.
 
     Raises:
         NextScaleError: accelerate is missing.

@@ -46,12 +46,12 @@ class PlanConfig:
     """Peak of another device, in 10^12 bfloat16 operations a second (0: the named one's)."""
     memory_gib: float = 0.0
     """Memory of another device (0: the named one's)."""
-    utilisation: float = 0.4
+    utilization: float = 0.4
     """Share of the peak that the training is expected to reach."""
 
     def __post_init__(self) -> None:
-        if self.processes < 1 or self.tflops < 0 or self.memory_gib < 0 or not 0 < self.utilisation <= 1:
-            raise OptionError("a plan needs processes of at least 1, a utilisation in (0, 1] and no negative number")
+        if self.processes < 1 or self.tflops < 0 or self.memory_gib < 0 or not 0 < self.utilization <= 1:
+            raise OptionError("a plan needs processes of at least 1, a utilization in (0, 1] and no negative number")
 
     @property
     def name(self) -> str:

@@ -48,9 +48,9 @@ class Tally:
 
 
 def rates(tally: Tally, samples: int, task: object, *, processes: int, peak_tflops: float) -> dict[str, float]:
-    """Samples a second and, of tasks that know their cost, tokens a second and model FLOPs utilisation.
+    """Samples a second and, of tasks that know their cost, tokens a second and model FLOPs utilization.
 
-    The utilisation leaves out the time that the task reports as `seconds_...` (per process), in which it prepares
+    The utilization leaves out the time that the task reports as `seconds_...` (per process), in which it prepares
     data.
 
     Args:

@@ -1,4 +1,4 @@
-"""One training loop for every task and any number of processes: optimiser, schedule, averaging, exact resume.
+"""One training loop for every task and any number of processes: optimizer, schedule, averaging, exact resume.
 
 A task draws everything random from (seed, position), so the step alone restores the run; no generator state is kept.
 """
@@ -33,8 +33,8 @@ class Task(Protocol):
 
     | | |
     | --- | --- |
-    | `after(step, optimiser)` -> numbers to log | called after each optimiser step, in every process |
-    | `adversary` (`Adversary` or None) | critics that take a step after each optimiser step; part of the saved state |
+    | `after(step, optimizer)` -> numbers to log | called after each optimizer step, in every process |
+    | `adversary` (`Adversary` or None) | critics that take a step after each optimizer step; part of the saved state |
     | `state_dict()`, `load_state_dict(state)` | what else it carries from step to step beside the model, in plain data |
     | `validation` (`Validation` or None) and `validation_pictures(average)` -> B 3 h h in [-1, 1] per factor | scored as `val_...` every `validate_every` steps and shown every `sheet_every`, by the first process alone |
     | `tokens_per_sample`, `flops_per_sample` | for `tokens_per_second` and `mfu` in the log |
@@ -42,22 +42,23 @@ class Task(Protocol):
 
     @property
     def model(self) -> nn.Module:
-        """What is optimised, averaged and saved."""
+        """What is optimized, averaged and saved."""
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
-        """Parameter groups of the optimiser, with `lr` as an absolute peak."""
+        """Parameter groups of the optimizer, with `lr` as an absolute peak."""
 
     def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         """The loss of one batch and the numbers to log.
 
         Args:
-            step: number of the batch: the optimiser's step x grad_accum_steps + the batch's place in that step.
+            step: number of the batch: the optimizer's step x grad_accum_steps + the batch's place in that step.
             batch: samples of this process, those at `distributed.positions(step, batch)`.
         """
 
 
 def decay_groups(parameters: Iterator[tuple[str, nn.Parameter]], lr: float, decay: float) -> list[dict[str, Any]]:
-    """No decay on vectors, embeddings and tables, as VAR does (utils/lr_control.py)."""
+    """Parameter groups with and without weight decay: none on vectors, embeddings and tables, as in VAR
+    (utils/lr_control.py)."""
     free: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     for name, parameter in parameters:
@@ -73,13 +74,13 @@ def decay_groups(parameters: Iterator[tuple[str, nn.Parameter]], lr: float, deca
 def learning_rate(step: int, config: LoopConfig) -> float:
     """Share of the peak at a step: linear warm-up, then a cosine or a line to `final_lr`; after `start_step` a second,
     shorter warm-up."""
-    again = (step - config.start_step + 1) / config.rewarm if config.start_step and config.rewarm else 1.0
-    again = min(1.0, again)
+    rewarm = (step - config.start_step + 1) / config.rewarm if config.start_step and config.rewarm else 1.0
+    rewarm = min(1.0, rewarm)
     if step < config.warmup:
-        return again * (step + 1) / config.warmup
-    done = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
-    left = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return again * (config.final_lr + (1 - config.final_lr) * left)
+        return rewarm * (step + 1) / config.warmup
+    progress = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    falling = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return rewarm * (config.final_lr + (1 - config.final_lr) * falling)
 
 
 class Losses(nn.Module):
@@ -108,7 +109,7 @@ class Run:
         groups = task.groups(config)
         self.trained: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         self.peaks = [group["lr"] for group in groups]
-        self.optimiser = torch.optim.AdamW(groups, betas=config.betas)
+        self.optimizer = torch.optim.AdamW(groups, betas=config.betas)
         # The average of sharded weights is sharded as they are, and whole only when somebody wants to see it.
         self.means = [
             p.detach().clone() if distributed.is_sharded(p) else mean
@@ -118,16 +119,16 @@ class Run:
         self.tally = Tally()
 
     def advance(self) -> tuple[float, float]:
-        """One optimiser step; returns the loss and the learning rate of the first group.
+        """One optimizer step; returns the loss and the learning rate of the first group.
 
         Raises:
             NextScaleError: the loss or the gradient is no longer finite; the weights are those before.
         """
         config, started = self.config, time.monotonic()
         share = learning_rate(self.step, config)
-        for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * share
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         mean = 0.0
         for place in range(config.grad_accum_steps):
             with distributed.keep_gradients(self.losses, place + 1 < config.grad_accum_steps):
@@ -137,14 +138,14 @@ class Run:
             mean += float(loss.detach()) / config.grad_accum_steps
             self.tally.add(numbers)
         norm = float(distributed.full(nn.utils.clip_grad_norm_(self.trained, config.clip)))
-        lost, wild = distributed.any_process(not math.isfinite(mean), not math.isfinite(norm))
-        if lost or wild:
-            what = f"loss is {sum(distributed.gathered(mean))}" if lost else f"gradient's norm is {norm}"
+        bad_loss, bad_gradient = distributed.any_process(not math.isfinite(mean), not math.isfinite(norm))
+        if bad_loss or bad_gradient:
+            what = f"loss is {sum(distributed.gathered(mean))}" if bad_loss else f"gradient's norm is {norm}"
             raise NextScaleError(f"the {what} at step {self.step}; resume with a lower learning rate")
-        self.optimiser.step()
+        self.optimizer.step()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             if hasattr(self.task, "after"):
-                self.tally.add(self.task.after(self.step, self.optimiser))
+                self.tally.add(self.task.after(self.step, self.optimizer))
             if self.adversary is not None:
                 self.tally.add(self.adversary.step())
         decay = min(config.ema, (1 + self.step) / (10 + self.step))
@@ -155,7 +156,7 @@ class Run:
         self.tally.add({"grad_norm": norm})
         self.tally.steps += 1
         self.tally.seconds += time.monotonic() - started
-        return mean, float(self.optimiser.param_groups[0]["lr"])
+        return mean, float(self.optimizer.param_groups[0]["lr"])
 
     def averaged(self) -> nn.Module:
         """The averaged model, whole in every process."""
@@ -170,7 +171,7 @@ class Run:
         return {
             "model": distributed.gather(self.task.model.state_dict()),
             "average": self.averaged().state_dict(),
-            "optimiser": distributed.gather(self.optimiser.state_dict()),
+            "optimizer": distributed.gather(self.optimizer.state_dict()),
             "step": self.step,
             "tally": asdict(Tally.merged(distributed.gathered(self.tally))),
             "task": getattr(self.task, "state_dict", dict)(),
@@ -184,8 +185,8 @@ class Run:
         shards = {name: distributed.shard(t, like.get(name, t)) for name, t in saved["model"].items()}
         model.load_state_dict(shards, assign=False)
         self.average.load_state_dict(saved["average"])
-        self.optimiser.load_state_dict(saved["optimiser"])
-        for parameter, moments in self.optimiser.state.items():
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for parameter, moments in self.optimizer.state.items():
             for name, value in moments.items():
                 moments[name] = distributed.shard(value, parameter)
         with torch.no_grad():
@@ -205,7 +206,7 @@ class Run:
 def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
     """Run or resume a training; returns the averaged model, in every process.
 
-    `folder`, which all processes must see, holds `log.jsonl`, `state.pt` (weights, average, optimiser, step),
+    `folder`, which all processes must see, holds `log.jsonl`, `state.pt` (weights, average, optimizer, step),
     `state.previous.pt`, and what the options ask for: `sheets/`, `tensorboard/`.
 
     Raises:

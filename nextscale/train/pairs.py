@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale.data.crops import Crops
-from nextscale.data.degrade import PRESETS, degrade, sample_recipe
+from nextscale.data.degrade import PRESETS, degrade, sample_recipe, usm_sharpen
 from nextscale.errors import OptionError
 from nextscale.model.config import Ladder
 from nextscale.train.distributed import positions
@@ -65,9 +65,11 @@ def pairs(
     *,
     factor: int,
     soft: float = 0.0,
+    sharpen: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Training pairs of one step: `pairs_at` the positions of this process."""
-    return pairs_at(crops, positions(step, batch), presets, clean, device, factor=factor, soft=soft)
+    places = positions(step, batch)
+    return pairs_at(crops, places, presets, clean, device, factor=factor, soft=soft, sharpen=sharpen)
 
 
 def pairs_at(
@@ -79,6 +81,7 @@ def pairs_at(
     *,
     factor: int,
     soft: float = 0.0,
+    sharpen: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Training pairs at positions of the stream; they are degraded on the device where they are used (the CPU).
 
@@ -87,6 +90,7 @@ def pairs_at(
         clean: share of samples that are only reduced bilinearly.
         factor: side of the targets over that of the inputs.
         soft: share of samples whose target is a part of the crop, enlarged 1.2 to 2.2 times.
+        sharpen: unsharp-mask the targets before they are degraded.
 
     Returns:
         targets B 3 H H in [-1, 1], inputs B 3 h h (H = factor h) in [-1, 1], classes B (0 degraded, 1 clean).
@@ -101,6 +105,8 @@ def pairs_at(
         hr = torch.cat(
             [softened(hr[i : i + 1], draw) if draw.random() < soft else hr[i : i + 1] for i, draw in enumerate(chance)]
         )
+    if sharpen:
+        hr = usm_sharpen(hr)
     kinds = ["bilinear" if label else name for label, name in zip(labels, chosen, strict=True)]
     recipes = [sample_recipe(PRESETS[kind], draw) for kind, draw in zip(kinds, chance, strict=True)]
     hr = torch.cat([hr[i : i + 1] * recipe.exposure for i, recipe in enumerate(recipes)])

@@ -118,25 +118,23 @@ class _Networks:
     def canvases(self) -> list[Tensor]:
         return self.tokenizer.canvases(self.codes)
 
-    def quantise(self) -> Any:
-        return self.tokenizer.quantise(self.latents[: self.stages], ladder=self.ladder), self.canvases()
+    def quantize(self) -> Any:
+        return self.tokenizer.quantize(self.latents[: self.stages], ladder=self.ladder), self.canvases()
 
     def search(self) -> list[Tensor]:
         return [self.tokenizer.quantizer.nearest(m) for m in self.maps]
 
-    def tokenise(self) -> Any:
+    def tokenize(self) -> Any:
         photograph = self.tokenizer.encode(self.images, self.stages, ladder=self.ladder)
         maps = self.tokenizer.step_inputs(self.codes)
-        return photograph, maps, self.tokenizer.quantise(self.encode()[: self.stages], ladder=self.ladder)
+        return photograph, maps, self.tokenizer.quantize(self.encode()[: self.stages], ladder=self.ladder)
 
     def predict(self) -> Tensor:
         condition, stem = self.condition, self.transformer.stem
         if stem is not None:
             features = torch.empty(*self.inputs.shape[:1], stem.enter.in_channels, *self.inputs.shape[2:])
             condition = replace(condition, latents=stem(features, self.ladder))
-        tokens = [self.transformer.start(condition)]
-        tokens += [self.transformer.embed(m, k) for k, m in enumerate(self.maps[1:], start=1)]
-        logits = self.transformer.logits(tokens, condition)
+        logits: Tensor = self.transformer(condition, self.maps[1:])
         with torch.autocast("cpu", enabled=False):
             return logits.log_softmax(-1)
 
@@ -156,8 +154,8 @@ def _forwards(config: ModelConfig, training: Training, ladder: Ladder, stages: i
         frozen = Piece("codebook", codebook, 1)
         return [Piece("encoder", encoder, 3, run.encode), frozen, Piece("decoders", decoders, 3, run.decode)]
     if training == "decoders":
-        quantise = Piece("codebook", codebook, 1, run.quantise, exact=True)
-        return [Piece("encoder", encoder, 1, run.encode), quantise, Piece("decoders", decoders, 3, run.decode)]
+        quantize = Piece("codebook", codebook, 1, run.quantize, exact=True)
+        return [Piece("encoder", encoder, 1, run.encode), quantize, Piece("decoders", decoders, 3, run.decode)]
     if training in ("codebook", "vocabulary"):
         return [
             Piece("encoder", encoder, 1, run.encode, exact=True),
@@ -168,7 +166,7 @@ def _forwards(config: ModelConfig, training: Training, ladder: Ladder, stages: i
     if training == "transformer":
         own = config.transformer.condition == "restorer"
         return [
-            Piece("tokenizer", [tokenizer], 1, run.tokenise, exact=True),
+            Piece("tokenizer", [tokenizer], 1, run.tokenize, exact=True),
             *([Piece("restorer", [run.restorer], 1, run.restore, exact=True)] if own else []),
             Piece("transformer", [run.transformer], 3, run.predict),
         ]
@@ -191,7 +189,7 @@ def _fusion_forwards(run: _Networks) -> list[Piece]:
         return _differences([picture for picture, _ in made]), made
 
     return [
-        Piece("tokenizer", [run.tokenizer], 1, lambda: (run.encode(), run.quantise(), run.decoder_features())),
+        Piece("tokenizer", [run.tokenizer], 1, lambda: (run.encode(), run.quantize(), run.decoder_features())),
         Piece("transformer", [run.transformer], 1, run.predict),
         Piece("restorer", [restorer], 1, lambda: restorer.features(inputs)),
         Piece("fusions", [fusions], 3, fuse),
@@ -299,16 +297,16 @@ def training_flops(parts: Sequence[Piece]) -> float:
 
 
 def preparation_flops(parts: Sequence[Piece]) -> float:
-    """FLOPs of the frozen parts, which only run forward: tokenising, say."""
+    """FLOPs of the frozen parts, which only run forward: tokenizing, say."""
     return sum(part.flops for part in parts if part.passes == 1)
 
 
 def training_flops_per_sample(
     config: ModelConfig, training: Training = "transformer", side: int = 0, *, stages: int = 0
 ) -> float:
-    """FLOPs of forward and backward for one sample: what model FLOPs utilisation counts.
+    """FLOPs of forward and backward for one sample: what model FLOPs utilization counts.
 
-    Recomputed and masked work does not count, nor do tokenisation and degradation.
+    Recomputed and masked work does not count, nor do tokenization and degradation.
     """
     return training_flops(pieces(config, training, side, stages=stages))
 
@@ -344,16 +342,16 @@ class Plan:
     batches: dict[int, int]
     """Samples at a time by side in pixels."""
     samples: float
-    """Per optimiser step, all processes together."""
+    """Per optimizer step, all processes together."""
     steps: int
     photographs: int
     """In the training data (0: unknown)."""
     step_flops: float
-    """Forward and backward of an optimiser step, all processes together."""
+    """Forward and backward of an optimizer step, all processes together."""
     step_preparation: float
     """FLOPs that only run forward, likewise."""
     seconds: float
-    """Per optimiser step."""
+    """Per optimizer step."""
     rate: float
     """Peak of a device at the training's precision, 10^12 FLOPs a second."""
     memory: dict[str, float]
@@ -406,7 +404,7 @@ def plan(
         flops += times * machine.processes * trained
         preparation += times * machine.processes * before
         frozen = sum(p.flops / (hardware.fp32 if p.exact else rate) for p in costs[side] if p.passes == 1)
-        seconds += times * ((trained + again) / rate + frozen) / (1e12 * machine.utilisation)
+        seconds += times * ((trained + again) / rate + frozen) / (1e12 * machine.utilization)
     largest = max(batches)
     tokens = (0, 0)
     if training == "transformer" and isinstance(config, ModelConfig):
@@ -440,7 +438,7 @@ def _memory(parts: Sequence[Piece], training: Training, loop: LoopConfig, machin
     memory = {
         "weights": WIDE * (trained / share + resident - trained),
         "gradients": WIDE * trained / share,
-        "optimiser": 2 * WIDE * trained / share,
+        "optimizer": 2 * WIDE * trained / share,
         # Sharded weights have a sharded average beside the whole one that is saved.
         "average": WIDE * averaged * (1 if share == 1 else 1 + 1 / share),
         "exchange between processes": WIDE * trained if joined and share == 1 else 0.0,
@@ -474,7 +472,7 @@ def render(plan: Plan) -> RenderableType:
         ("samples at a time", at),
         ("samples a step", f"{plan.samples:g} on {machine.processes} x {machine.name}"),
         ("FLOPs a step", f"{count(plan.step_flops)} forward and backward, {count(plan.step_preparation)} before them"),
-        ("time a step", f"{lasting(plan.seconds)} at {machine.utilisation:.0%} of {plan.rate:.3g} TFLOPS"),
+        ("time a step", f"{lasting(plan.seconds)} at {machine.utilization:.0%} of {plan.rate:.3g} TFLOPS"),
         ("time of the run", run),
     ]
     if steps:
@@ -493,7 +491,7 @@ def render(plan: Plan) -> RenderableType:
 def remedy(plan: Plan) -> str:
     """What to change about a plan that does not fit."""
     if plan.peak - plan.memory.get("activations", 0.0) > plan.memory_gib * GIB:
-        return "the weights and their optimiser alone do not; use --parallel fsdp over more processes"
+        return "the weights and their optimizer alone do not; use --parallel fsdp over more processes"
     return "use --activation-checkpointing, or a smaller --batch with a larger --grad-accum-steps"
 
 

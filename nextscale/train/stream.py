@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nextscale.data.crops import Crops
-from nextscale.data.degrade import PRESETS, degrade, sample_recipe
+from nextscale.data.degrade import PRESETS, degrade, sample_recipe, usm_sharpen
+from nextscale.model.layers import area_downsample
 from nextscale.train.config import RestorationConfig
 from nextscale.train.distributed import positions
 from nextscale.train.pairs import softened
@@ -36,6 +37,13 @@ class Batch:
     """B: 1 where the input is not degraded, only reduced."""
     smooth: Tensor
     """B: 1 where the target is a smooth ramp without any texture."""
+
+    def target_at(self, side: int) -> Tensor:
+        """The photographs at a factor's side, with the noise that the target keeps: B 3 side side in [-1, 1]."""
+        grain = self.grain[:1, :, :1, :1]
+        if self.grain.any():
+            grain = F.interpolate(self.grain, size=(side, side), mode="bicubic")
+        return (area_downsample(self.targets, side) + grain).clamp(-1, 1)
 
 
 class Samples(Dataset[tuple[Tensor, ...]]):
@@ -61,6 +69,8 @@ class Samples(Dataset[tuple[Tensor, ...]]):
         clean = draw.random() < config.clean
         if draw.random() < config.soft and crops is not self.pages:
             hr = softened(hr, draw)
+        if config.sharpen and crops is not self.pages:
+            hr = usm_sharpen(hr)
         recipe = sample_recipe(PRESETS["clean" if clean else draw.choice(config.presets)], draw)
         hr, recipe = hr * recipe.exposure, replace(recipe, exposure=1.0)
         lr = degrade(hr, [recipe], factor=self.factor)

@@ -1,4 +1,4 @@
-"""The terms of a picture's loss against its target, as the restorer and the fusion train with them."""
+"""The loss of a factor's pictures against their targets: the restorer and the fusion train with the same terms."""
 
 from __future__ import annotations
 
@@ -17,21 +17,37 @@ from nextscale.train.config import RestorationConfig
 
 @dataclass(frozen=True)
 class Activations:
-    """Activations of a factor's pictures and of their targets that a critic compares, finest first."""
+    """What a critic compares: maps B C h w, finest first."""
 
     made: list[Tensor]
+    """Of a factor's pictures."""
     real: list[Tensor]
+    """Of their targets."""
 
 
 class Terms:
-    """Pixel, LPIPS-squeeze and VGG19 terms."""
+    """Pixel, LPIPS-squeeze and VGG19 terms, and the generator's loss against a critic if the config gives it a weight.
+
+    Args:
+        config: weights of the terms.
+        factors: how many factors the model gives.
+
+    Raises:
+        OptionError: there are more factors than weights.
+    """
 
     LAYERS = ("conv1_2", "conv2_2", "conv3_1")
     CHANNELS = (3, 128, 256)
-    """Of the activations that a critic reads: the pixels stand in for the first layer."""
+    """Of the activations that a critic reads: the pixels replace the first layer."""
 
-    def __init__(self, config: RestorationConfig, device: torch.device) -> None:
+    def __init__(self, config: RestorationConfig, factors: int, device: torch.device) -> None:
         self.config = config
+        self.factor_weights = _factor_weights(config, factors)
+        """Smallest factor first."""
+        self.adversary: Adversary | None = None
+        """One critic per factor; the loop takes its step."""
+        if config.adversarial:
+            self.adversary = Adversary(factors, self.CHANNELS, config.critic_lr, device, by_accuracy=True)
         layout = torch.channels_last
         self.vgg: Vgg19Features | None = None
         if config.feature or config.adversarial:
@@ -40,25 +56,37 @@ class Terms:
         if config.lpips:
             self.lpips = Lpips("squeeze").to(device).to(memory_format=layout)  # type: ignore[call-overload]
 
-    def critics(self, factors: int, device: torch.device) -> Adversary | None:
-        """A critic per factor, or None where the config has no adversarial weight."""
-        config = self.config
-        return (
-            Adversary(factors, self.CHANNELS, config.critic_lr, device, by_accuracy=True)
-            if config.adversarial
-            else None
-        )
+    def loss(
+        self, number: int, picture: Tensor, target: Tensor, chance: np.ndarray, smooth: Tensor, step: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The weighted loss of a factor's pictures, and the numbers to log.
 
-    def __call__(
-        self, number: int, picture: Tensor, target: Tensor, chance: np.ndarray, smooth: Tensor
-    ) -> tuple[dict[str, Tensor], Activations | None]:
-        """The unweighted terms of a factor's pictures B 3 H H in [-1, 1], and the activations for a critic.
+        The smallest factor has no critic: it mostly removes noise.
 
         Args:
             number: of the factor, from 0 for the smallest.
-            chance: three uniform numbers per sample: the place of its window, and its size for LPIPS.
-            smooth: B, true for smooth ramps, which pixels alone judge.
+            picture: B 3 H H in [-1, 1].
+            target: B 3 H H.
+            chance: three uniform numbers per sample, B 3: the place of its window, and its size for LPIPS.
+            smooth: B, true for smooth ramps, on which only pixels count.
+            step: optimizer steps so far; the critic learns alone at first.
         """
+        terms, activations = self.terms(number, picture, target, chance, smooth)
+        numbers: dict[str, float] = {}
+        if self.adversary is not None and activations is not None and number:
+            value, numbers[f"g_loss_{number + 1}"] = self.adversary.generator_loss(number, activations.made)
+            if step >= self.config.adversarial_from:
+                terms["adversarial"] = value
+            self.adversary.keep(number, activations.made, activations.real)
+        weighted = torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
+        # The value of the adversarial term means nothing, only its gradient.
+        numbers |= {f"{n}_{number + 1}": float(term.detach()) for n, term in terms.items() if n != "adversarial"}
+        return self.factor_weights[number] * weighted, numbers
+
+    def terms(
+        self, number: int, picture: Tensor, target: Tensor, chance: np.ndarray, smooth: Tensor
+    ) -> tuple[dict[str, Tensor], Activations | None]:
+        """The unweighted terms of a factor's pictures, and the activations for its critic; arguments as for `loss`."""
         config = self.config
         difference = (picture - target).abs().mean(dim=(1, 2, 3))
         textured = (~smooth).nonzero().flatten()
@@ -80,33 +108,20 @@ class Terms:
         terms["feature"] = feature_distance(made, real)
         return terms, Activations([window, *made[1:]], [target_window, *real[1:]])
 
-    def weighted(self, terms: dict[str, Tensor]) -> Tensor:
-        """The sum of terms, each with its weight of the config."""
-        return torch.stack([getattr(self.config, name) * value for name, value in terms.items()]).sum()
 
-
-def factor_weights(config: RestorationConfig, factors: int) -> tuple[float, ...]:
-    """The weight of each factor's terms, smallest factor first.
-
-    Raises:
-        OptionError: there are more factors than weights.
-    """
+def _factor_weights(config: RestorationConfig, factors: int) -> tuple[float, ...]:
     weights = config.factor_weights
     if len(weights) < factors:
         raise OptionError(f"--restoration.factor-weights: {len(weights)} given, the model has {factors} factors")
     return weights[-factors:]
 
 
-def logged(terms: dict[str, Tensor], number: int) -> dict[str, float]:
-    """The values of a factor's terms, without the adversarial one: only its gradient has a meaning."""
-    return {f"{name}_{number + 1}": float(v.detach()) for name, v in terms.items() if name != "adversarial"}
-
-
 def feature_distance(made: list[Tensor], real: list[Tensor]) -> Tensor:
-    """Distance of activation maps B C h w, finest first.
+    """Mean distance of activation maps B C h w, finest first.
 
-    The finest by mean absolute difference, which sees hatching of single pixels; the others relative to their length
-    at each place, as LPIPS does: else the strong edges of a few pictures outweigh all texture.
+    The finest map counts by its mean absolute difference, which sees hatching of single pixels. The others are
+    normalized over the channels at each place, as in LPIPS; otherwise the strong edges of a few pictures outweigh all
+    texture.
     """
     terms = [0.5 * (made[0] - real[0]).abs().mean()]
     for x, y in zip(made[1:], real[1:], strict=True):

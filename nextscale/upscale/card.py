@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nextscale.errors import ModelError
-from nextscale.model.config_io import parse_json
+from nextscale.model.config_io import parse_json, renamed
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class CardFacts:
 
     title: str = ""
     data: str = ""
-    """What it was trained on, and under which licences."""
-    licence: str = ""
-    """SPDX name of the weights' licence."""
+    """What it was trained on, and under which licenses."""
+    license: str = ""
+    """SPDX name of the weights' license."""
     training: str = ""
     """The commands, the compute."""
     limits: str = ""
@@ -35,7 +35,7 @@ class CardFacts:
         """
         try:
             data = parse_json(text)
-            facts = cls(**data)
+            facts = cls(**renamed(data, cls.__dataclass_fields__.keys()))
             for factors in facts.metrics.values():
                 for scores in factors.values():
                     for value in scores.values():
@@ -56,7 +56,7 @@ def model_card(facts: CardFacts, shape: dict[str, Any]) -> str:
         shape: lines of the table of what the model is, by name.
     """
     front = ["---", "library_name: nextscale", "pipeline_tag: image-to-image"]
-    front += [f"license: {facts.licence.lower()}"] if facts.licence else []
+    front += [f"license: {facts.license.lower()}"] if facts.license else []
     front += ["tags:", "- super-resolution", "- image-restoration", "- visual-autoregressive", "---", ""]
     unknown = "Not stated by whoever saved this model."
     parts = [
@@ -66,9 +66,9 @@ def model_card(facts: CardFacts, shape: dict[str, Any]) -> str:
         "```python\nfrom nextscale import NextScale\n\n"
         'NextScale.from_pretrained("THIS MODEL").upscale("photo.jpg").pil.save("photo_x4.png")\n```',
         "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in shape.items())]),
-        "## Training data and licences",
+        "## Training data and licenses",
         facts.data or unknown,
-        f"Licence of the weights: {facts.licence or 'not stated'}.",
+        f"License of the weights: {facts.license or 'not stated'}.",
         "## Training",
         facts.training or unknown,
         "## Intended use",
@@ -80,7 +80,7 @@ def model_card(facts: CardFacts, shape: dict[str, Any]) -> str:
             [
                 facts.limits or "None stated beyond those of all such models.",
                 "Trained on photographs under synthetic degradations: drawings, scans of text and damage of another "
-                "kind may come out worse than they went in. What the data lack, the model has not learnt.",
+                "kind may come out worse than they went in. What the data lack, the model has not learned.",
             ]
         ),
         "## Metrics",

@@ -1,4 +1,4 @@
-"""Colours on tensors: matching them to the input's, and flat places that stay flat."""
+"""Colors on tensors: matching them to the input's, and flat places that stay flat."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def wavelet_color(images: Tensor, source: Tensor, levels: int = 5) -> Tensor:
-    """High bands of the images with the lowest band of the source (StableSR's wavelet colour correction).
+    """High bands of the images with the lowest band of the source (StableSR's wavelet color correction).
 
     Args:
         images, source: B 3 H W of equal size.
@@ -35,11 +35,11 @@ def adain_color(images: Tensor, source: Tensor) -> Tensor:
 
 
 FLAT_RADII = (1, 2, 3)
-"""Input pixels around a flat place over which the input's colour takes over from the image's."""
+"""Input pixels around a flat place over which the input's color takes over from the image's."""
 
 
 def keep_flat(images: Tensor, inputs: Tensor) -> Tensor:
-    """The images, where the input is exactly flat, in the input's colour.
+    """The images, where the input is exactly flat, in the input's color.
 
     Networks pad with zeros, so they answer to the border of a tile as to an edge in the picture: flat areas came out
     with specks there. What does not change within some pixels needs no restoring.

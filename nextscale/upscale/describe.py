@@ -42,7 +42,7 @@ class ModelDescription:
     scale: float
     """The largest native factor, which is also the default."""
     input_channels: int
-    """3: RGB in [0, 1]; grey goes in as grey and comes out so, and alpha is restored apart."""
+    """3: RGB in [0, 1]; gray goes in as gray and comes out so, and alpha is restored apart."""
     output_channels: int
     minimum_side: int
     """Of a picture, in pixels."""

@@ -66,7 +66,7 @@ class NextScale(ModelHubMixin, nn.Module):
     """A tokenizer, a transformer and, in newer models, a restorer and a fusion: ready to restore pictures.
 
     A module like any other: `state_dict`, `parameters`, `to`, `half`, `cuda` do what they say. Only the transformer
-    computes in 16 bit; the quantiser stays in float32, so that the ids do not change.
+    computes in 16 bit; the quantizer stays in float32, so that the ids do not change.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class NextScale(ModelHubMixin, nn.Module):
         kind = "transformer" if read_kind(second) == "transformer" else "model"
         config = read_config(second, kind, ModelConfig)
         if (config.tokenizer.ladder, config.tokenizer.codebook_size) != (part.ladder, part.config.codebook_size):
-            raise ModelError(f"{second}: its ladder or vocabulary is not that of the tokenizer {first}")
+            raise ModelError(f"{second}: its ladder or codebook size is not that of the tokenizer {first}")
         if kind == "model":
             whole = cls.from_pretrained(second, device="cpu", fp32=True)
             if config.transformer.condition == "restorer":
@@ -179,10 +179,10 @@ class NextScale(ModelHubMixin, nn.Module):
         push_to_hub: bool = False,
         **hub: Any,
     ) -> Path:
-        """Write config.json, weights in 16 bit (the quantiser stays in 32) unless `half` is off, and the model card.
+        """Write config.json, weights in 16 bit (the quantizer stays in 32) unless `half` is off, and the model card.
 
         Args:
-            facts: what the card says of training, licences and metrics (None: what it said when this model was loaded).
+            facts: what the card says of training, licenses and metrics (None: what it said when this model was loaded).
             push_to_hub: then call `push_to_hub` with `repo_id` (None: the folder's name) and the other keywords.
 
         Raises:

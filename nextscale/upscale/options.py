@@ -56,11 +56,11 @@ class UpscaleOptions:
     tile: int = 0
     """Side in input pixels of the tiles that the model sees (0: its own)."""
     tile_overlap: int = 24
-    """Input pixels that neighbouring tiles share."""
+    """Input pixels that neighboring tiles share."""
     tile_batch: int = 4
     """Tiles per pass; halved by itself when memory runs out."""
     color_fix: ColorFix = "auto"
-    """Keep the input's colours: wavelet (its low frequencies), adain (its mean and spread), none, or auto: none where
+    """Keep the input's colors: wavelet (its low frequencies), adain (its mean and spread), none, or auto: none where
     the restorer keeps them (fidelity 1), else wavelet."""
 
     def __post_init__(self) -> None:

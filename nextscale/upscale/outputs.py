@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -183,13 +183,28 @@ def identity(path: Path) -> Any:
     return status.st_dev, status.st_ino
 
 
+def encode_results(result: UpscaleResult, suffix: str, *, lossless: bool) -> Iterator[tuple[str, str, bytes]]:
+    """Encode a result's pictures in the suffix's format and its maps as PNG: (label, suffix, bytes) of each.
+
+    Labels are x4, x4_confidence and so on.
+    """
+    for factor, picture in result.images.items():
+        yield f"x{factor:g}", suffix, images.encode_bytes(picture, suffix, lossless=lossless)
+    for factor, values in result.maps.items():
+        yield f"x{factor:g}_confidence", ".png", images.encode_bytes(Picture(values[..., None]), ".png")
+
+
 def write_results(result: UpscaleResult, files: dict[str, Path], *, lossless: bool) -> dict[str, Mark]:
-    """Write every picture and map to its file, each on the disk before this returns; what each holds, by path."""
-    pictures = {f"x{factor:g}": picture for factor, picture in result.images.items()}
-    maps = {f"x{factor:g}_confidence": Picture(values[..., None]) for factor, values in result.maps.items()}
+    """Write every picture and map of a result to its file, each on the disk before this returns.
+
+    Args:
+        files: by label, as `Targets.claim` gives them; all pictures have one suffix.
+
+    Returns:
+        What each file holds, by canonical path.
+    """
     marks = {}
-    for label, picture in {**pictures, **maps}.items():
-        data = images.encode_bytes(picture, files[label].suffix, lossless=lossless and label in pictures)
+    for label, _, data in encode_results(result, next(iter(files.values())).suffix, lossless=lossless):
         images.write_bytes(files[label], data)
         marks[canonical(files[label])] = mark_of(data)
     return marks

@@ -34,7 +34,7 @@ class TileStage:
 
     factor: float
     images: Tensor
-    """B 3 H H in [-1, 1], float32, colours matched to the input."""
+    """B 3 H H in [-1, 1], float32, colors matched to the input."""
     confidence: Tensor
     """B 1 H H in [0, 1]: mean probability of the stage's codes at each place."""
     codes: list[Codes]
@@ -79,7 +79,7 @@ class Pipeline:
         return nn.ModuleDict(parts)
 
     def to(self, device: str | torch.device = "auto", dtype: torch.dtype | None = None, *, fp32: bool = False) -> None:
-        """Move to a device; the transformer's weights take the computing type, the quantiser stays in float32.
+        """Move to a device; the transformer's weights take the computing type, the quantizer stays in float32.
 
         Args:
             dtype: what to compute in (None: the fastest of the device, or float32 if `fp32`).
@@ -192,7 +192,7 @@ class Pipeline:
             with self._autocast():
                 if restored is None:
                     decoded = self.tokenizer.decode_canvas(
-                        stage.f, stage.stage, inputs=inputs, features=features, weight=float(options.fidelity)
+                        stage.f, stage.stage, inputs=inputs, features=features, fidelity=float(options.fidelity)
                     )
                 else:
                     decoded, error = self.fuse(stage.f, stage.stage, inputs, restored, probabilities, options.fidelity)
@@ -274,7 +274,7 @@ class Pipeline:
         return Condition(latents, torch.full((len(inputs),), label, device=inputs.device))
 
     def _color_fix(self, options: UpscaleOptions) -> ColorFix:
-        """The restorer keeps the input's colours by itself; the codes alone do not."""
+        """The restorer keeps the input's colors by itself; the codes alone do not."""
         if options.color_fix != "auto":
             return options.color_fix
         return "none" if self.restorer is not None and options.fidelity == 1 else "wavelet"
@@ -323,7 +323,7 @@ def mean_probability(probabilities: list[Tensor], inputs: Tensor) -> Tensor:
 
 
 def match_color(decoded: Tensor, inputs: Tensor, how: ColorFix) -> Tensor:
-    """Decoded tiles B 3 H H with the colours of the inputs B 3 s s."""
+    """Decoded tiles B 3 H H with the colors of the inputs B 3 s s."""
     if how == "none":
         return decoded
     source = F.interpolate(inputs, size=decoded.shape[-2:], mode="bicubic")

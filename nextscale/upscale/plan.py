@@ -46,7 +46,7 @@ class WorkPlan:
     result: Size
     """Of the largest result: exactly the photograph's times the scale."""
     passes: tuple[PassPlan, ...]
-    """Over the colours, in order; each goes on from the one before."""
+    """Over the colors, in order; each goes on from the one before."""
     alpha: PassPlan | None = None
     """Over the transparency, before the others, where it is not the same everywhere and grows."""
 

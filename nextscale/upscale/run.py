@@ -84,9 +84,9 @@ class UpscaleResult:
     """Per factor, H W, when asked for: 255 where the model was sure of every code, 0 where it guessed."""
     expected_error: dict[float, NDArray[np.float32]] = field(default_factory=dict)
     """Per factor, H W, when asked for and the model has a fusion: how far each pixel may be from the truth, as the
-    expected absolute difference in 8-bit levels, mean over the colours."""
+    expected absolute difference in 8-bit levels, mean over the colors."""
     codes: dict[tuple[int, int], Codes] = field(default_factory=dict)
-    """Per tile (row, column) of the first pass over the colours: as `Tokenizer.decode` takes them."""
+    """Per tile (row, column) of the first pass over the colors: as `Tokenizer.decode` takes them."""
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds per part."""
 
@@ -117,7 +117,7 @@ def shown_map(confidence: NDArray[np.uint8], expected_error: NDArray[np.float32]
 
 
 class Run:
-    """One call of `upscale`: passes over the alpha, over the colours, and again over the result beyond x4."""
+    """One call of `upscale`: passes over the alpha, over the colors, and again over the result beyond x4."""
 
     def __init__(
         self,
@@ -209,7 +209,7 @@ class Run:
             ) from None
 
     def _planes(self) -> list[str]:
-        """The maps that go beside the colours."""
+        """The maps that go beside the colors."""
         if not self.options.confidence or self.options.fast:
             return []
         return ["confidence"] if self.pipeline.fusions is None else ["confidence", "expected_error"]
@@ -256,7 +256,7 @@ class Run:
             out.expected_error[scale] = _fitted(out.expected_error[reach], size)
 
     def _restore_alpha(self, wanted: list[float]) -> dict[float, Array]:
-        """Alpha per factor, restored apart as a grey picture; what is fully clear or opaque stays so, and at x1 all."""
+        """Alpha per factor, restored apart as a gray picture; what is fully clear or opaque stays so, and at x1 all."""
         alpha = self.picture.alpha
         if alpha is None:
             return {}
@@ -283,11 +283,11 @@ class Run:
     ) -> Iterator[tuple[list[Tile], TileStage, _Output]]:
         """One run over all tiles of H W C pixels: yields an output whenever tiles were added to it.
 
-        Where alpha (H W) is 0, each tile takes the colours of what is visible nearby. When memory runs out, the batch
+        Where alpha (H W) is 0, each tile takes the colors of what is visible nearby. When memory runs out, the batch
         is run again in smaller ones; its early stages come twice, and the outputs leave out what they have.
 
         Args:
-            planes: maps beside the colours (None: those that the options ask for).
+            planes: maps beside the colors (None: those that the options ask for).
         """
         plan, side = step.tiles, step.tiles.tile
         ladder = self.pipeline.ladder_for(self.options).for_input(side)
@@ -366,8 +366,8 @@ class _Output:
     def add(self, tiles: list[Tile], stage: TileStage) -> bool:
         """Blend in the next tiles; False where they were in already (they come twice when memory runs out)."""
         before = self.added
-        colours = stage.images.mean(1, keepdim=True) if self.pixels.shape[2] == 1 else stage.images
-        parts = [colours, *(getattr(stage, name) for name in self.planes)]
+        colors = stage.images.mean(1, keepdim=True) if self.pixels.shape[2] == 1 else stage.images
+        parts = [colors, *(getattr(stage, name) for name in self.planes)]
         for tile, values in zip(tiles, torch.cat(parts, dim=1).permute(0, 2, 3, 1).cpu().numpy(), strict=True):
             if tile.row * len(self.band.plan.lefts) + tile.column == self.added:
                 if self.preview:
@@ -511,7 +511,7 @@ def _bytes_of(file: Any) -> bytes:
 
 
 def _from_array(array: Array) -> Picture:
-    """H W C: grey, grey and alpha, RGB, or RGB and alpha."""
+    """H W C: gray, gray and alpha, RGB, or RGB and alpha."""
     if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or not array.size:
         raise ImageError(f"a picture has a height, a width and 1 to 4 channels, got {array.shape}")
     if array.dtype.kind == "f":
@@ -521,13 +521,13 @@ def _from_array(array: Array) -> Picture:
         array = images.from_float(array * 2 - 1, np.uint16)  # finer than any screen shows, and written as such
     if array.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"pixels must be uint8, uint16 or float, got {array.dtype}")
-    colours = 3 if array.shape[2] >= 3 else 1
-    alpha = np.ascontiguousarray(array[..., colours]) if array.shape[2] > colours else None
-    return Picture(np.ascontiguousarray(array[..., :colours]), alpha, format="array")
+    colors = 3 if array.shape[2] >= 3 else 1
+    alpha = np.ascontiguousarray(array[..., colors]) if array.shape[2] > colors else None
+    return Picture(np.ascontiguousarray(array[..., :colors]), alpha, format="array")
 
 
 def to_tensor(picture: Picture) -> Tensor:
-    """The colours of a picture as C H W, float32 in [0, 1]."""
+    """The colors of a picture as C H W, float32 in [0, 1]."""
     top = np.iinfo(picture.rgb.dtype).max
     return torch.from_numpy(picture.rgb.astype(np.float32) / top).permute(2, 0, 1)
 

@@ -112,7 +112,7 @@ def _jobs(limits: Limits) -> dict[str, Any]:
         "file": ("A result: x1.png, x2.jpg, x4.webp", {"200": _answer("The picture.", *_PICTURES)}),
         "map": (
             "By how many levels of 255 each pixel of the largest result may be off; asked for by confidence=true",
-            {"200": _answer("A grey PNG.", "image/png")},
+            {"200": _answer("A gray PNG.", "image/png")},
         ),
     }
     missing = {"404": _answer("There is no such job or result (any more).", _JSON)}

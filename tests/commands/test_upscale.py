@@ -109,7 +109,7 @@ def test_all_factors_and_confidence_maps_stand_beside_the_picture(run: Run) -> N
     for factor in (1, 2, 3):
         for kind in ("", "_confidence"):
             assert images.read(f"out/a_x{factor}{kind}.png").size == (30 * factor, 20 * factor)
-    assert images.read("out/a_x3_confidence.png").is_grey
+    assert images.read("out/a_x3_confidence.png").is_gray
     assert run("-i", "a.png", "-o", "one/b.webp", "-s", 2, "--all-factors").status == 0
     assert files("one") == ["b.webp", "b_x1.webp"]
 
@@ -233,15 +233,15 @@ def test_the_format_can_be_chosen(run: Run, ext: str) -> None:
 # ---- kept, from file to file ----
 
 
-def test_grey_stays_grey_and_a_palette_gives_its_colours(run: Run) -> None:
-    Image.fromarray(smooth(channels=1)[..., 0]).save("grey.png")
+def test_gray_stays_gray_and_a_palette_gives_its_colors(run: Run) -> None:
+    Image.fromarray(smooth(channels=1)[..., 0]).save("gray.png")
     Image.fromarray(smooth()).quantize(16).save("palette.png")
     clear = Image.fromarray(smooth()).quantize(16)
     clear.save("clear.png", transparency=3)
     assert run("-i", ".", "-o", "out").status == 0
-    grey, palette, clear_one = (images.read(f"out/{name}_x1.png") for name in ("grey", "palette", "clear"))
-    assert grey.is_grey
-    assert not palette.is_grey
+    gray, palette, clear_one = (images.read(f"out/{name}_x1.png") for name in ("gray", "palette", "clear"))
+    assert gray.is_gray
+    assert not palette.is_gray
     assert palette.alpha is None
     assert clear_one.alpha is not None
 
@@ -254,7 +254,7 @@ def test_sixteen_bits_in_sixteen_bits_out(run: Run, suffix: str, channels: int) 
     images.write(f"a{suffix}", Picture(deep[..., :3].copy(), alpha))
     assert run("-i", f"a{suffix}", "-o", "out", "-s", 1.5).status == 0
     result = images.read(f"out/a_x1.5{suffix}")
-    assert (result.bits, result.size, result.is_grey) == (16, (45, 30), channels == 1)
+    assert (result.bits, result.size, result.is_gray) == (16, (45, 30), channels == 1)
     assert (result.alpha is not None) == (channels == 4)
     assert len(np.unique(result.rgb)) > 256
 
@@ -642,7 +642,7 @@ def test_a_disk_that_fills_while_writing_leaves_the_old_file(run: Run, monkeypat
         (("--ext", "xcf"), "--ext"),
         (("--device", "toaster"), "unknown device toaster"),
         (("--suffix", "../x"), "--suffix"),
-        (("--colour", "red"), "--colour"),
+        (("--tint", "red"), "--tint"),
     ],
 )
 def test_wrong_options_exit_with_2_and_name_the_option(run: Run, arguments: tuple[str, ...], named: str) -> None:
@@ -682,7 +682,7 @@ def test_contradictions_exit_with_2(run: Run, arguments: tuple[str, ...], said: 
     assert files() == ["a.png", "b.png", "text"]
 
 
-@pytest.mark.parametrize("words", [[], ["restore"], ["upscale", "-h", "--colour"]])
+@pytest.mark.parametrize("words", [[], ["restore"], ["upscale", "-h", "--tint"]])
 def test_wrong_commands_exit_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(words)
@@ -752,7 +752,7 @@ def test_a_hub_id_without_network_is_one_line(run: Run, monkeypatch: pytest.Monk
         ("no weights", "missing; a model folder holds config.json and model.safetensors"),
         ("no config", "missing; a model folder holds config.json and model.safetensors"),
         ("broken json", "not readable as JSON"),
-        ("unknown key", "unknown key config.transformer.colour"),
+        ("unknown key", "unknown key config.transformer.color"),
     ],
 )
 def test_a_damaged_model_folder_is_one_line(run: Run, model_folder: Path, damage: str, said: str) -> None:
@@ -768,7 +768,7 @@ def test_a_damaged_model_folder_is_one_line(run: Run, model_folder: Path, damage
         config.write_text(config.read_text()[:-20])
     else:
         data = json.loads(config.read_text())
-        data["config"]["transformer"]["colour"] = "red"
+        data["config"]["transformer"]["color"] = "red"
         config.write_text(json.dumps(data))
     photo("a.png")
     outcome = run("-i", "a.png", "-o", "out", "-n", "./broken")
@@ -923,7 +923,7 @@ def test_pack_says_its_summary_and_check_names_what_is_damaged(command: Run) -> 
     Path("in").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     Image.fromarray(noise).save("in/a.png")
-    outcome = command("data", "pack", "in", "out", "--side", 32, "--licence", "CC0-1.0")
+    outcome = command("data", "pack", "in", "out", "--side", 32, "--license", "CC0-1.0")
     assert outcome.status == 0
     (line,) = outcome.lines
     assert line.startswith(

@@ -86,12 +86,12 @@ def test_small_photographs_are_enlarged_to_the_crop(photos: Path) -> None:
     assert Crops([str(photos)], 256).batch(0, 1).shape == (1, 3, 256, 256)
 
 
-def test_grey_deep_transparent_and_turned_photographs_are_cut_as_they_look(tmp_path: Path) -> None:
+def test_gray_deep_transparent_and_turned_photographs_are_cut_as_they_look(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     red = Image.new("RGB", (96, 64), (200, 0, 0))
     for name, picture, expected in (
-        ("grey.png", Image.new("L", (96, 64), 77), (77, 77, 77)),
+        ("gray.png", Image.new("L", (96, 64), 77), (77, 77, 77)),
         ("clear.png", Image.new("RGBA", (96, 64), (0, 0, 0, 0)), (255, 255, 255)),
         ("palette.png", red.quantize(2), (200, 0, 0)),
     ):

@@ -46,7 +46,7 @@ def test_every_picture_becomes_a_quarter_beside_its_recipe(photos: Path, tmp_pat
     assert list(contents(tmp_path / "out")) == names
     assert [outcome.lr_size for outcome in outcomes] == [(12, 10)] * 3
     lr = images.read(tmp_path / "out" / "a.png")
-    assert (lr.size, lr.bits, lr.is_grey) == ((12, 10), 8, False)
+    assert (lr.size, lr.bits, lr.is_gray) == ((12, 10), 8, False)
 
 
 def test_the_result_is_that_of_the_recipe(photos: Path, tmp_path: Path) -> None:
@@ -88,10 +88,10 @@ def test_recorded_recipes_give_the_same_bytes(photos: Path, tmp_path: Path) -> N
 def test_a_missing_or_broken_recipe_is_one_line_of_its_picture(photos: Path, tmp_path: Path) -> None:
     run(photos, tmp_path / "one")
     (tmp_path / "one" / "a.json").unlink()
-    (tmp_path / "one" / "b.json").write_text('{"factor": 4, "recipe": {"colour": 1}}')
+    (tmp_path / "one" / "b.json").write_text('{"factor": 4, "recipe": {"color": 1}}')
     outcomes = run(photos, tmp_path / "two", Plan(recipes=tmp_path / "one"))
     assert "a.json: no such recipe" in outcomes[0].error
-    assert "unknown key recipe.colour" in outcomes[1].error
+    assert "unknown key recipe.color" in outcomes[1].error
     assert not outcomes[2].error
     assert sorted(contents(tmp_path / "two")) == ["deep/c.json", "deep/c.png"]
     for text in ("[1]", "{", '{"factor": 4}', '{"factor": 0, "recipe": %s}'):
@@ -111,16 +111,16 @@ def test_odd_sizes_are_cut_to_multiples_of_the_factor(
     assert images.read(tmp_path / "out" / "a.png").size == size
 
 
-def test_grey_alpha_and_16_bits_become_8_bit_rgb(tmp_path: Path) -> None:
+def test_gray_alpha_and_16_bits_become_8_bit_rgb(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
-    grey = np.full((16, 16), 100, np.uint8)
-    Image.fromarray(grey).save(folder / "grey.png")
-    Image.fromarray(np.dstack([grey, grey, grey, np.zeros_like(grey)])).save(folder / "clear.png")
+    gray = np.full((16, 16), 100, np.uint8)
+    Image.fromarray(gray).save(folder / "gray.png")
+    Image.fromarray(np.dstack([gray, gray, gray, np.zeros_like(gray)])).save(folder / "clear.png")
     images.write(folder / "deep.png", images.Picture(np.full((16, 16, 3), 100 * 257, np.uint16)))
     outcomes = run(folder, tmp_path / "out", Plan("bilinear"))
     assert not any(outcome.error for outcome in outcomes)
-    for name, level in (("grey", 100), ("clear", 255), ("deep", 100)):
+    for name, level in (("gray", 100), ("clear", 255), ("deep", 100)):
         with Image.open(tmp_path / "out" / f"{name}.png") as lr:
             assert (lr.mode, lr.size) == ("RGB", (4, 4))
             assert (np.asarray(lr) == level).all()
@@ -216,13 +216,13 @@ def test_the_caption_holds_the_main_numbers() -> None:
     recipe = Recipe.from_json(
         '{"preset": "x4plus", "first": {"blur": {"kind": "aniso", "size": 9, "sigma_x": 1.25, "sigma_y": 0.5,'
         '"rotation": 1.0, "beta": 0.0, "cutoff": 0.0}, "resize_scale": 0.5, "resize_filter": "area",'
-        '"noise": {"kind": "gaussian", "strength": 12.0, "grey": true, "seed": 1}, "jpeg_quality": 61.2},'
+        '"noise": {"kind": "gaussian", "strength": 12.0, "gray": true, "seed": 1}, "jpeg_quality": 61.2},'
         '"second": {"blur": null, "resize_scale": 1.0, "resize_filter": "area", "noise": null, "jpeg_quality": null},'
         '"final_filter": "bicubic", "final_sinc": {"kind": "sinc", "size": 7, "sigma_x": 0.0, "sigma_y": 0.0,'
         '"rotation": 0.0, "beta": 0.0, "cutoff": 2.0}, "sinc_first": true}'
     )
     assert main_numbers(recipe) == [
-        "1: blur 1.2/0.5, x0.50, gauss 12.0 grey, JPEG 61",
+        "1: blur 1.2/0.5, x0.50, gauss 12.0 gray, JPEG 61",
         "2: sharp, x1.00",
         "to LR: bicubic, sinc 2.00, before JPEG 2",
     ]

@@ -52,11 +52,11 @@ def test_a_shifted_grid_puts_its_blocks_elsewhere(codec: str) -> None:
 
 
 def test_coarse_noise_has_its_strength_and_is_coarser_than_white_noise() -> None:
-    grey = torch.full((3, 96, 96), 0.5)
-    spec = d.NoiseSpec("coarse", 12.0, grey=False, seed=5)
-    noise = d.add_noise(grey, spec) - grey
+    gray = torch.full((3, 96, 96), 0.5)
+    spec = d.NoiseSpec("coarse", 12.0, gray=False, seed=5)
+    noise = d.add_noise(gray, spec) - gray
     assert float(noise.std() * 255) == pytest.approx(12, rel=0.1)
-    white = d.add_noise(grey, dataclasses.replace(spec, kind="gaussian")) - grey
+    white = d.add_noise(gray, dataclasses.replace(spec, kind="gaussian")) - gray
     pooled = [float(torch.nn.functional.avg_pool2d(n[None], 2).std() / n.std()) for n in (noise, white)]
     assert pooled[1] == pytest.approx(0.5, abs=0.03)
     assert pooled[0] > 0.65

@@ -84,7 +84,7 @@ def test_every_window_of_a_sharp_photograph_becomes_a_crop_with_its_origin(photo
     assert {row["photo"] for row in rows} == {"a.png", "deep/b.png"}
     assert {row["source"] for row in rows} == {"photos"}
     assert {row["reduction"] for row in rows} == {1}
-    assert {row["licence"] for row in rows} == {None}
+    assert {row["license"] for row in rows} == {None}
     assert summary.unlicensed == 24
 
 
@@ -179,7 +179,7 @@ def test_shards_are_read_by_crops_and_by_webdataset(photos: Path, tmp_path: Path
     assert all(json.loads(sample["json"])["photo"] and sample["jpg"][:2] == b"\xff\xd8" for sample in samples)
 
 
-def test_source_and_licence_come_from_options_sidecars_and_licence_files(photos: Path) -> None:
+def test_source_and_license_come_from_options_sidecars_and_license_files(photos: Path) -> None:
     plain = PackOptions()
     a, b = photos / "a.png", photos / "deep" / "b.png"
     assert provenance(b, photos, plain) == ("photos", None)
@@ -190,7 +190,9 @@ def test_source_and_licence_come_from_options_sidecars_and_licence_files(photos:
     assert provenance(a, photos, plain) == ("photos", "The Unlicense")
     b.with_suffix(".json").write_text('{"source": "https://example.org/b", "license": "CC-BY-4.0", "size": 3}')
     assert provenance(b, photos, plain) == ("https://example.org/b", "CC-BY-4.0")
-    assert provenance(b, photos, PackOptions(source="mine", licence="all mine")) == ("mine", "all mine")
+    b.with_suffix(".json").write_text('{"licence": "CC0-1.0"}')
+    assert provenance(b, photos, plain) == ("photos", "CC0-1.0")
+    assert provenance(b, photos, PackOptions(source="mine", license="all mine")) == ("mine", "all mine")
     b.with_suffix(".json").write_text("{broken")
     assert provenance(b, photos, plain) == ("photos", "`b.png`; Ada; CC0")
 

@@ -44,7 +44,7 @@ def bench(tmp_path: Path) -> Path:
 
 
 class Flat:
-    """A method that gives one colour, counts its calls, and can be made to stop at one."""
+    """A method that gives one color, counts its calls, and can be made to stop at one."""
 
     name = "flat"
 

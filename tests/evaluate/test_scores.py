@@ -129,9 +129,9 @@ def test_fid_of_folders_compares_their_features(folders: tuple[Path, Path], monk
     assert result.images == [{"name": "0"}, {"name": "1"}, {"name": "e"}]
 
 
-def test_grey_and_transparent_pictures_are_compared_as_rgb(tmp_path: Path) -> None:
-    save(tmp_path / "grey.png", noise(0)[..., 0])
-    assert read_pixels(tmp_path / "grey.png").shape == (16, 20, 3)
+def test_gray_and_transparent_pictures_are_compared_as_rgb(tmp_path: Path) -> None:
+    save(tmp_path / "gray.png", noise(0)[..., 0])
+    assert read_pixels(tmp_path / "gray.png").shape == (16, 20, 3)
     save(tmp_path / "clear.png", np.zeros((4, 4, 4), np.uint8))
     assert read_pixels(tmp_path / "clear.png").min() == 255
     (tmp_path / "bad.png").write_bytes(b"no")

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from nextscale.evaluate.summary import RESAMPLES, Summary, bootstrap, summarise
+from nextscale.evaluate.summary import RESAMPLES, Summary, bootstrap, summarize
 
 
 def test_the_interval_is_that_of_the_mean() -> None:
@@ -37,26 +37,26 @@ def test_the_same_values_give_the_same_interval_whatever_the_chunks(monkeypatch:
 
 
 def test_one_value_has_a_mean_and_no_interval() -> None:
-    assert summarise([3.0]) == Summary(3.0, None, 1)
-    assert "leave it out" in summarise([math.nan]).unavailable
+    assert summarize([3.0]) == Summary(3.0, None, 1)
+    assert "leave it out" in summarize([math.nan]).unavailable
 
 
 def test_pictures_without_a_value_are_left_out_and_noted() -> None:
-    summary = summarise([1.0, math.nan, 3.0])
+    summary = summarize([1.0, math.nan, 3.0])
     assert (summary.mean, summary.ci95, summary.count) == (2.0, (1.0, 3.0), 2)
     assert summary.note.endswith("blank: 1")
 
 
 def test_infinite_values_are_counted_and_left_out() -> None:
-    summary = summarise([30.0, math.inf, 32.0])
+    summary = summarize([30.0, math.inf, 32.0])
     assert (summary.mean, summary.count, summary.infinite) == (31.0, 3, 1)
     assert summary.ci95 == (30.0, 32.0)
-    every = summarise([math.inf, math.inf])
+    every = summarize([math.inf, math.inf])
     assert (every.mean, every.ci95, every.infinite) == (math.inf, None, 2)
 
 
 def test_json_is_strict() -> None:
-    rows = [summarise([30.0, 32.0]), summarise([math.inf]), Summary(unavailable="fetch them"), summarise([1.0])]
+    rows = [summarize([30.0, 32.0]), summarize([math.inf]), Summary(unavailable="fetch them"), summarize([1.0])]
     assert [json.loads(json.dumps(row.as_json(), allow_nan=False)) for row in rows] == [
         {"mean": 31.0, "ci95": [30.0, 32.0], "count": 2},
         {"mean": "inf", "ci95": None, "count": 1, "infinite": 1},

@@ -9,7 +9,7 @@ import math
 
 import pytest
 
-from nextscale.evaluate.summary import Summary, summarise
+from nextscale.evaluate.summary import Summary, summarize
 from nextscale.evaluate.table import (
     Evaluation,
     Row,
@@ -25,7 +25,7 @@ from nextscale.evaluate.table import (
 
 def row(method: str, factor: float, values: list[float], lpips: Summary) -> Row:
     named = [{"name": str(i), "psnr": value, "seconds": 0.5} for i, value in enumerate(values)]
-    return Row(method, factor, {"psnr": summarise(values), "lpips": lpips}, named, 0.5, 0.6)
+    return Row(method, factor, {"psnr": summarize(values), "lpips": lpips}, named, 0.5, 0.6)
 
 
 def evaluation() -> Evaluation:
@@ -61,7 +61,7 @@ def test_csv_reads_back() -> None:
 
 
 def test_folders_have_the_promised_json() -> None:
-    metrics = {"psnr": summarise([20.0, 22.0]), "fid": Summary(3.0, None, 2, note="no interval")}
+    metrics = {"psnr": summarize([20.0, 22.0]), "fid": Summary(3.0, None, 2, note="no interval")}
     images = [{"name": "a", "psnr": 20.0}, {"name": "b", "psnr": math.nan}]
     content = json.loads(folders_json(metrics, images, border=4))
     assert content["metrics"]["psnr"]["mean"] == 21.0

@@ -21,7 +21,7 @@ cv2 = pytest.importorskip("cv2")
 H, W = 13, 17
 SUFFIXES = (".png", ".jpg", ".webp", ".tif", ".bmp", ".avif")
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-GREY_PROFILE = SRGB[:16] + b"GRAY" + SRGB[20:]
+GRAY_PROFILE = SRGB[:16] + b"GRAY" + SRGB[20:]
 
 
 def noise(*shape: int, dtype: type = np.uint8, seed: int = 0) -> Array:
@@ -33,8 +33,8 @@ def smooth(height: int = 48, width: int = 64) -> Array:
     return np.stack([x * 255, y * 255, (x + y) * 127], axis=2).astype(np.uint8)
 
 
-def picture(colours: int, alpha: bool, dtype: type, **more: Any) -> Picture:
-    return Picture(noise(H, W, colours, dtype=dtype), noise(H, W, dtype=dtype, seed=1) if alpha else None, **more)
+def picture(colors: int, alpha: bool, dtype: type, **more: Any) -> Picture:
+    return Picture(noise(H, W, colors, dtype=dtype), noise(H, W, dtype=dtype, seed=1) if alpha else None, **more)
 
 
 def saved(im: Image.Image, form: str, **options: Any) -> bytes:
@@ -53,7 +53,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(array: Array, depth: int, colour_type: int, extra: bytes = b"", interlace: bool = False) -> bytes:
+def png(array: Array, depth: int, color_type: int, extra: bytes = b"", interlace: bool = False) -> bytes:
     """A PNG by hand, unfiltered; `array` is H W C of samples, for 8 or 16 bits, or H W of packed bytes below."""
     height, width = array.shape[0], array.shape[1] * (8 // depth if depth < 8 else 1)
     passes = [(0, 0, 1, 1)]
@@ -63,7 +63,7 @@ def png(array: Array, depth: int, colour_type: int, extra: bytes = b"", interlac
     for top, left, down, across in passes:
         part = array[top::down, left::across].astype(">u2" if depth == 16 else "u1")
         rows += b"".join(b"\0" + row.tobytes() for row in part if row.size)
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, interlace)
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, interlace)
     body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 

@@ -54,7 +54,7 @@ def hostile_exif(tags: int, size: int) -> bytes:
 
 
 def tiff_of_tags(tags: int, count: int) -> bytes:
-    """8 x 8 grey pixels and tags of that many bytes each, which all lie at the same place."""
+    """8 x 8 gray pixels and tags of that many bytes each, which all lie at the same place."""
     whole = bytearray(tiff(noise(8, 8), photometric="minisblack", byteorder="<"))
     (at,) = struct.unpack_from("<I", whole, 4)
     (number,) = struct.unpack_from("<H", whole, at)
@@ -164,11 +164,11 @@ def test_a_jpeg_loses_the_segments_that_say_nothing() -> None:
 # ---- PNG ----
 
 
-@pytest.mark.parametrize(("depth", "colour_type"), [(8, 2), (16, 0), (16, 2), (1, 0), (8, 3)])
+@pytest.mark.parametrize(("depth", "color_type"), [(8, 2), (16, 0), (16, 2), (1, 0), (8, 3)])
 @pytest.mark.parametrize("interlace", [0, 1])
-def test_a_png_stops_at_the_size_in_its_header(depth: int, colour_type: int, interlace: int) -> None:
-    header = struct.pack(">IIBBBBB", 16, 16, depth, colour_type, 0, 0, interlace)
-    palette = chunk(b"PLTE", bytes(6)) if colour_type == 3 else b""
+def test_a_png_stops_at_the_size_in_its_header(depth: int, color_type: int, interlace: int) -> None:
+    header = struct.pack(">IIBBBBB", 16, 16, depth, color_type, 0, 0, interlace)
+    palette = chunk(b"PLTE", bytes(6)) if color_type == 3 else b""
     stream = zlib.compress(bytes(100 * MIB))
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + palette + chunk(b"IDAT", stream) + chunk(b"IEND", b"")
     pictures: list[Picture] = []
@@ -177,15 +177,15 @@ def test_a_png_stops_at_the_size_in_its_header(depth: int, colour_type: int, int
     assert not pictures[0].rgb.any()
 
 
-@pytest.mark.parametrize("colour_type", [0, 2])
+@pytest.mark.parametrize("color_type", [0, 2])
 @pytest.mark.parametrize("depth", [8, 16])
-def test_a_png_whose_stream_ends_early_is_refused(depth: int, colour_type: int) -> None:
+def test_a_png_whose_stream_ends_early_is_refused(depth: int, color_type: int) -> None:
     """A whole stream with a right checksum, of rows for a part of the picture: no rows are invented."""
     dtype = np.uint16 if depth == 16 else np.uint8
-    whole = png(noise(24, 24, 3 if colour_type else 1, dtype=dtype), depth, colour_type)
-    tall = chunk(b"IHDR", struct.pack(">IIBBBBB", 24, 1000, depth, colour_type, 0, 0, 0))
+    whole = png(noise(24, 24, 3 if color_type else 1, dtype=dtype), depth, color_type)
+    tall = chunk(b"IHDR", struct.pack(">IIBBBBB", 24, 1000, depth, color_type, 0, 0, 0))
     assert "truncated" in refusal(whole[:8] + tall + whole[33:])
-    taller = chunk(b"IHDR", struct.pack(">IIBBBBB", 24, 2_097_172, depth, colour_type, 0, 0, 0))
+    taller = chunk(b"IHDR", struct.pack(">IIBBBBB", 24, 2_097_172, depth, color_type, 0, 0, 0))
     assert "truncated" in refusal(whole[:8] + taller + whole[33:])
 
 

@@ -58,7 +58,7 @@ def red_of(icc: bytes | None) -> tuple[float, ...]:
 
 
 def as_srgb(icc: bytes | None, pixels: Array) -> Array:
-    """Pixels with a profile as a colour-managed program shows them on an sRGB screen."""
+    """Pixels with a profile as a color-managed program shows them on an sRGB screen."""
     assert icc is not None
     profile, srgb = ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
     shown = ImageCms.profileToProfile(Image.fromarray(pixels), profile, srgb, outputMode="RGB")
@@ -104,7 +104,7 @@ def test_exif_says_the_same_print_size() -> None:
     assert parsed(back.exif)[0x011A] == 300
 
 
-# ---- colour ----
+# ---- color ----
 
 
 @pytest.mark.parametrize("suffix", [s for s in EVERY if s != ".bmp"])
@@ -125,9 +125,9 @@ def test_bmp_has_no_profile_so_the_pixels_take_on_srgb() -> None:
 def test_gamma_is_kept() -> None:
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
     linear = chunk(b"gAMA", struct.pack(">I", 100_000))
-    grey, colour = (image.decode_bytes(png(x, 8, kind, linear)) for x, kind in ((ramp, 0), (np.dstack([ramp] * 3), 2)))
+    gray, color = (image.decode_bytes(png(x, 8, kind, linear)) for x, kind in ((ramp, 0), (np.dstack([ramp] * 3), 2)))
     want = 255 * np.where(ramp / 255 <= 0.0031308, ramp / 255 * 12.92, 1.055 * (ramp / 255) ** (1 / 2.4) - 0.055)
-    for icc, pixels in ((grey.icc, ramp), (colour.icc, np.dstack([ramp] * 3))):
+    for icc, pixels in ((gray.icc, ramp), (color.icc, np.dstack([ramp] * 3))):
         shown = as_srgb(icc, pixels)[..., 1].astype(float)
         assert np.abs(shown - want)[ramp > 20].max() < 1.5
 
@@ -174,13 +174,13 @@ def test_unknown_numbers_are_refused() -> None:
 
 
 def with_nclx(primaries: int, transfer: int) -> bytes:
-    """An AVIF that states its colours in numbers."""
+    """An AVIF that states its colors in numbers."""
     whole = saved(Image.fromarray(smooth()), "AVIF")
     at = whole.index(b"nclx") + 4
     return whole[:at] + struct.pack(">HH", primaries, transfer) + whole[at + 4 :]
 
 
-def test_colours_of_an_avif_in_numbers_are_kept() -> None:
+def test_colors_of_an_avif_in_numbers_are_kept() -> None:
     assert image.decode_bytes(with_nclx(1, 13)).icc is None
     assert image.decode_bytes(with_nclx(2, 2)).icc is None
     assert red_of(image.decode_bytes(with_nclx(12, 13)).icc) == pytest.approx(P3_RED, abs=2e-4)
@@ -321,7 +321,7 @@ def test_unpremultiplying_is_exact_down_to_the_faintest_alpha() -> None:
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_8_bit_premultiplied_tiff_gets_its_colour_back_to_the_nearest(compression: str | None) -> None:
+def test_8_bit_premultiplied_tiff_gets_its_color_back_to_the_nearest(compression: str | None) -> None:
     alpha = np.arange(256, dtype=np.uint8).reshape(16, 16)
     stored = np.minimum(noise(16, 16, 3), alpha[..., None])
     options: dict[str, Any] = {"photometric": "rgb", "extrasamples": ["assocalpha"], "compression": compression}

@@ -28,9 +28,9 @@ def samples_of_every_format() -> dict[str, bytes]:
     exif = exif_block(6)
     files = {f"rgb{suffix}": image.encode_bytes(picture(3, False, np.uint8, exif=exif), suffix) for suffix in SUFFIXES}
     for suffix in (".png", ".tif"):
-        for colours in (1, 3):
-            deep = picture(colours, True, np.uint16, exif=exif, icc=SRGB[:200] if colours == 3 else None)
-            files[f"16 bit {colours}{suffix}"] = image.encode_bytes(deep, suffix)
+        for colors in (1, 3):
+            deep = picture(colors, True, np.uint16, exif=exif, icc=SRGB[:200] if colors == 3 else None)
+            files[f"16 bit {colors}{suffix}"] = image.encode_bytes(deep, suffix)
     im = Image.fromarray(noise(H, W, 3))
     files["gif"] = saved(im.quantize(16), "GIF", transparency=3)
     files["palette"] = saved(im.quantize(16), "PNG", transparency=3)

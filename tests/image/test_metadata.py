@@ -56,8 +56,8 @@ def test_orientation_of_16_bit_files_is_applied_once(orientation: int) -> None:
     exif = chunk(b"eXIf", exif_block(orientation)[6:])
     for data in (png(stored, 16, 2, exif), tiff(stored, photometric="rgb", extratags=tag)):
         np.testing.assert_array_equal(image.decode_bytes(data).rgb, stored.reshape(-1, 3)[order])
-    grey = tiff(stored[..., 0], photometric="minisblack", extratags=tag)
-    np.testing.assert_array_equal(image.decode_bytes(grey).rgb[..., 0], stored[..., 0].reshape(-1)[order])
+    gray = tiff(stored[..., 0], photometric="minisblack", extratags=tag)
+    np.testing.assert_array_equal(image.decode_bytes(gray).rgb[..., 0], stored[..., 0].reshape(-1)[order])
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".avif"])

@@ -19,11 +19,11 @@ from tests.image.pictures import (
 )
 
 
-@pytest.mark.parametrize("colour_type", [0, 2, 4, 6])
+@pytest.mark.parametrize("color_type", [0, 2, 4, 6])
 @pytest.mark.parametrize("interlace", [False, True])
-def test_16_bit_png_of_every_colour_type(colour_type: int, interlace: bool) -> None:
-    samples = noise(H, W, {0: 1, 2: 3, 4: 2, 6: 4}[colour_type], dtype=np.uint16)
-    back = image.decode_bytes(png(samples, 16, colour_type, interlace=interlace))
+def test_16_bit_png_of_every_color_type(color_type: int, interlace: bool) -> None:
+    samples = noise(H, W, {0: 1, 2: 3, 4: 2, 6: 4}[color_type], dtype=np.uint16)
+    back = image.decode_bytes(png(samples, 16, color_type, interlace=interlace))
     got = back.rgb if back.alpha is None else np.dstack([back.rgb, back.alpha])
     np.testing.assert_array_equal(got, samples)
 

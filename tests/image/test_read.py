@@ -17,7 +17,7 @@ from nextscale import image
 from nextscale.errors import ImageError
 from nextscale.image import Picture
 from tests.image.pictures import (
-    GREY_PROFILE,
+    GRAY_PROFILE,
     SRGB,
     SUFFIXES,
     H,
@@ -62,13 +62,13 @@ def test_transparent_gif_becomes_rgba() -> None:
     np.testing.assert_array_equal(back.alpha == 0, np.array(im) == 3)
 
 
-@pytest.mark.parametrize(("depth", "colour_type"), [(8, 0), (8, 2), (16, 0), (16, 2)])
-def test_a_declared_transparent_colour_becomes_alpha(depth: int, colour_type: int) -> None:
-    channels, dtype = (1, 3)[colour_type == 2], (np.uint8, np.uint16)[depth == 16]
+@pytest.mark.parametrize(("depth", "color_type"), [(8, 0), (8, 2), (16, 0), (16, 2)])
+def test_a_declared_transparent_color_becomes_alpha(depth: int, color_type: int) -> None:
+    channels, dtype = (1, 3)[color_type == 2], (np.uint8, np.uint16)[depth == 16]
     samples = noise(H, W, channels, dtype=dtype)
     samples[2:4] = samples[0, 0]
     key = samples[0, 0].astype(">u2").tobytes()
-    back = image.decode_bytes(png(samples, depth, colour_type, chunk(b"tRNS", key)))
+    back = image.decode_bytes(png(samples, depth, color_type, chunk(b"tRNS", key)))
     np.testing.assert_array_equal(back.rgb, samples)
     assert back.alpha is not None
     want = np.where((samples == samples[0, 0]).all(axis=2), 0, np.iinfo(dtype).max)
@@ -76,7 +76,7 @@ def test_a_declared_transparent_colour_becomes_alpha(depth: int, colour_type: in
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_few_bits_of_grey_spread_over_eight(depth: int) -> None:
+def test_few_bits_of_gray_spread_over_eight(depth: int) -> None:
     packed = noise(H, 3)
     per_byte, top = 8 // depth, 2**depth - 1
     levels = (packed[..., None] >> (np.arange(per_byte)[::-1] * depth)).reshape(H, -1) & top
@@ -87,7 +87,7 @@ def test_few_bits_of_grey_spread_over_eight(depth: int) -> None:
     np.testing.assert_array_equal(keyed.alpha == 0, levels == 1)
 
 
-def test_one_bit_becomes_grey() -> None:
+def test_one_bit_becomes_gray() -> None:
     bits = noise(H, W) > 127
     for form in ("PNG", "BMP", "TIFF"):
         back = image.decode_bytes(saved(Image.fromarray(bits), form))
@@ -104,13 +104,13 @@ def test_cmyk_without_profile_becomes_rgb(form: str) -> None:
 
 def test_cmyk_goes_through_its_own_profile() -> None:
     cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
-    back = image.decode_bytes(saved(cyan, "TIFF", icc_profile=cyan_is_grey_profile()))
+    back = image.decode_bytes(saved(cyan, "TIFF", icc_profile=cyan_is_gray_profile()))
     assert np.ptp(back.rgb) < 4  # by the profile neutral; the plain formula would give (0, 255, 255)
     assert 90 < back.rgb.mean() < 150
     assert back.icc is None
 
 
-def cyan_is_grey_profile() -> bytes:
+def cyan_is_gray_profile() -> bytes:
     """A CMYK profile whose full cyan is L*a*b* (50, 0, 0) and whose other inks darken."""
     corners = [((255, 128, 128) if i == 0 else (128, 128, 128) if i == 8 else (0, 128, 128)) for i in range(16)]
     ramp = bytes(range(256))
@@ -128,12 +128,12 @@ def test_lab_becomes_rgb() -> None:
     assert image.decode_bytes(saved(lab, "TIFF")).rgb.min() > 250
 
 
-def test_a_profile_for_other_colours_is_dropped() -> None:
-    grey, colour = Image.fromarray(smooth()[..., 0]), Image.fromarray(smooth())
-    assert image.decode_bytes(saved(grey, "PNG", icc_profile=GREY_PROFILE)).icc == GREY_PROFILE
-    assert image.decode_bytes(saved(grey, "PNG", icc_profile=SRGB)).icc is None
-    assert image.decode_bytes(saved(colour, "JPEG", icc_profile=GREY_PROFILE)).icc is None
-    assert image.decode_bytes(saved(colour, "JPEG", icc_profile=b"rubbish")).icc is None
+def test_a_profile_for_other_colors_is_dropped() -> None:
+    gray, color = Image.fromarray(smooth()[..., 0]), Image.fromarray(smooth())
+    assert image.decode_bytes(saved(gray, "PNG", icc_profile=GRAY_PROFILE)).icc == GRAY_PROFILE
+    assert image.decode_bytes(saved(gray, "PNG", icc_profile=SRGB)).icc is None
+    assert image.decode_bytes(saved(color, "JPEG", icc_profile=GRAY_PROFILE)).icc is None
+    assert image.decode_bytes(saved(color, "JPEG", icc_profile=b"rubbish")).icc is None
 
 
 @pytest.mark.parametrize(

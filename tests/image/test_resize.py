@@ -1,4 +1,4 @@
-"""Resizing, and the colours of what is transparent."""
+"""Resizing, and the colors of what is transparent."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def test_bleed_leaves_no_halo(dtype: type) -> None:
     full = np.iinfo(dtype).max
     y, x = np.mgrid[:40, :50]
     alpha: Array = np.where((y - 20) ** 2 + (x - 25) ** 2 < 150, full, 0).astype(dtype)
-    colour: Array = np.array([full, full // 2, 7], dtype)
+    color: Array = np.array([full, full // 2, 7], dtype)
     for background in (0, full):
-        rgb: Array = np.where(alpha[..., None] > 0, colour, dtype(background)).astype(dtype)
+        rgb: Array = np.where(alpha[..., None] > 0, color, dtype(background)).astype(dtype)
         filled = image.bleed(rgb, alpha)
         assert np.ptp(filled.astype(int), axis=(0, 1)).max() == 0
         large = image.resize(filled, (200, 160), filter="lanczos")
         assert np.ptp(large.astype(int), axis=(0, 1)).max() == 0
 
 
-def test_bleed_takes_the_nearest_colours_and_keeps_visible_pixels() -> None:
+def test_bleed_takes_the_nearest_colors_and_keeps_visible_pixels() -> None:
     rgb = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None] * 4, (64, 64, 3)).copy()
     alpha = np.where(np.arange(64) < 32, 200, 0).astype(np.uint8) * np.ones((64, 1), np.uint8)
     hidden = alpha == 0
@@ -47,7 +47,7 @@ def test_bleed_takes_the_nearest_colours_and_keeps_visible_pixels() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 33), st.integers(1, 33), st.integers(0, 5), st.sampled_from([np.uint8, np.uint16]))
-def test_bleed_stays_within_the_visible_colours(height: int, width: int, seed: int, dtype: type) -> None:
+def test_bleed_stays_within_the_visible_colors(height: int, width: int, seed: int, dtype: type) -> None:
     rgb, alpha = noise(height, width, 3, dtype=dtype, seed=seed), noise(height, width, dtype=dtype, seed=seed + 1)
     alpha[alpha < np.iinfo(dtype).max * 0.8] = 0
     filled = image.bleed(rgb, alpha)

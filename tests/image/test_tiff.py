@@ -27,12 +27,12 @@ from tests.image.pictures import (
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"compression": "zlib", "predictor": 2}])
-@pytest.mark.parametrize("kind", ["grey", "grey alpha", "rgb", "rgba", "planar", "tiled", "big"])
+@pytest.mark.parametrize("kind", ["gray", "gray alpha", "rgb", "rgba", "planar", "tiled", "big"])
 def test_16_bit_tiff_in_every_layout(order: str, options: dict[str, Any], kind: str) -> None:
-    colours, alpha = 1 if "grey" in kind else 3, kind in ("grey alpha", "rgba")
-    original = picture(colours, alpha, np.uint16)
+    colors, alpha = 1 if "gray" in kind else 3, kind in ("gray alpha", "rgba")
+    original = picture(colors, alpha, np.uint16)
     stored = original.rgb if original.alpha is None else np.dstack([original.rgb, original.alpha])
-    layout: dict[str, Any] = {"photometric": "minisblack" if colours == 1 else "rgb", "byteorder": order} | options
+    layout: dict[str, Any] = {"photometric": "minisblack" if colors == 1 else "rgb", "byteorder": order} | options
     if alpha:
         layout |= {"extrasamples": ["unassalpha"], "planarconfig": "contig"}
     special: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ def test_16_bit_tiff_in_every_layout(order: str, options: dict[str, Any], kind: 
     layout |= special.get(kind, {})
     if kind == "planar":
         stored = np.moveaxis(stored, 2, 0)
-    assert_same(image.decode_bytes(tiff(stored[..., 0] if kind == "grey" else stored, **layout)), original)
+    assert_same(image.decode_bytes(tiff(stored[..., 0] if kind == "gray" else stored, **layout)), original)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -61,12 +61,12 @@ def test_16_bit_tiff_with_white_at_zero_is_inverted() -> None:
     )
 
 
-def test_premultiplied_16_bit_tiff_gets_its_colour_back() -> None:
-    colour, alpha = noise(H, W, 3, dtype=np.uint16), noise(H, W, dtype=np.uint16) | np.uint16(0x4000)
-    stored = np.rint(colour * (alpha[..., None] / 65535)).astype(np.uint16)
+def test_premultiplied_16_bit_tiff_gets_its_color_back() -> None:
+    color, alpha = noise(H, W, 3, dtype=np.uint16), noise(H, W, dtype=np.uint16) | np.uint16(0x4000)
+    stored = np.rint(color * (alpha[..., None] / 65535)).astype(np.uint16)
     data = tiff(np.dstack([stored, alpha]), photometric="rgb", extrasamples=["assocalpha"])
     back = image.decode_bytes(data)
-    assert np.abs(back.rgb.astype(int) - colour).max() <= 2
+    assert np.abs(back.rgb.astype(int) - color).max() <= 2
     np.testing.assert_array_equal(back.alpha, alpha)
 
 

@@ -20,7 +20,7 @@ from nextscale.errors import ImageError, OptionError
 from nextscale.image import Picture
 from nextscale.install import how_to_install
 from tests.image.pictures import (
-    GREY_PROFILE,
+    GRAY_PROFILE,
     SRGB,
     H,
     W,
@@ -38,14 +38,14 @@ from tests.image.pictures import (
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize("colors", [1, 3])
 @pytest.mark.parametrize("alpha", [False, True])
-def test_png_and_tiff_keep_every_sample(suffix: str, dtype: type, colours: int, alpha: bool, tmp_path: Path) -> None:
-    original = picture(colours, alpha, dtype)
+def test_png_and_tiff_keep_every_sample(suffix: str, dtype: type, colors: int, alpha: bool, tmp_path: Path) -> None:
+    original = picture(colors, alpha, dtype)
     image.write(tmp_path / f"a{suffix}", original)
     back = image.read(tmp_path / f"a{suffix}")
     assert_same(back, original)
-    assert (back.size, back.bits, back.is_grey) == ((W, H), 8 * np.dtype(dtype).itemsize, colours == 1)
+    assert (back.size, back.bits, back.is_gray) == ((W, H), 8 * np.dtype(dtype).itemsize, colors == 1)
     assert back.lossless
     assert back.exif is None
     assert back.icc is None
@@ -77,9 +77,9 @@ def test_lossless_webp_is_exact_even_where_transparent(alpha: bool) -> None:
     assert back.lossless
 
 
-@pytest.mark.parametrize("colours", [1, 3])
-def test_bmp_is_exact(colours: int) -> None:
-    original = picture(colours, False, np.uint8)
+@pytest.mark.parametrize("colors", [1, 3])
+def test_bmp_is_exact(colors: int) -> None:
+    original = picture(colors, False, np.uint8)
     assert_same(image.decode_bytes(image.encode_bytes(original, ".bmp")), original)
 
 
@@ -90,17 +90,17 @@ def test_lossy_formats_are_near_and_say_so(suffix: str) -> None:
     assert not back.lossless
 
 
-def test_jpeg_keeps_grey_and_full_colour_resolution() -> None:
-    grey = Picture(smooth()[..., :1])
-    assert image.decode_bytes(image.encode_bytes(grey, ".jpg")).is_grey
-    coloured = Image.open(io.BytesIO(image.encode_bytes(Picture(smooth()), ".jpg")))
-    assert [layer[1:3] for layer in coloured.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]
+def test_jpeg_keeps_gray_and_full_color_resolution() -> None:
+    gray = Picture(smooth()[..., :1])
+    assert image.decode_bytes(image.encode_bytes(gray, ".jpg")).is_gray
+    colored = Image.open(io.BytesIO(image.encode_bytes(Picture(smooth()), ".jpg")))
+    assert [layer[1:3] for layer in colored.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".avif"])
-def test_grey_becomes_rgb_where_the_format_has_no_grey(suffix: str) -> None:
-    grey = dataclasses.replace(picture(1, True, np.uint8), icc=GREY_PROFILE)
-    back = image.decode_bytes(image.encode_bytes(grey, suffix, quality=100))
+def test_gray_becomes_rgb_where_the_format_has_no_gray(suffix: str) -> None:
+    gray = dataclasses.replace(picture(1, True, np.uint8), icc=GRAY_PROFILE)
+    back = image.decode_bytes(image.encode_bytes(gray, suffix, quality=100))
     assert back.rgb.shape == (H, W, 3)
     assert back.alpha is not None
     assert back.icc is None
@@ -125,17 +125,17 @@ def test_16_bit_files_keep_icc_and_exif(suffix: str) -> None:
 def test_without_the_extra_16_bits_are_refused_with_the_remedy(
     suffix: str, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    colour = image.encode_bytes(picture(3, False, np.uint16), suffix)
-    grey = image.encode_bytes(picture(1, False, np.uint16), suffix)
+    color = image.encode_bytes(picture(3, False, np.uint16), suffix)
+    gray = image.encode_bytes(picture(1, False, np.uint16), suffix)
     monkeypatch.setitem(sys.modules, missing, None)
-    assert how_to_install("depth16") in refusal(colour)
-    assert image.decode_bytes(grey).bits == 16  # plain grey needs no extra
+    assert how_to_install("depth16") in refusal(color)
+    assert image.decode_bytes(gray).bits == 16  # plain gray needs no extra
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-@pytest.mark.parametrize("colours", [1, 3])
-def test_truncated_16_bit_pictures_are_refused(suffix: str, colours: int) -> None:
-    whole = image.encode_bytes(Picture(noise(64, 64, colours, dtype=np.uint16)), suffix)
+@pytest.mark.parametrize("colors", [1, 3])
+def test_truncated_16_bit_pictures_are_refused(suffix: str, colors: int) -> None:
+    whole = image.encode_bytes(Picture(noise(64, 64, colors, dtype=np.uint16)), suffix)
     assert "truncated" in refusal(whole[: len(whole) // 2])
 
 

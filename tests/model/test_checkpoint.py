@@ -40,7 +40,7 @@ def test_a_saved_model_loads_bit_for_bit(model: NextScale, model_folder: Path) -
         assert torch.equal(tensor, model.state_dict()[name]), name
 
 
-def test_half_precision_keeps_the_quantiser_whole(model: NextScale, tmp_path: Path) -> None:
+def test_half_precision_keeps_the_quantizer_whole(model: NextScale, tmp_path: Path) -> None:
     state = load_file(model.save_pretrained(tmp_path) / "model.safetensors")
     for name, tensor in state.items():
         assert tensor.dtype == (torch.float32 if "quantizer." in name else torch.float16), name

@@ -56,7 +56,7 @@ def test_the_transformer_reports_taken_resized_and_new(fixtures: Path, var: dict
     report = "\n".join(convert(fixtures / "var_tiny.pth", tmp_path, "var", "transformer"))
     assert "taken: 30 tensors (2 blocks" in report
     assert "position (4 x 4 of the last step -> 48 x 48)" in report
-    assert "newly initialised: level row of the prefix" in report
+    assert "newly initialized: level row of the prefix" in report
     state = load_file(tmp_path / "model.safetensors")
     assert torch.equal(state["stack.blocks.1.attn.qkv.weight"], var["blocks.1.attn.mat_qkv.weight"])
     assert torch.equal(state["stack.head.weight"], var["head.weight"])
@@ -81,7 +81,7 @@ def test_what_cannot_be_expressed_is_refused_by_name(
     assert not (tmp_path / "out").exists()
 
 
-def test_varsr_is_recognised_under_another_flag(var: dict[str, Tensor], tmp_path: Path) -> None:
+def test_varsr_is_recognized_under_another_flag(var: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "VARSR.pth"
     torch.save({"trainer": {"var_wo_ddp": var | {"con_embedding.0.weight": torch.zeros(1)}}}, path)
     with pytest.raises(ModelError, match="this is VARSR's transformer"):

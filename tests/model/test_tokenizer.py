@@ -132,9 +132,9 @@ def test_images_that_do_not_fit_are_refused(model: NextScale) -> None:
 def test_the_recurrence_stays_in_float32_under_autocast(model: NextScale) -> None:
     images = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(3)) * 2 - 1
     latents = model.tokenizer.stage_latents(images)
-    plain = model.tokenizer.quantise(latents)
+    plain = model.tokenizer.quantize(latents)
     with torch.autocast("cpu", torch.bfloat16):
-        cast = model.tokenizer.quantise(latents)
+        cast = model.tokenizer.quantize(latents)
         canvases = model.tokenizer.canvases(cast)
     assert all(torch.equal(a, b) for a, b in zip(plain.steps, cast.steps, strict=True))
     assert all(f.dtype == torch.float32 for f in canvases)
@@ -158,7 +158,7 @@ def test_the_fidelity_dial_is_monotone_towards_the_input(model: NextScale) -> No
     enlarged = torch.nn.functional.interpolate(inputs, size=(512, 512), mode="bicubic")
     codes = model.tokenizer.encode(torch.zeros(1, 3, 512, 512))
     f = model.tokenizer.canvases(codes)[-1]
-    at = [model.tokenizer.decode_canvas(f, 2, inputs=inputs, weight=w) for w in (0.0, 0.5, 1.0)]
+    at = [model.tokenizer.decode_canvas(f, 2, inputs=inputs, fidelity=w) for w in (0.0, 0.5, 1.0)]
     assert torch.equal(at[0], model.tokenizer.decode_canvas(f, 2))
     distances = [float((image - enlarged).abs().mean()) for image in at]
     assert distances[0] > distances[1] > distances[2]

@@ -7,11 +7,11 @@ import pytest
 
 from nextscale import image as images
 from nextscale.errors import ImageError, OptionError
-from reproduce.figures import Crop, Strip, figure, fitted, grey, grid, most_lost
+from reproduce.figures import Crop, Strip, figure, fitted, gray, grid, most_lost
 
 
-def plain(side: int, colour: tuple[int, int, int]) -> np.ndarray:
-    return np.broadcast_to(np.array(colour, np.uint8), (side, side, 3)).copy()
+def plain(side: int, color: tuple[int, int, int]) -> np.ndarray:
+    return np.broadcast_to(np.array(color, np.uint8), (side, side, 3)).copy()
 
 
 def test_a_sheet_has_a_line_of_panels_and_one_of_crops() -> None:
@@ -21,8 +21,8 @@ def test_a_sheet_has_a_line_of_panels_and_one_of_crops() -> None:
     assert with_crop.width == without.width
     assert with_crop.height > without.height + 32
     pixels = np.asarray(without)
-    for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)):
-        assert (pixels == colour).all(axis=2).sum() == 32 * 32
+    for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255)):
+        assert (pixels == color).all(axis=2).sum() == 32 * 32
 
 
 def test_crops_show_the_same_part_at_every_size() -> None:
@@ -64,5 +64,5 @@ def test_lines_have_a_picture_in_every_column() -> None:
         grid([[fitted(plain(4, (0, 0, 0)), 8)]], ["a", "b"], ["a"], 8)
 
 
-def test_a_map_becomes_grey() -> None:
-    assert (grey(np.array([[0, 255]], np.uint8)) == [[[0, 0, 0], [255, 255, 255]]]).all()
+def test_a_map_becomes_gray() -> None:
+    assert (gray(np.array([[0, 255]], np.uint8)) == [[[0, 0, 0], [255, 255, 255]]]).all()

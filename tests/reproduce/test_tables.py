@@ -122,9 +122,9 @@ def test_table_1a_has_the_papers_rows_and_two_more(model_folder: Path, flat_fold
     assert len(readings_of_table_1a(model_folder)) == 3
 
 
-def test_photographs_that_cannot_be_tokenised_are_named(model: NextScale, tmp_path: Path) -> None:
+def test_photographs_that_cannot_be_tokenized_are_named(model: NextScale, tmp_path: Path) -> None:
     method = Reconstruction(Reading("own", model.tokenizer, model.tokenizer.ladder))
-    with pytest.raises(ImageError, match=r"odd\.png: 100 x 100 cannot be tokenised .* use 512 x 512"):
+    with pytest.raises(ImageError, match=r"odd\.png: 100 x 100 cannot be tokenized .* use 512 x 512"):
         method(draw(tmp_path / "odd.png", 100))
     Image.new("RGB", (256, 128)).save(tmp_path / "wide.png")
     with pytest.raises(ImageError, match=r"wide\.png: 256 x 128 .*no square"):

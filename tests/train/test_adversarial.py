@@ -112,8 +112,8 @@ def test_only_the_wanted_stages_are_judged(monkeypatch: pytest.MonkeyPatch) -> N
     assert "g_loss_3" in numbers
     assert "g_loss_2" not in numbers
     assert task.adversary is not None
-    learnt = task.adversary.step()
-    assert set(learnt) == {"d_loss_3", "d_accuracy_3"}
+    learned = task.adversary.step()
+    assert set(learned) == {"d_loss_3", "d_accuracy_3"}
 
 
 @pytest.mark.integration

@@ -33,7 +33,7 @@ from nextscale.train.config import LoopConfig, ReconstructionConfig
 from nextscale.train.log import Log, Tally, rates
 from nextscale.train.loop import checkpoint_units, checkpointed, learning_rate, train
 from nextscale.train.tasks.reconstruction import ReconstructionTask
-from tests.train.toy import Toy, codes_task
+from tests.train.toy import Stopped, Toy, codes_task, stop_after
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {"batch": 4, "lr": 1e-2, "warmup": 2, "bf16": False, "log_every": 1, "ema": 0.5, "threads": 1}
@@ -207,7 +207,7 @@ def test_two_processes_train_as_one(parallel: str, tmp_path: Path) -> None:
     for part in ("model", "average"):
         for name, tensor in one[part].items():
             assert torch.allclose(tensor, two[part][name], atol=1e-5), name
-    assert one["optimiser"]["state"].keys() == two["optimiser"]["state"].keys()
+    assert one["optimizer"]["state"].keys() == two["optimizer"]["state"].keys()
     assert torch.load(tmp_path / "two" / "final.pt", weights_only=True)["sharded"] is (parallel == "fsdp")
 
 
@@ -282,21 +282,10 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_as_if_it_had_not_been(t
     assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
 
 
-class Stopped(Exception):  # noqa: N818 - a stand-in for a kill
-    pass
-
-
 def run_until(step: int, folder: Path, **changes: Any) -> Toy:
     """A run of six steps that is stopped after this many."""
     task = Toy()
-
-    def after(done: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-        del optimiser
-        if done + 1 > step:
-            raise Stopped
-        return {}
-
-    task.after = after  # type: ignore[attr-defined]
+    stop_after(step, task)
     with pytest.raises(Stopped):
         train(task, loop(6, save_minutes=0.0, **changes), folder)
     return task
@@ -354,7 +343,7 @@ def test_a_state_never_runs_code(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "ran",))
 
-    torch.save({"model": Evil(), "average": {}, "optimiser": {}, "step": 1}, tmp_path / "state.pt")
+    torch.save({"model": Evil(), "average": {}, "optimizer": {}, "step": 1}, tmp_path / "state.pt")
     with pytest.raises(NextScaleError, match="not a state of this training"):
         train(Toy(), loop(2), tmp_path)
     assert not (tmp_path / "ran").exists()
@@ -514,8 +503,8 @@ def test_a_row_holds_rates_only_of_what_is_known(tmp_path: Path) -> None:
     assert "samples_per_second" in json.loads((tmp_path / "plain" / "log.jsonl").read_text())
 
 
-def test_utilisation_leaves_out_the_time_of_the_data() -> None:
-    tally = Tally(2, 4.0, {"seconds_degrade": 1.0, "seconds_tokenise": 2.0, "loss": 5.0})
+def test_utilization_leaves_out_the_time_of_the_data() -> None:
+    tally = Tally(2, 4.0, {"seconds_degrade": 1.0, "seconds_tokenize": 2.0, "loss": 5.0})
     found = rates(tally, 6, Shown(), processes=2, peak_tflops=0.004)
     assert found == pytest.approx(
         {"samples_per_second": 1.5, "tokens_per_second": 15.0, "mfu": 6e9 / (4 - 3 / 2) / (2 * 0.004e12)}
@@ -573,3 +562,18 @@ def test_without_tensorboard_one_line_says_what_to_install(tmp_path: Path, monke
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(NextScaleError, match=re.escape(how_to_install("tensorboard"))):
         train(Toy(), loop(1, tensorboard=True), tmp_path)
+
+
+def test_a_state_with_the_names_of_0_1_loads(tmp_path: Path) -> None:
+    old = {
+        "model": {},
+        "average": {},
+        "optimiser": {"state": {}},
+        "step": 3,
+        "critic": {"optimiser": {"param_groups": []}},
+    }
+    old["tally"] = {"steps": 1, "totals": {"seconds_tokenise": 2.0}, "counts": {"seconds_tokenise": 4}}
+    torch.save(old, tmp_path / "state.pt")
+    read = state.read(tmp_path / "state.pt")
+    assert (read["optimizer"], read["critic"]) == ({"state": {}}, {"optimizer": {"param_groups": []}})
+    assert Tally(**read["tally"]).means() == {"seconds_tokenize": 0.5}

@@ -1,4 +1,4 @@
-"""One optimisation step at full size: that of `paper` fits into an ordinary machine's memory, as the plan says.
+"""One optimization step at full size: that of `paper` fits into an ordinary machine's memory, as the plan says.
 
 The step runs in a process of its own and prints its peak: `python -m tests.train.test_paper_step paper 1`.
 """
@@ -33,7 +33,7 @@ LIMIT = 20 * GIB
 
 
 def one_step(preset: str, batch: int) -> dict[str, float]:
-    """Inputs of 128 px, 4476 tokens each: degradation, tokenisation, forward, backward, AdamW, average."""
+    """Inputs of 128 px, 4476 tokens each: degradation, tokenization, forward, backward, AdamW, average."""
     torch.manual_seed(0)
     started = time.monotonic()
     config = PRESETS[preset]()
@@ -48,9 +48,9 @@ def one_step(preset: str, batch: int) -> dict[str, float]:
     crops = Crops([str(ROOT / "examples")], config.tokenizer.ladder.image_sides[-1])
     loop = LoopConfig(steps=1, batch=batch)
     task = CodesTask(transformer, tokenizer, {side: crops}, CodesConfig(sides=(side,)))
-    optimiser = torch.optim.AdamW(task.groups(loop), betas=loop.betas)
+    optimizer = torch.optim.AdamW(task.groups(loop), betas=loop.betas)
     average = copy.deepcopy(transformer).requires_grad_(False)
-    _settle(optimiser)
+    _settle(optimizer)
     before = {name: float(p.detach().double().sum()) for name, p in transformer.named_parameters()}
     built = time.monotonic()
     with torch.autocast("cpu", torch.bfloat16):
@@ -58,7 +58,7 @@ def one_step(preset: str, batch: int) -> dict[str, float]:
     forward = time.monotonic()
     loss.backward()  # type: ignore[no-untyped-call]
     norm = float(nn.utils.clip_grad_norm_(transformer.parameters(), loop.clip))
-    optimiser.step()
+    optimizer.step()
     with torch.no_grad():
         for mean, value in zip(average.parameters(), transformer.parameters(), strict=True):
             mean.lerp_(value, 1 - loop.ema)
@@ -77,17 +77,17 @@ def one_step(preset: str, batch: int) -> dict[str, float]:
     }
 
 
-def _settle(optimiser: torch.optim.Optimizer) -> None:
+def _settle(optimizer: torch.optim.Optimizer) -> None:
     """Hold gradients and moments from the start, as every step after the first does; changes no weight."""
-    rates = [group["lr"] for group in optimiser.param_groups]
-    for group in optimiser.param_groups:
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
         group["lr"] = 0.0
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
-    optimiser.step()
-    for group, rate in zip(optimiser.param_groups, rates, strict=True):
+    optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-    optimiser.zero_grad(set_to_none=False)
+    optimizer.zero_grad(set_to_none=False)
 
 
 def measured(preset: str, batch: int) -> dict[str, float]:

@@ -172,13 +172,13 @@ def test_larger_sides_take_fewer_samples() -> None:
     assert tokens == (3 * 1119 + 4476 / 4) / 4
 
 
-def test_fsdp_divides_weights_and_optimiser() -> None:
+def test_fsdp_divides_weights_and_optimizer() -> None:
     alone, ddp, fsdp = (
         plan(plain_config(), "transformer", loop, PlanConfig("a100-80", processes=count), sides=(64,))
         for loop, count in ((LoopConfig(), 1), (LoopConfig(), 8), (LoopConfig(parallel="fsdp"), 8))
     )
     assert ddp.peak > alone.peak
-    assert fsdp.memory["optimiser"] == pytest.approx(alone.memory["optimiser"] / 8)
+    assert fsdp.memory["optimizer"] == pytest.approx(alone.memory["optimizer"] / 8)
     assert fsdp.memory["activations"] == alone.memory["activations"]
 
 
@@ -206,7 +206,7 @@ def text(made: Plan) -> str:
     return console.export_text()
 
 
-@pytest.mark.parametrize("wrong", [{"processes": 0}, {"utilisation": 1.5}, {"tflops": -1.0}])
+@pytest.mark.parametrize("wrong", [{"processes": 0}, {"utilization": 1.5}, {"tflops": -1.0}])
 def test_impossible_machines_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(OptionError, match="a plan needs"):
         PlanConfig(**wrong)  # type: ignore[arg-type]
@@ -242,4 +242,4 @@ def test_the_fusion_trains_on_what_all_other_parts_say() -> None:
     assert all(part.parameters and part.flops for part in parts)
     made = plan(whole_config(), "fusion", LoopConfig(batch=2), PlanConfig(tflops=50, memory_gib=12), sides=(64,))
     assert "given device" in text(made)
-    assert made.memory["optimiser"] == 8 * parts[-1].parameters
+    assert made.memory["optimizer"] == 8 * parts[-1].parameters

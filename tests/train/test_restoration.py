@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from nextscale.data.crops import Crops
+from nextscale.data.degrade import usm_sharpen
 from nextscale.model.config import RestorerConfig
 from nextscale.model.restorer import Restorer
-from nextscale.train.adversarial import Adversary
+from nextscale.train.adversarial import Adversary, load_critic, save_critic
 from nextscale.train.config import FusionTrainingConfig, LoopConfig, RestorationConfig
 from nextscale.train.loop import Run, train
 from nextscale.train.stream import Samples, Stream
 from nextscale.train.tasks.fusion import FusionTask
-from nextscale.train.tasks.restorer import RestorerTask, load_critic, save_critic, target_at
+from nextscale.train.tasks.restorer import RestorerTask
 from nextscale.train.terms import Terms
 from tests.conftest import restoring_model
 
@@ -47,6 +48,15 @@ def test_a_sample_depends_on_its_position_alone() -> None:
     assert torch.equal(here.batch(3, 2).inputs, first[0].inputs)
 
 
+def test_targets_and_inputs_are_sharpened_where_asked() -> None:
+    config = dataclasses.replace(PLAIN, clean=1.0, grain=0.0, soft=0.0)
+    plain, sharp = (samples(dataclasses.replace(config, sharpen=value))[3] for value in (False, True))
+    target = usm_sharpen(plain[0][None] / 2 + 0.5)[0] * 2 - 1
+    torch.testing.assert_close(sharp[0], target, atol=1e-6, rtol=0)
+    assert float((sharp[0] - plain[0]).abs().max()) > 0.05
+    assert not torch.equal(sharp[1], plain[1])
+
+
 def test_targets_keep_as_much_noise_as_the_dial_lets_through() -> None:
     config = dataclasses.replace(PLAIN, presets=("noisy",), grain=1.0, clean=0.0, soft=0.0)
     rows = [samples(config)[i] for i in range(24)]
@@ -57,7 +67,7 @@ def test_targets_keep_as_much_noise_as_the_dial_lets_through() -> None:
         if float(denoise) == 0:
             assert float(grain.abs().mean()) > 0.005
             assert targets.shape[-1] == 4 * inputs.shape[-1]
-    # Per share kept, the noise is the same whatever the dial.
+    # Per share kept, the noise is the same whatever `denoise`.
     assert np.median(left[True]) == pytest.approx(np.median(left[False]), rel=0.8)
     without = samples(dataclasses.replace(config, grain=0.0))
     assert all(not sample[2].any() and float(sample[3]) == 1 for sample in (without[0], without[1]))
@@ -73,23 +83,25 @@ def test_smooth_samples_are_ramps_under_noise_that_pixels_alone_judge() -> None:
         assert float(second) < 1e-5
         noise = inputs - torch.nn.functional.avg_pool2d(targets, 4)
         assert 0 < float(noise.std()) * 127.5 < 90
-    terms = Terms(dataclasses.replace(config, pixel=1.0), CPU)
+    terms = Terms(dataclasses.replace(config, pixel=1.0, factor_weights=(2.0,)), 1, CPU)
     picture, target = torch.ones(4, 3, 8, 8), torch.zeros(4, 3, 8, 8)
     marks = torch.tensor([True, False, False, False])
-    values, seen = terms(0, picture, target, np.zeros((4, 3)), marks)
-    assert seen is None
+    values, activations = terms.terms(0, picture, target, np.zeros((4, 3)), marks)
+    assert activations is None
     assert {name: float(value) for name, value in values.items()} == {"pixel": 0.75, "smooth": 0.25}
-    assert float(terms.weighted(values)) == pytest.approx(0.75 + 3 * 0.25)
-    values, _ = terms(0, picture, target, np.zeros((4, 3)), torch.ones(4, dtype=torch.bool))
-    assert float(terms.weighted(values)) == pytest.approx(3)
+    loss, numbers = terms.loss(0, picture, target, np.zeros((4, 3)), marks, 0)
+    assert float(loss) == pytest.approx(2 * (0.75 + 3 * 0.25))
+    assert numbers == {"pixel_1": 0.75, "smooth_1": 0.25}
+    loss, _ = terms.loss(0, picture, target, np.zeros((4, 3)), torch.ones(4, dtype=torch.bool), 0)
+    assert float(loss) == pytest.approx(2 * 3)
 
 
 def test_the_target_at_a_factor_is_the_area_mean_plus_the_kept_noise() -> None:
     batch = Stream(samples(dataclasses.replace(PLAIN, presets=("noisy",), grain=1.0)), CPU).batch(0, 2)
-    x1 = target_at(batch, 16)
+    x1 = batch.target_at(16)
     mean = torch.nn.functional.avg_pool2d(batch.targets, 4)
     torch.testing.assert_close(x1, (mean + batch.grain).clamp(-1, 1), atol=1e-5, rtol=0)
-    assert target_at(batch, 64).shape == (2, 3, 64, 64)
+    assert batch.target_at(64).shape == (2, 3, 64, 64)
 
 
 @pytest.mark.integration
@@ -151,7 +163,7 @@ def test_the_fusion_trains_alone_and_remembers_its_predictions() -> None:
         run.advance()
     task = run.task
     assert isinstance(task, FusionTask)
-    assert sorted(task.remembered) == [0, 1, 2, 3]
+    assert sorted(task.predicted) == [0, 1, 2, 3]
     saved = run.state_dict()
     again = restoring_model(untrained=False)
     other = Run(FusionTask(again, samples(config), config), loop)

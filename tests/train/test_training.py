@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nextscale.commands.main import main
 from nextscale.data.crops import Crops
+from nextscale.data.degrade import usm_sharpen
 from nextscale.errors import NextScaleError
 from nextscale.model.checkpoint import save_folder
 from nextscale.model.config import FusionConfig, ModelConfig, RestorerConfig, StemConfig
@@ -30,6 +31,7 @@ from nextscale.train.tasks.transformer import CodesTask, start_from_codebook
 from nextscale.train.validation import Validation
 from nextscale.upscale.nextscale import NextScale
 from tests.conftest import random_model, small_config
+from tests.train.toy import Stopped, stop_after
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PLAIN = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=1.0)
@@ -89,8 +91,17 @@ def test_soft_photographs_are_parts_of_the_crops_without_their_finest_detail(cro
     assert 0 < sum(kept) < 8
 
 
+def test_pairs_of_sharpened_photographs(crops: Crops) -> None:
+    (plain, inputs, _), (sharp, other, _) = (
+        pairs(crops, 0, 2, ["stablesr"], 1.0, factor=4, sharpen=value) for value in (False, True)
+    )
+    torch.testing.assert_close(sharp, usm_sharpen(plain / 2 + 0.5) * 2 - 1, atol=1e-6, rtol=0)
+    assert float((sharp - plain).abs().max()) > 0.05
+    assert not torch.equal(inputs, other)
+
+
 @pytest.mark.integration
-def test_reconstruction_learns_and_keeps_the_quantiser(crops: Crops, tmp_path: Path) -> None:
+def test_reconstruction_learns_and_keeps_the_quantizer(crops: Crops, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(small_config().tokenizer)
     before = tokenizer.quantizer.codebook.weight.detach().clone()
@@ -233,18 +244,8 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(crops: Crops, tmp_
         task = CodesTask(transformer, model.tokenizer, {64: crops}, CodesConfig(stages=1, sides=(64,)))
         settings = loop(4, batch=1)
         if steps < 4:
-
-            class Stop(Exception):  # noqa: N818 - a stand-in for a kill
-                pass
-
-            def after(step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-                del optimiser
-                if step + 1 > steps:
-                    raise Stop
-                return {}
-
-            task.after = after  # type: ignore[attr-defined]
-            with pytest.raises(Stop):
+            stop_after(steps, task)
+            with pytest.raises(Stopped):
                 train(task, loop(4, batch=1, save_minutes=0.0), folder)
             return run(folder, 4)
         return dict(train(task, settings, folder).state_dict()) | {
@@ -302,9 +303,9 @@ def test_a_mixed_canvas_holds_own_codes_and_has_targets_of_its_own(crops: Crops)
     task = stem_task(crops, CodesConfig(sides=(64,)))
     ladder, tokenizer = task.ladders[64], task.tokenizer
     samples = task.samples.batch(64, 0, 2)
-    own = tokenizer.quantise(samples.own, ladder=ladder)
+    own = tokenizer.quantize(samples.own, ladder=ladder)
     codes, maps = task._history(samples.latents, own, np.array([0.0, 1.0]), range(2), ladder, 0)
-    plain = tokenizer.quantise(samples.latents, ladder=ladder)
+    plain = tokenizer.quantize(samples.latents, ladder=ladder)
     inputs, own_inputs = tokenizer.step_inputs(plain), tokenizer.step_inputs(own)
     for k in range(ladder.num_steps):
         assert torch.equal(codes[k][0], plain.steps[k][0])

@@ -71,6 +71,22 @@ class Toy:
         self.seen = state["seen"]
 
 
+class Stopped(Exception):  # noqa: N818 - a stand-in for a kill
+    """Raised by a task that `stop_after` has changed."""
+
+
+def stop_after(steps: int, task: Task) -> None:
+    """Let a task's training end in `Stopped` once so many steps are done and saved."""
+
+    def after(step: int, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        del optimizer
+        if step + 1 > steps:
+            raise Stopped
+        return {}
+
+    task.after = after  # type: ignore[attr-defined]
+
+
 def codes_task() -> Task:
     """The transformer's training on the small random model."""
     model = random_model()

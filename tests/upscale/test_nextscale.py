@@ -413,7 +413,7 @@ def test_progress_counts_every_step_of_every_tile_and_pass(model: NextScale) -> 
 # ---- what is kept ----
 
 
-def test_grey_stays_grey(model: NextScale) -> None:
+def test_gray_stays_gray(model: NextScale) -> None:
     result = model.upscale(smooth(40, 60, 1)[..., 0], options(all_factors=True))
     assert [p.rgb.shape for p in result.images.values()] == [(40, 60, 1), (80, 120, 1), (160, 240, 1)]
     assert result.pil.mode == "L"
@@ -458,24 +458,24 @@ def test_a_disc_on_transparent_black_gets_no_halo(enlarger: NextScale, side: int
     assert np.abs(seen - (230, 120, 30)).max() <= 2
 
 
-def test_alpha_is_restored_apart_from_colour(model: NextScale) -> None:
+def test_alpha_is_restored_apart_from_color(model: NextScale) -> None:
     rgba = disc()
-    grey = rgba[..., 3].copy()
-    opaque = np.dstack([smooth(96, 96), grey])
+    gray = rgba[..., 3].copy()
+    opaque = np.dstack([smooth(96, 96), gray])
     first, second = (model.upscale(picture, options(scale=2)).picture.alpha for picture in (rgba, opaque))
     assert first is not None
     assert second is not None
-    np.testing.assert_array_equal(first, second)  # the colours have no say in it
-    soft = images.resize(grey, (192, 192), filter="bilinear")
+    np.testing.assert_array_equal(first, second)  # the colors have no say in it
+    soft = images.resize(gray, (192, 192), filter="bilinear")
     sure = (soft == 0) | (soft == 255)
     np.testing.assert_array_equal(first[sure], soft[sure])
-    restored = model.upscale(grey, options(scale=2, input_class="clean")).picture.rgb[..., 0]
-    low, high = (pick.reduce(around(grey)).repeat(2, axis=0).repeat(2, axis=1) for pick in (np.minimum, np.maximum))
+    restored = model.upscale(gray, options(scale=2, input_class="clean")).picture.rgb[..., 0]
+    low, high = (pick.reduce(around(gray)).repeat(2, axis=0).repeat(2, axis=1) for pick in (np.minimum, np.maximum))
     np.testing.assert_array_equal(first[~sure], np.clip(restored, low, high)[~sure])
 
 
 def around(plane: Array) -> list[Array]:
-    """Nine planes H W: each value and its eight neighbours."""
+    """Nine planes H W: each value and its eight neighbors."""
     padded, (height, width) = np.pad(plane, 1, mode="edge"), plane.shape
     return [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
 
@@ -522,15 +522,15 @@ def test_only_what_is_exactly_flat_is_kept() -> None:
     assert keep_flat(images, ramp) is images
 
 
-def test_colours_are_kept(model: NextScale) -> None:
-    """A network that knows nothing still leaves the mean colours right."""
+def test_colors_are_kept(model: NextScale) -> None:
+    """A network that knows nothing still leaves the mean colors right."""
     photo = images.read(EXAMPLES[0]).rgb[:100, :100]
     got = model.upscale(photo, options(scale=2, fidelity=0)).picture.rgb
     np.testing.assert_allclose(got.mean((0, 1)), photo.mean((0, 1)), atol=6)
 
 
 @pytest.mark.parametrize("how", ["wavelet", "adain"])
-def test_a_colour_cast_of_the_decoder_is_removed(how: ColorFix) -> None:
+def test_a_color_cast_of_the_decoder_is_removed(how: ColorFix) -> None:
     inputs = as_tile(images.read(EXAMPLES[0]).rgb[:128, :128]) / 2
     enlarged = F.interpolate(inputs, size=(256, 256), mode="bicubic")
     cast = enlarged + torch.tensor([0.2, -0.1, 0.3])[:, None, None]
@@ -671,9 +671,9 @@ def test_the_model_is_a_module(model_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_one_to_four_channels_are_grey_or_colour_with_or_without_alpha(channels: int) -> None:
+def test_one_to_four_channels_are_gray_or_color_with_or_without_alpha(channels: int) -> None:
     picture = as_picture(noise(5, 6, channels))
-    assert picture.is_grey == (channels < 3)
+    assert picture.is_gray == (channels < 3)
     assert (picture.alpha is not None) == (channels % 2 == 0)
 
 
@@ -730,7 +730,7 @@ def test_every_pillow_mode_is_understood(mode: str) -> None:
         im = converted
     picture = as_picture(im)
     assert picture.size == (30, 20)
-    assert picture.is_grey == (mode in ("1", "L", "LA", "La"))
+    assert picture.is_gray == (mode in ("1", "L", "LA", "La"))
     assert (picture.alpha is not None) == (mode in ("LA", "P", "PA", "RGBA", "RGBa", "La"))
     if mode not in ("1", "P", "PA", "L", "LA", "La"):
         assert np.abs(picture.rgb.astype(int) - smooth(20, 30)).mean() < 4
@@ -871,7 +871,7 @@ def test_floats_do_not_grow_with_the_picture(enlarger: NextScale, channels: int)
         photo = smooth(height, 128, channels)
         if channels == 4:
             photo[..., 3][::2] = 0
-        held = photo.size * (1 + 2 * 2)  # the input split into colours and alpha, the outputs at x2
+        held = photo.size * (1 + 2 * 2)  # the input split into colors and alpha, the outputs at x2
         taken[height] = peak(partial(enlarger.upscale, photo, options(scale=2, tile_batch=1))) - held
     allowance = 128 * (2400 - 600) * 4 * 4  # some more copies at the output's size and depth, but no floats
     assert taken[2400] - taken[600] <= allowance
@@ -929,7 +929,7 @@ def test_bfloat16_gives_whole_pictures_too(model_folder: Path) -> None:
     assert result.confidence[2].any()
 
 
-def test_colour_fix_none_changes_nothing() -> None:
+def test_color_fix_none_changes_nothing() -> None:
     decoded, inputs = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 32, 32)
     assert match_color(decoded, inputs, "none") is decoded
 

@@ -145,7 +145,7 @@ def test_equal_tiles_blend_to_the_same_value(size: tuple[int, int]) -> None:
 
 
 def test_what_a_tile_gets_wrong_at_its_edges_is_not_seen() -> None:
-    """A tile lacks context at its edges; there the neighbour speaks."""
+    """A tile lacks context at its edges; there the neighbor speaks."""
     plan = plan_tiles(300, 300, tile=128, overlap=24)
     y, x = np.mgrid[: plan.height, : plan.width].astype(np.float32)
     picture = (np.sin(x / 40) + np.cos(y / 30))[..., None]
@@ -184,10 +184,10 @@ def test_tiles_of_unlike_texture_are_not_softened(factor: int) -> None:
     assert laplacian[:, shared].mean() >= 0.9 * laplacian[:, ~shared].mean()
 
 
-# ---- colour ----
+# ---- color ----
 
 
-def test_colour_fixes_equal_the_reference(fixtures: Path) -> None:
+def test_color_fixes_equal_the_reference(fixtures: Path) -> None:
     reference = np.load(fixtures / "ref_ops.npz")
     target, source = (torch.from_numpy(reference[f"color_{name}"]) for name in ("target", "source"))
     np.testing.assert_allclose(adain_color(target, source), reference["color_adain"], atol=1e-5)
@@ -195,12 +195,12 @@ def test_colour_fixes_equal_the_reference(fixtures: Path) -> None:
 
 
 @pytest.mark.parametrize("fix", [wavelet_color, adain_color])
-def test_colour_fixes_leave_true_colours_alone(fix: Callable[..., torch.Tensor]) -> None:
+def test_color_fixes_leave_true_colors_alone(fix: Callable[..., torch.Tensor]) -> None:
     image = torch.rand(2, 3, 40, 50, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(fix(image, image), image, atol=1e-5, rtol=0)
 
 
-def test_a_colour_cast_is_removed() -> None:
+def test_a_color_cast_is_removed() -> None:
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     cast = image + torch.tensor([0.3, -0.2, 0.1])[:, None, None]
     for fix in (wavelet_color, adain_color):

@@ -230,7 +230,7 @@ def test_the_plan_says_what_fits_before_anything_is_sent(client: httpx.Client) -
         (photo(0, (600, 400)), "", 413, "0.2 megapixels"),
         (photo(0, (300, 300)), "?scale=8", 413, "choose a smaller factor"),
         (photo(0), "?fidelity=7", 422, "Fidelity must be in"),
-        (photo(0), "?colour=red", 422, "There is no option 'colour'"),
+        (photo(0), "?color=red", 422, "There is no option 'color'"),
         (photo(0), "?scale=nan", 422, "Scale must be a number"),
         (photo(0), "?seed=1.5", 422, "Seed must be a whole number"),
         (photo(0), "?fast=perhaps", 422, "Fast must be true or false"),

@@ -48,11 +48,11 @@ class Gaussian:
             self._scatter_DD = x_ND.new_zeros(x_ND.shape[1], x_ND.shape[1])
         total = self.count + num_new
         mean_D = x_ND.mean(dim=0)
-        centred_ND = x_ND - mean_D
+        centered_ND = x_ND - mean_D
         moved_D = mean_D - self._mean_D
         # Two groups' squares about their own means, and what lies between the means (Chan et al. 1979).
         between = self.count * num_new / total
-        self._scatter_DD += centred_ND.T @ centred_ND + between * torch.outer(moved_D, moved_D)
+        self._scatter_DD += centered_ND.T @ centered_ND + between * torch.outer(moved_D, moved_D)
         self._mean_D = self._mean_D + moved_D * (num_new / total)
         self.count = total
 

@@ -81,7 +81,7 @@ def _unit_length(x_BChw: Tensor) -> Tensor:
     return x_BChw / (x_BChw.square().sum(dim=1, keepdim=True) + 1e-8).sqrt()
 
 
-# --- the normalised VGG19 ---------------------------------------------------------------------------------------------
+# --- the normalized VGG19 ---------------------------------------------------------------------------------------------
 
 
 class Vgg19Features(nn.Module):

@@ -23,7 +23,7 @@ from nextscale.evaluate.weights import MissingWeights, damaged, first_file, hub_
 _FILE = "niqe_pris_params.npz"
 _BLOCK = 96
 _NUM_FEATURES = 36
-# A block and itself moved round by these many rows and columns: neighbours across, below and on both diagonals.
+# A block and itself moved round by these many rows and columns: neighbors across, below and on both diagonals.
 _SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
 # MATLAB's bicubic kernel stretched to half the size, at the eight pixels that an output pixel sees.
 _HALVING = (-3 / 256, -9 / 256, 29 / 256, 111 / 256, 111 / 256, 29 / 256, -9 / 256, -3 / 256)
@@ -73,12 +73,12 @@ class Niqe:
         level_BHW = (luma(images[..., down, right].double())[:, 0] / 255).float().mul(255).round()
         features = []
         for block in (_BLOCK, _BLOCK // 2):
-            blocks = self._normalised(level_BHW).view(-1, rows, block, columns, block)
+            blocks = self._normalized(level_BHW).view(-1, rows, block, columns, block)
             features.append(self._features(blocks.transpose(2, 3).flatten(1, 2)))
             level_BHW = _halved(level_BHW)
         return torch.stack([self._distance(features_ND) for features_ND in torch.cat(features, dim=2)])
 
-    def _normalised(self, level_BHW: Tensor) -> Tensor:
+    def _normalized(self, level_BHW: Tensor) -> Tensor:
         """Each level less the mean around it, over the deviation around it.
 
         Levels and their mean are in single precision, as in the reference: a flat area is then exactly flat, and its
@@ -108,7 +108,7 @@ class Niqe:
         return torch.stack(features, dim=2)
 
     def _fit(self, block_BNhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """An asymmetric generalised Gaussian by its moments: shape, left and right scale, B x N each.
+        """An asymmetric generalized Gaussian by its moments: shape, left and right scale, B x N each.
 
         A block without a value on one side has NaN there and the smallest shape, as in the reference.
         """

@@ -1,6 +1,6 @@
 """Metrics of pictures alone that pyiqa computes: MUSIQ, MANIQA and CLIPIQA; higher is better for all of them.
 
-pyiqa is no dependency, not even an extra: its licence (PolyForm-Noncommercial) and those of its weights are for whoever
+pyiqa is no dependency, not even an extra: its license (PolyForm-Noncommercial) and those of its weights are for whoever
 installs it to judge. It downloads the weights by itself, into torch's hub cache or its own.
 """
 
@@ -27,7 +27,7 @@ class Unreferenced:
         except ImportError as error:
             why = "" if isinstance(error, ModuleNotFoundError) and error.name == "pyiqa" else f" ({_line(error)})"
             raise MissingWeights(
-                f"{name} is computed by pyiqa, which does not load here{why}: run `pip install pyiqa`; its licence is "
+                f"{name} is computed by pyiqa, which does not load here{why}: run `pip install pyiqa`; its license is "
                 "non-commercial, and it downloads the weights"
             ) from None
         try:

@@ -1,4 +1,4 @@
-"""Training the codebook: k-means of the residuals, then gradient on codebook and Phi."""
+"""Trains the codebook: k-means of the residuals, then gradient steps on codebook and Phi."""
 
 from __future__ import annotations
 
@@ -19,9 +19,14 @@ from nextscale.train.distributed import from_first, positions, summed
 
 
 class CodebookTask:
-    """Codebook and Phi by gradient on frozen latents: L2 after each stage, and a little after each step.
+    """Codebook and Phi against frozen latents: squared difference after each stage and, with less weight, each step.
 
-    The ids carry no gradient; rows that no vector chose are replaced by residuals that fit badly.
+    The ids carry no gradient. Codebook rows that were not chosen for a while become residuals of the last step.
+
+    Args:
+        tokenizer: its quantizer is trained in place; the rest is frozen.
+        crops: photographs of the last stage's side.
+        config: weights, size of the k-means.
     """
 
     def __init__(self, tokenizer: Tokenizer, crops: Crops, config: CodebookConfig) -> None:
@@ -31,9 +36,12 @@ class CodebookTask:
         self.ladder = tokenizer.ladder.for_input(config.side)
         tokenizer.requires_grad_(False)
         tokenizer.quantizer.requires_grad_(True)
-        self.used = torch.zeros(tokenizer.config.codebook_size, device=tokenizer.quant_conv.weight.device)
-        self.spare: Tensor | None = None
-        self.kept: dict[int, list[Tensor]] = {}
+        self.counts = torch.zeros(tokenizer.config.codebook_size, device=tokenizer.quant_conv.weight.device)
+        """How often each codebook row was chosen since the last replacement."""
+        self.residuals: Tensor | None = None
+        """Of the last step: rows N C."""
+        self.latents_of: dict[int, list[Tensor]] = {}
+        """By the number of a crop (`kept_crops`)."""
         tokenizer.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
@@ -44,26 +52,29 @@ class CodebookTask:
         ]
 
     def _latents(self, position: int, batch: int) -> list[Tensor]:
-        """Latents of this process's part of the batch that begins at a position, per stage B Z h w."""
+        """Latents of the crops at `batch` positions from one on: B Z h w per stage."""
         kept = self.config.kept_crops
         if not kept:
             return self._encoded(self.crops.batch(position, batch))
         numbers = [p % kept for p in range(position, position + batch)]
         for number in numbers:
-            if number not in self.kept:
-                self.kept[number] = self._encoded(self.crops.crop(number).transpose(2, 0, 1)[None])
-        return [torch.cat(z) for z in zip(*(self.kept[number] for number in numbers), strict=True)]
+            if number not in self.latents_of:
+                self.latents_of[number] = self._encoded(self.crops.crop(number).transpose(2, 0, 1)[None])
+        return [torch.cat(z) for z in zip(*(self.latents_of[number] for number in numbers), strict=True)]
 
     def _encoded(self, crops: NDArray[np.uint8]) -> list[Tensor]:
-        """Latents of crops B 3 H H."""
-        targets = torch.from_numpy(crops).to(self.used.device).float() / 127.5 - 1
+        """Latents of crops B 3 H H of uint8: B Z h w per stage."""
+        targets = torch.from_numpy(crops).to(self.counts.device).float() / 127.5 - 1
         targets = targets.contiguous(memory_format=torch.channels_last)
         with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
             return self.model.stage_latents(targets, ladder=self.ladder)
 
     @torch.no_grad()
     def start(self) -> None:
-        """k-means of the residuals of every step, found step by step with the rows so far; Phi starts as identity."""
+        """Set the codebook by k-means of all steps' residuals, and Phi to the identity.
+
+        The residuals of a step are those of the codebook so far, which k-means finds anew after each step.
+        """
         quantizer = self.model.quantizer
         for phi in quantizer.phi:
             nn.init.dirac_(phi.weight)  # type: ignore[arg-type]
@@ -87,8 +98,8 @@ class CodebookTask:
                 scan.push(quantizer.nearest(scan.residual(latent)))
 
     def _fit_projection(self) -> None:
-        """The linear map to latents and back becomes the principal components of the encoder's output."""
-        photos = torch.from_numpy(self.crops.batch(0, min(32, self.config.kmeans_images))).to(self.used.device)
+        """Set the linear maps to latents and back to the principal components of the encoder's output."""
+        photos = torch.from_numpy(self.crops.batch(0, min(32, self.config.kmeans_images))).to(self.counts.device)
         images = photos.float() / 127.5 - 1
         rows = torch.cat(
             [
@@ -112,7 +123,7 @@ class CodebookTask:
         scan = Scan(quantizer, self.ladder)
         total = latents[0].new_zeros(())
         numbers: dict[str, float] = {}
-        spare: list[Tensor] = []
+        residuals: list[Tensor] = []
         for stage, latent in enumerate(latents):
             for k in self.ladder.steps_of(stage):
                 residual = scan.residual(latent)
@@ -121,51 +132,51 @@ class CodebookTask:
                 assert scan.f is not None
                 error = (scan.f - latent).square().mean()
                 total = total + self.config.step_weight * error
-                counts = torch.bincount(ids.flatten(), minlength=len(self.used)).float()
-                self.used += counts
+                counts = torch.bincount(ids.flatten(), minlength=len(self.counts)).float()
+                self.counts += counts
                 share = counts[counts > 0] / counts.sum()
                 numbers[f"perplexity_{k + 1}"] = float((-(share * share.log()).sum()).exp())
-                spare.append(residual.detach().permute(0, 2, 3, 1).flatten(0, 2))
+                residuals.append(residual.detach().permute(0, 2, 3, 1).flatten(0, 2))
             total = total + error
             numbers[f"l2_{stage + 1}"] = float(error.detach())
-        self.spare = torch.cat(spare)
-        numbers["usage"] = float((self.used > 0).float().mean())
+        self.residuals = torch.cat(residuals)
+        numbers["usage"] = float((self.counts > 0).float().mean())
         return total, numbers
 
     @torch.no_grad()
-    def after(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
+    def after(self, step: int, optimizer: torch.optim.Optimizer) -> dict[str, float]:
         every = self.config.revive_every
-        if not every or (step + 1) % every or self.spare is None:
+        if not every or (step + 1) % every or self.residuals is None:
             return {}
         weight = self.model.quantizer.codebook.weight
         # The same rows in every process, or their codebooks would drift apart.
-        dead = (summed(self.used) < 1).nonzero().flatten()
+        dead = (summed(self.counts) < 1).nonzero().flatten()
         generator = torch.Generator().manual_seed(step)
-        chosen = torch.randint(len(self.spare), (len(dead),), generator=generator)
-        weight[dead] = from_first(self.spare[chosen].contiguous())
+        chosen = torch.randint(len(self.residuals), (len(dead),), generator=generator)
+        weight[dead] = from_first(self.residuals[chosen].contiguous())
         for moment in ("exp_avg", "exp_avg_sq"):
-            optimiser.state[weight][moment][dead] = 0
-        self.used.zero_()
+            optimizer.state[weight][moment][dead] = 0
+        self.counts.zero_()
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the weights: the rows in use."""
-        return {"used": self.used}
+        """What a resumed run needs beside the weights: how often each row was chosen."""
+        return {"used": self.counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.used = state["used"].to(self.used)
+        self.counts = state["used"].to(self.counts)
 
 
 def _kmeans(rows: Tensor, count: int, rounds: int, generator: torch.Generator) -> Tensor:
-    """Lloyd's algorithm; empty clusters restart at random rows."""
+    """Centers of `count` clusters of rows N C, by Lloyd's algorithm; empty clusters restart at random rows."""
     if len(rows) < count:
         rows = rows.repeat(-(-count // len(rows)), 1)
-    centres = rows[torch.randperm(len(rows), generator=generator)[:count]].clone()
+    centers = rows[torch.randperm(len(rows), generator=generator)[:count]].clone()
     for _ in range(rounds):
-        nearest = torch.cat([torch.cdist(part, centres).argmin(1) for part in torch.split(rows, 8192)])
-        sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
+        nearest = torch.cat([torch.cdist(part, centers).argmin(1) for part in torch.split(rows, 8192)])
+        sums = torch.zeros_like(centers).index_add_(0, nearest, rows)
         counts = torch.bincount(nearest, minlength=count).float()
         empty = counts == 0
-        centres = sums / counts.clamp(min=1)[:, None]
-        centres[empty] = rows[torch.randint(len(rows), (int(empty.sum()),), generator=generator)]
-    return centres
+        centers = sums / counts.clamp(min=1)[:, None]
+        centers[empty] = rows[torch.randint(len(rows), (int(empty.sum()),), generator=generator)]
+    return centers

@@ -17,8 +17,7 @@ from nextscale.train.distributed import positions
 from nextscale.train.loop import decay_groups
 from nextscale.train.pairs import draws
 from nextscale.train.stream import Samples, Stream
-from nextscale.train.tasks.restorer import target_at
-from nextscale.train.terms import Terms, factor_weights, logged
+from nextscale.train.terms import Terms
 from nextscale.train.validation import Validation
 from nextscale.upscale.nextscale import NextScale, mean_probability
 
@@ -26,7 +25,17 @@ from nextscale.upscale.nextscale import NextScale, mean_probability
 class FusionTask:
     """The fusions of a whole model against photographs at every factor; all else is frozen.
 
-    The stream starts over after `cycle` samples and remembers their predicted codes, which cost as much as training.
+    The samples repeat after `cycle` of them, and their predicted codes are kept: predicting them costs as much as the
+    training.
+
+    Args:
+        model: a whole model with restorer and fusions, which are trained in place.
+        samples: of the training.
+        config: weights of the terms, and where the codes come from.
+        validation: photographs for `validation_pictures`.
+
+    Raises:
+        OptionError: the model has more factors than the config has weights.
     """
 
     def __init__(
@@ -34,7 +43,7 @@ class FusionTask:
     ) -> None:
         assert model.fusions is not None
         assert model.restorer is not None
-        self.whole = model
+        self.whole_model = model
         self.restorer = model.restorer
         self.model: nn.Module = model.fusions
         self.config = config
@@ -45,64 +54,61 @@ class FusionTask:
         self.ladder = model.tokenizer.ladder.for_input(config.side)
         self.stream = Stream(samples, self.device)
         self.grad_accum_steps = 1
-        self.terms = Terms(config, self.device)
-        self.weights = factor_weights(config, self.ladder.num_stages)
-        self.adversary = self.terms.critics(self.ladder.num_stages, self.device)
-        self.remembered: dict[int, list[Tensor]] = {}
-        """Per position: the predicted ids of all steps in a row (int16: a half holds no more than 2048), and the
-        probability of each."""
+        self.terms = Terms(config, self.ladder.num_stages, self.device)
+        self.adversary = self.terms.adversary
+        self.predicted: dict[int, list[Tensor]] = {}
+        """Per position: the predicted ids of all steps in a row, int16, and the probability of each, float16."""
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
         self.grad_accum_steps = config.grad_accum_steps
         return decay_groups(self.model.named_parameters(), config.lr, config.weight_decay)
 
     def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
-        config, whole = self.config, self.whole
+        config, tokenizer = self.config, self.whole_model.tokenizer
         seed = self.stream.samples.photographs.seed
         place = step % max(1, config.cycle // batch)
         samples = self.stream.batch(place, batch)
         inputs = samples.inputs.contiguous(memory_format=torch.channels_last)
-        done, first = step // self.grad_accum_steps, positions(step, batch).start
-        chance = draws(seed, 7, first, batch, 3 * len(self.weights)).reshape(batch, -1, 3)
+        optimizer_step, first = step // self.grad_accum_steps, positions(step, batch).start
+        chance = draws(seed, 7, first, batch, 3 * self.ladder.num_stages).reshape(batch, -1, 3)
         share = config.predicted
-        if done < config.predicted_after:
-            share *= done / config.predicted_after
-        use = draws(seed, 6, first, batch, 1)[:, 0] < share
+        if optimizer_step < config.predicted_after:
+            share *= optimizer_step / config.predicted_after
+        use_predicted = draws(seed, 6, first, batch, 1)[:, 0] < share
         with torch.no_grad():
             restored = self.restorer.features(inputs, samples.denoise)
             # The codes of the photographs and of the transformer are those of float32.
             with torch.autocast(inputs.device.type, enabled=False):
-                codes, probabilities = self._codes(samples.targets, inputs, samples.clean, positions(place, batch), use)
-            canvases = whole.tokenizer.canvases(codes)
+                codes, probabilities = self._codes(
+                    samples.targets, inputs, samples.clean, positions(place, batch), use_predicted
+                )
+            canvases = tokenizer.canvases(codes)
         total = inputs.new_zeros(())
-        numbers: dict[str, float] = {"predicted": float(use.mean())}
-        for stage, (f, weight) in enumerate(zip(canvases, self.weights, strict=True)):
+        numbers: dict[str, float] = {"predicted": float(use_predicted.mean())}
+        for stage, f in enumerate(canvases):
             maps = [probabilities[k] for k in self.ladder.steps_of(stage)]
             with torch.no_grad():
-                decoded, _ = whole.tokenizer.decoders[stage].features(f)  # type: ignore[operator]
+                decoded, _ = tokenizer.decoders[stage].features(f)  # type: ignore[operator]
             picture, error = self.model[stage](inputs, restored, decoded, mean_probability(maps, inputs))  # type: ignore[index]
-            target = target_at(samples, picture.shape[-1])
-            terms, seen = self.terms(stage, picture, target, chance[:, stage], samples.smooth > 0)
-            if self.adversary is not None and seen is not None and stage:
-                value, numbers[f"g_loss_{stage + 1}"] = self.adversary.generator_loss(stage, seen.made)
-                if done >= config.adversarial_from:
-                    terms["adversarial"] = value
-                self.adversary.keep(stage, seen.made, seen.real)
+            target = samples.target_at(picture.shape[-1])
+            loss, logged = self.terms.loss(stage, picture, target, chance[:, stage], samples.smooth > 0, optimizer_step)
             error_loss = laplace_loss(picture, target, error)
-            total = total + weight * self.terms.weighted(terms) + config.error * error_loss
-            numbers |= logged(terms, stage) | {f"error_{stage + 1}": float(error_loss.detach())}
+            total = total + loss + config.error * error_loss
+            numbers |= logged | {f"error_{stage + 1}": float(error_loss.detach())}
         numbers["loss"] = float(total.detach())
         return total, numbers
 
     def _codes(
-        self, targets: Tensor, inputs: Tensor, clean: Tensor, places: range, use: np.ndarray
+        self, targets: Tensor, inputs: Tensor, clean: Tensor, places: range, use_predicted: np.ndarray
     ) -> tuple[Codes, list[Tensor]]:
-        """The photographs' own codes, or the predicted ones where `use` is true; and the probability of each code.
+        """Per sample, its predicted codes where `use_predicted` is true, else those of its target.
 
-        The photographs' own codes were not predicted; their probability is set to one half everywhere.
+        Returns:
+            the codes, and per step the probability of each, B rho rho. The targets' codes were not predicted; they get
+            one half everywhere.
         """
-        whole, ladder = self.whole, self.ladder
-        missing = [i for i, place in enumerate(places) if use[i] and place not in self.remembered]
+        whole, ladder = self.whole_model, self.ladder
+        missing = [i for i, place in enumerate(places) if use_predicted[i] and place not in self.predicted]
         if missing:
             condition = whole.pipeline.condition(inputs[missing], 0, ladder)
             condition.classes.copy_(clean[missing].long())
@@ -113,13 +119,13 @@ class FusionTask:
             ids = torch.cat([step.flatten(1) for step in last.codes.steps], dim=1).short()
             probabilities = torch.cat([step.flatten(1) for step in last.probabilities], dim=1).half()
             for row, i in enumerate(missing):
-                self.remembered[places[i]] = [ids[row].clone(), probabilities[row].clone()]
-        encoded = whole.tokenizer.encode(targets, ladder=ladder) if not use.all() else None
+                self.predicted[places[i]] = [ids[row].clone(), probabilities[row].clone()]
+        encoded = whole.tokenizer.encode(targets, ladder=ladder) if not use_predicted.all() else None
         sizes = [side * side for side in ladder.sides]
         steps: list[list[Tensor]] = [[] for _ in sizes]
         maps: list[list[Tensor]] = [[] for _ in sizes]
         for i, place in enumerate(places):
-            predicted = [torch.split(part, sizes) for part in self.remembered[place]] if use[i] else None
+            predicted = [torch.split(part, sizes) for part in self.predicted[place]] if use_predicted[i] else None
             for k, side in enumerate(ladder.sides):
                 if predicted is not None:
                     steps[k].append(predicted[0][k].view(side, side).long())
@@ -132,16 +138,17 @@ class FusionTask:
 
     def state_dict(self) -> dict[str, Any]:
         """The predicted codes, which take long to compute."""
-        return {"remembered": self.remembered}
+        return {"remembered": self.predicted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.remembered = dict(state["remembered"])
+        """Continue with the predicted codes of a saved state."""
+        self.predicted = dict(state["remembered"])
 
     @torch.no_grad()
     def validation_pictures(self, average: nn.Module) -> list[Tensor]:
-        """The validation photographs restored from predicted codes, noise removed."""
+        """The validation photographs restored by the averaged fusions from predicted codes, at each stage."""
         assert self.validation is not None
-        whole = self.whole
+        whole = self.whole_model
         made = []
         for inputs, classes in zip(
             torch.split(self.validation.inputs, 4), torch.split(self.validation.classes, 4), strict=True

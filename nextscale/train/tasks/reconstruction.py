@@ -1,6 +1,6 @@
-"""Training the tokenizer from scratch: autoencoder, then decoders on quantised latents.
+"""Trains the tokenizer from scratch: first the autoencoder, then the decoders on quantized latents.
 
-Encoder and decoders start as a linear patch transform (principal components), which reconstructs at 26 dB untrained.
+Encoder and decoders start as a linear patch transform (principal components), which gives 26 dB before any training.
 """
 
 from __future__ import annotations
@@ -52,10 +52,16 @@ def start_linear(tokenizer: Tokenizer, crops: Crops, *, images: int = 128, scale
 
 
 class ReconstructionTask:
-    """Decoders (and the encoder, while no sample is quantised) against the photograph at each stage's size.
+    """Decoders, and the encoder while no sample is quantized, against the photograph at each stage's size.
 
-    Per stage: pixel difference, VGG19 features, LPIPS-squeeze, the patch grid, and a critic where asked. The fidelity
-    branch of older models (`TokenizerConfig.fusion`) stays as it is.
+    The terms per stage are pixel difference, VGG19 features, LPIPS-squeeze, the patch grid, and a critic if the config
+    gives it a weight. The decoders' fusion of models of version 4 (`TokenizerConfig.fusion`) is not trained.
+
+    Args:
+        tokenizer: trained in place.
+        crops: photographs of the last stage's side.
+        config: weights of the terms, share of unquantized samples.
+        validation: photographs for `validation_pictures`.
     """
 
     def __init__(
@@ -94,27 +100,29 @@ class ReconstructionTask:
         config, tokenizer = self.config, self.tokenizer
         first = positions(step, batch).start
         targets = photographs(self.crops, step, batch, self.device, soft=config.soft)
-        unquantised = draws(self.crops.seed, 4, first, batch, 3)[:, 2]
+        unquantized = draws(self.crops.seed, 4, first, batch, 3)[:, 2]
         chance = draws(self.crops.seed, 7, first, batch, 3 * self.ladder.num_stages).reshape(batch, -1, 3)
-        # What is quantised is encoded in float32; an autoencoder in training may encode in 16 bits.
+        # What is quantized is encoded in float32; an autoencoder in training may encode in 16 bits.
         exact = torch.autocast(targets.device.type, enabled=False)
         with torch.set_grad_enabled(self.train_encoder), nullcontext() if self.train_encoder else exact:
             latents = tokenizer.stage_latents(targets, ladder=self.ladder)
-        seen = latents
+        decoder_inputs = latents
         if config.noise:
-            spread = latents[-1].detach().square().mean(dim=(1, 2, 3), keepdim=True).sqrt() * config.noise
+            sigma = latents[-1].detach().square().mean(dim=(1, 2, 3), keepdim=True).sqrt() * config.noise
             noise = [_noise(self.crops.seed, first + i, latents) for i in range(batch)]
-            seen = [z + spread * torch.stack(n).to(z) for z, n in zip(latents, zip(*noise, strict=True), strict=True)]
+            decoder_inputs = [
+                z + sigma * torch.stack(n).to(z) for z, n in zip(latents, zip(*noise, strict=True), strict=True)
+            ]
         if config.unquantized_prob < 1:
             with torch.no_grad():
-                codes = tokenizer.quantise(latents, ladder=self.ladder)
+                codes = tokenizer.quantize(latents, ladder=self.ladder)
             with torch.set_grad_enabled(config.codebook):
                 canvases = tokenizer.canvases(codes)
-            keep = torch.from_numpy(unquantised < config.unquantized_prob).view(-1, 1, 1, 1).to(self.device)
-            seen = [torch.where(keep, z, f) for z, f in zip(seen, canvases, strict=True)]
+            keep = torch.from_numpy(unquantized < config.unquantized_prob).view(-1, 1, 1, 1).to(self.device)
+            decoder_inputs = [torch.where(keep, z, f) for z, f in zip(decoder_inputs, canvases, strict=True)]
         total = targets.new_zeros(())
         numbers: dict[str, float] = {}
-        for stage, (f, side) in enumerate(zip(seen, self.ladder.image_sides, strict=True)):
+        for stage, (f, side) in enumerate(zip(decoder_inputs, self.ladder.image_sides, strict=True)):
             output = tokenizer.decode_canvas(f, stage).float()
             target = area_downsample(targets, side)
             difference = output - target
@@ -146,26 +154,27 @@ class ReconstructionTask:
         """The validation photographs encoded and decoded by the averaged tokenizer, at each stage."""
         assert self.validation is not None
         assert isinstance(average, Tokenizer)
-        seen = average.stage_latents(self.validation.targets, ladder=self.ladder)
+        canvases = average.stage_latents(self.validation.targets, ladder=self.ladder)
         if self.config.unquantized_prob < 1:
-            seen = average.canvases(average.quantise(seen, ladder=self.ladder))
-        return [average.decode_canvas(f, stage).float().clamp(-1, 1) for stage, f in enumerate(seen)]
+            canvases = average.canvases(average.quantize(canvases, ladder=self.ladder))
+        return [average.decode_canvas(f, stage).float().clamp(-1, 1) for stage, f in enumerate(canvases)]
 
 
 def _noise(seed: int, position: int, latents: list[Tensor]) -> list[Tensor]:
-    """Unit noise of one sample, for the latent of each stage."""
+    """Gaussian noise of variance 1 for one sample's latents, C h w per stage; it depends on seed and position alone."""
     generator = torch.Generator().manual_seed(int(np.random.default_rng((seed, 8, position)).integers(2**62)))
     return [torch.randn(z.shape[1:], generator=generator) for z in latents]
 
 
 def _grid(difference: Tensor, patch: int, window: int = 32) -> Tensor:
-    """How much of a difference (B 3 H H) repeats from patch to patch.
+    """How much of a difference B 3 H H repeats from patch to patch.
 
-    That is the spread, over the places within a patch, of its means over windows of patches.
+    Each place within a patch is averaged over windows of patches; the result is how far these means lie from the mean
+    of all places.
     """
     channels = difference.shape[1]
     places = F.pixel_unshuffle(difference, patch)
     means = F.avg_pool2d(places, min(window, places.shape[-1]))
     means = means.view(len(means), channels, patch**2, *means.shape[2:])
-    spread: Tensor = (means - means.mean(dim=2, keepdim=True)).abs().mean()
-    return spread
+    deviation: Tensor = (means - means.mean(dim=2, keepdim=True)).abs().mean()
+    return deviation

@@ -1,4 +1,4 @@
-"""Training the transformer: cross-entropy on the photograph's codes, and a preference for them over the input's own."""
+"""Trains the transformer: cross-entropy on the photograph's codes, and a preference for them over the input's codes."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ from nextscale.train.validation import Validation
 def start_from_codebook(
     transformer: Transformer, tokenizer: Tokenizer, *, share: float = 0.1, sharpness: float = 30.0
 ) -> None:
-    """Start an aligned transformer as the nearest-code rule applied to the input's own latents.
+    """Initialize an aligned transformer so that it predicts the nearest codes of the input's own latents.
 
-    A step's residual is its stage's latent less f, and both are linear in the token: the first channels of the stream
-    carry `share` (latent - map), and the head scores 2 r.e - |e|^2 times `sharpness` for each codebook row e. Training
-    then starts from the enlarged input's codes instead of from noise. Reason and numbers: LOG.md.
+    A step's residual r is its stage's latent minus f, and both enter the token linearly: the first channels of the
+    stream hold `share` * (latent - map), and the head gives each codebook row e the logit
+    `sharpness` * (2 r.e - |e|^2). Training then starts from the enlarged input's codes instead of from noise. Reason
+    and numbers: LOG.md.
     """
     assert transformer.aligned is not None
     rows = tokenizer.quantizer.codebook.weight
@@ -49,7 +50,7 @@ def start_from_codebook(
     transformer.word_embed.weight[:channels] = -eye
     transformer.aligned.weight[:channels] = 0
     transformer.aligned.weight[:channels, :channels] = eye
-    # The final normalisation divides by the stream's deviation: three tables of VAR's initial one.
+    # The final normalization divides by the stream's deviation: three tables of VAR's initial one.
     deviation = (3 / width / 3) ** 0.5
     transformer.stack.head.weight[:, :channels] = 2 * sharpness * rows * deviation / share
     transformer.stack.head.bias.copy_(-sharpness * rows.square().sum(1))
@@ -62,11 +63,20 @@ def _token_weights(ladder: Ladder, balance: float) -> Tensor:
 
 
 class CodesTask:
-    """Loss = cross-entropy + preference term, both from the same teacher-forced logits (paper section 3, equation 4).
+    """Cross-entropy plus preference term, both from the same teacher-forced logits (paper section 3, equation 4).
 
-    Where the transformer has a stem, a third term keeps its first channels near the latents of the restored photograph.
-    The preference term per sample is -log sigmoid(beta (mean log p(z_HR) - mean log p(z_LR))): mean over the tokens,
-    since the paper's product over thousands of tokens saturates the sigmoid.
+    The preference term per sample is -log sigmoid(beta (mean log p(z_HR) - mean log p(z_LR))). The means are over the
+    tokens, because the paper's product over thousands of tokens saturates the sigmoid. If the transformer has a stem, a
+    third term keeps its first channels near the latents of the restored photograph.
+
+    Args:
+        transformer: trained in place.
+        tokenizer: frozen.
+        crops: photographs per side of the input, of sides that the ladder's largest factor makes of it.
+        config: sides, degradations, weights of the terms.
+        validation: photographs for `validation_pictures`.
+        restorer: frozen; on its features a transformer with a stem is conditioned.
+        cache: folder to keep samples in (see `CodeSamples`).
     """
 
     def __init__(
@@ -128,25 +138,20 @@ class CodesTask:
         classes = torch.where(dropped, torch.full_like(samples.classes, CLASS_FREE), samples.classes)
         stages = config.stages or ladder.num_stages
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            own = self.tokenizer.quantise(samples.own[:stages], ladder=ladder)
+            lr_codes = self.tokenizer.quantize(samples.own[:stages], ladder=ladder)
             share = np.where(chance[:, 1] < config.mixed, chance[:, 2], 0.0)
-            codes, maps = self._history(
-                samples.latents[:stages], own, share, positions(step, batch), ladder, crops.seed
+            hr_codes, maps = self._history(
+                samples.latents[:stages], lr_codes, share, positions(step, batch), ladder, crops.seed
             )
-        tokenised = time.monotonic()
-        condition = Condition(conditions, classes)
-        segments = [self.transformer.start(condition)]
-        segments += [self.transformer.embed(m, k) for k, m in enumerate(maps, start=1)]
-        logits = self.transformer.logits(segments, condition)
+        tokenized = time.monotonic()
+        logits = self.transformer(Condition(conditions, classes), maps)
         with torch.autocast(self.device.type, enabled=False):
-            targets = torch.cat([ids.flatten(1) for ids in codes], dim=1)
-            avoided = torch.cat([ids.flatten(1) for ids in own.steps], dim=1)
+            hr_ids, lr_ids = (torch.cat([ids.flatten(1) for ids in s], dim=1) for s in (hr_codes, lr_codes.steps))
             log_p = logits.log_softmax(dim=-1)
-            chosen = log_p.gather(-1, targets[..., None]).squeeze(-1)
-            rejected = log_p.gather(-1, avoided[..., None]).squeeze(-1)
-            weights = self.weights[side].to(chosen)
-            cross_entropy = -(chosen * weights[: chosen.shape[1]]).mean()
-            margin = (chosen - rejected).mean(dim=1)
+            hr_log_p, lr_log_p = (log_p.gather(-1, ids[..., None]).squeeze(-1) for ids in (hr_ids, lr_ids))
+            weights = self.weights[side].to(hr_log_p)
+            cross_entropy = -(hr_log_p * weights[: hr_log_p.shape[1]]).mean()
+            margin = (hr_log_p - lr_log_p).mean(dim=1)
             preference = -F.logsigmoid(config.beta * margin).mean()
             total = total + cross_entropy + config.preference * preference
         numbers |= {
@@ -154,21 +159,25 @@ class CodesTask:
             "cross_entropy": float(cross_entropy.detach()),
             "preference": float(preference.detach()),
             "margin": float(margin.detach().mean()),
-            "differ": float((targets != avoided).float().mean()),
+            "differ": float((hr_ids != lr_ids).float().mean()),
             "seconds_samples": made - started,
-            "seconds_codes": tokenised - made,
+            "seconds_codes": tokenized - made,
         }
-        return total, numbers | _by_step(logits.detach(), targets, chosen.detach(), codes)
+        return total, numbers | _by_step(logits.detach(), hr_ids, hr_log_p.detach(), hr_codes)
 
     def _history(
-        self, latents: list[Tensor], own: Codes, share: np.ndarray, places: range, ladder: Ladder, seed: int
+        self, latents: list[Tensor], lr_codes: Codes, share: np.ndarray, places: range, ladder: Ladder, seed: int
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The codes that the model should choose at each step, and the input map of each step but the first.
 
         Args:
-            latents: of the photographs, per stage.
-            own: the inputs' codes.
-            share: of each sample's places on the canvas that hold the input's own code.
+            latents: of the photographs, B Z h w per stage.
+            lr_codes: the inputs' codes.
+            share: per sample, of its places on the canvas that hold the input's code instead of the photograph's.
+            places: of the samples in the stream, which key the choice of places.
+
+        Returns:
+            ids B rho rho per step, and maps B Z rho rho of the steps from the second on.
         """
         scan = Scan(self.tokenizer.quantizer, ladder)
         codes: list[Tensor] = []
@@ -182,7 +191,7 @@ class CodesTask:
                 for i in np.flatnonzero(share):
                     draw = np.random.default_rng((seed, 9, places[i], k)).random(pushed.shape[1:])
                     wrong = torch.from_numpy(draw < share[i]).to(self.device)
-                    pushed[i] = torch.where(wrong, own.steps[k][i], pushed[i])
+                    pushed[i] = torch.where(wrong, lr_codes.steps[k][i], pushed[i])
                 scan.push(pushed)
         return codes, maps
 
@@ -200,16 +209,16 @@ class CodesTask:
         ]
 
 
-def _by_step(logits: Tensor, targets: Tensor, chosen: Tensor, codes: list[Tensor]) -> dict[str, float]:
+def _by_step(logits: Tensor, hr_ids: Tensor, hr_log_p: Tensor, hr_codes: list[Tensor]) -> dict[str, float]:
     """Cross-entropy, accuracy and mean probability of the likeliest code, of each step."""
-    right = (logits.argmax(-1) == targets).float()
-    sure = logits.softmax(-1).amax(-1)
+    correct = (logits.argmax(-1) == hr_ids).float()
+    confidence = logits.softmax(-1).amax(-1)
     numbers = {}
-    for k, end in enumerate(np.cumsum([ids[0].numel() for ids in codes])):
-        part = slice(end - codes[k][0].numel(), end)
-        numbers[f"cross_entropy_{k + 1}"] = -float(chosen[:, part].mean())
-        numbers[f"accuracy_{k + 1}"] = float(right[:, part].mean())
-        numbers[f"confidence_{k + 1}"] = float(sure[:, part].mean())
+    for k, end in enumerate(np.cumsum([ids[0].numel() for ids in hr_codes])):
+        tokens = slice(end - hr_codes[k][0].numel(), end)
+        numbers[f"cross_entropy_{k + 1}"] = -float(hr_log_p[:, tokens].mean())
+        numbers[f"accuracy_{k + 1}"] = float(correct[:, tokens].mean())
+        numbers[f"confidence_{k + 1}"] = float(confidence[:, tokens].mean())
     return numbers
 
 

@@ -106,7 +106,7 @@ def vgg16_tensors() -> dict[str, Tensor]:
 
 def assert_agrees_with_oracle(net: LpipsNet, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = Lpips(net)
-    # Its backbone comes from a library that is not here; its taps, normalisation and heads are its own.
+    # Its backbone comes from a library that is not here; its taps, normalization and heads are its own.
     monkeypatch.setattr(oracle, "_get_tv_model_features", lambda *_: ours.features)
     theirs = oracle._LPIPS(net=net)
     photo = astronaut() * 2 - 1
@@ -161,7 +161,7 @@ def test_images_get_gradients_and_weights_do_not(net: LpipsNet) -> None:
 
 
 @pytest.mark.usefixtures("weights")
-def test_vgg19_activations_are_normalised() -> None:
+def test_vgg19_activations_are_normalized() -> None:
     image = astronaut()
     activations = Vgg19Features()(image)
     assert [tuple(x.shape[1:]) for x in activations] == [

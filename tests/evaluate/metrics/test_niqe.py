@@ -118,7 +118,7 @@ def test_agrees_with_the_slow_version(niqe: Niqe, random_weights: Path, height: 
         ("coffee.png", 4, 4.0794060, 1e-5),
         ("chelsea.png", 0, 2.6255244, 1e-5),
         ("chelsea.png", 4, 2.6893133, 1e-5),
-        # Here its single precision takes a neighbouring shape for a few blocks.
+        # Here its single precision takes a neighboring shape for a few blocks.
         ("astronaut.png", 0, 3.0649477, 6e-4),
         ("rocket.jpg", 0, 6.9691550, 6e-4),
     ],

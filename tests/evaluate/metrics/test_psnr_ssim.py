@@ -100,10 +100,10 @@ def test_results_are_float64_whatever_comes_in() -> None:
 
 
 def test_known_error_gives_known_psnr() -> None:
-    grey = torch.full((1, 3, 16, 16), 0.5)
+    gray = torch.full((1, 3, 16, 16), 0.5)
     step = 10 / 255
-    assert psnr(grey, grey + step, channel="rgb").item() == pytest.approx(20 * math.log10(25.5), abs=1e-4)
-    assert psnr(grey, grey + step, channel="y").item() == pytest.approx(20 * math.log10(25.5 * 255 / 219), abs=1e-4)
+    assert psnr(gray, gray + step, channel="rgb").item() == pytest.approx(20 * math.log10(25.5), abs=1e-4)
+    assert psnr(gray, gray + step, channel="y").item() == pytest.approx(20 * math.log10(25.5 * 255 / 219), abs=1e-4)
 
 
 def test_border_equals_cropping() -> None:
