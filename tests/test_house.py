@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
@@ -17,6 +19,7 @@ PACKAGE = ROOT / "nextscale"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 OUTSIDE = ("tests", "reproduce", "benchmarks", "examples", "scripts")
 """Folders of the repository that are not in the wheel."""
+NodeT = TypeVar("NodeT", bound=ast.AST)
 PYTHON_FILES = [*MODULES, *(path for folder in OUTSIDE for path in sorted((ROOT / folder).rglob("*.py")))]
 
 # Lowest first: a module imports from its own layer and from lower ones, and within a layer without circles.
@@ -91,8 +94,10 @@ OPTIONAL = {
     *("httpx", "huggingface_hub", "rich", "torch.distributed", "torch.utils.tensorboard"),
 }
 
-REPO_FILES = pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
-PACKAGE_FILES = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+
+def broken(files: Iterable[Path], rule: Callable[[Path], Any]) -> dict[str, Any]:
+    """What a rule finds to be wrong, by file: one test per rule, for thousands of tests take longer than the rules."""
+    return {str(path.relative_to(ROOT)): found for path in files if (found := rule(path))}
 
 
 def source(name: str) -> Path:
@@ -100,6 +105,7 @@ def source(name: str) -> Path:
     return PACKAGE.joinpath(*name.split(".")).with_suffix(".py")
 
 
+@functools.cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -165,16 +171,14 @@ def test_every_module_has_its_place() -> None:
     assert places <= set().union(*LAYERS), f"in no layer: {sorted(places - set().union(*LAYERS))}"
 
 
-# The public surface, nextscale/__init__.py, imports lazily from anywhere.
-@pytest.mark.parametrize("path", [path for path in MODULES if path != PACKAGE / "__init__.py"], ids=dotted)
-def test_imports_point_one_way(path: Path) -> None:
-    wrong = [name for name in own_imports(path) if not may_import(dotted(path), name)]
-    assert not wrong, f"{dotted(path)} may not import {wrong}"
+def test_imports_point_one_way() -> None:
+    # The public surface, nextscale/__init__.py, imports lazily from anywhere.
+    inner = [path for path in MODULES if path != PACKAGE / "__init__.py"]
+    assert not broken(inner, lambda path: [name for name in own_imports(path) if not may_import(dotted(path), name)])
 
 
-@PACKAGE_FILES
-def test_the_package_needs_nothing_outside_of_it(path: Path) -> None:
-    assert not {name.split(".")[0] for name in imported(parse(path))} & set(OUTSIDE)
+def test_the_package_needs_nothing_outside_of_it() -> None:
+    assert not broken(MODULES, lambda path: {name.split(".")[0] for name in imported(parse(path))} & set(OUTSIDE))
 
 
 def test_imports_go_in_no_circle() -> None:
@@ -188,10 +192,8 @@ def test_imports_go_in_no_circle() -> None:
     list(TopologicalSorter(packages).static_order())
 
 
-@PACKAGE_FILES
-def test_imports_are_absolute(path: Path) -> None:
-    relative = [node.lineno for node in ast.walk(parse(path)) if isinstance(node, ast.ImportFrom) and node.level]
-    assert not relative
+def test_imports_are_absolute() -> None:
+    assert not broken(MODULES, lambda path: [n.lineno for n in nodes(path, ast.ImportFrom) if n.level])
 
 
 @pytest.mark.parametrize(
@@ -217,10 +219,11 @@ def test_the_rule_itself(importer: str, name: str, allowed: bool) -> None:
     assert may_import(importer, name) is allowed
 
 
-@pytest.mark.parametrize("name", [name for name in TORCH_FREE if source(name).exists()])
-def test_torch_free_modules_stay_so(name: str) -> None:
-    top_level = imported(parse(source(name)), inside_functions=False)
-    assert "torch" not in {module.split(".")[0] for module in top_level}
+def test_torch_free_modules_stay_so() -> None:
+    def loads_torch(path: Path) -> bool:
+        return "torch" in {name.split(".")[0] for name in imported(parse(path), inside_functions=False)}
+
+    assert not broken([source(name) for name in TORCH_FREE if source(name).exists()], loads_torch)
 
 
 def first_that_loads_torch(names: list[str]) -> str:
@@ -255,46 +258,48 @@ def test_the_options_know_no_command_line() -> None:
     assert "tyro" not in {name.split(".")[0] for name in imported(parse(source("upscale.options")))}
 
 
-def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+def nodes(path: Path, kind: type[NodeT]) -> Iterator[NodeT]:
+    """Every node of a kind in a file."""
+    return (node for node in ast.walk(parse(path)) if isinstance(node, kind))
+
+
+def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Every function and method of a file."""
-    return (node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return [*nodes(path, ast.FunctionDef), *nodes(path, ast.AsyncFunctionDef)]
 
 
-@REPO_FILES
-def test_functions_fit_on_a_screen(path: Path) -> None:
-    place = str(path.relative_to(ROOT))
-    long = {node.name: node.end_lineno - node.lineno + 1 for node in functions(path) if node.end_lineno}
-    long = {name: lines for name, lines in long.items() if lines > 60 and f"{place}:{name}" not in LONG}
-    assert not long, f"{place}: more than 60 lines: {long}"
+def test_functions_fit_on_a_screen() -> None:
+    def long(path: Path) -> dict[str, int]:
+        lines = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions(path)}
+        return {n: count for n, count in lines.items() if count > 60 and f"{path.relative_to(ROOT)}:{n}" not in LONG}
+
+    assert not broken(PYTHON_FILES, long), "more than 60 lines"
 
 
-@PACKAGE_FILES
-def test_imports_stand_at_the_top(path: Path) -> None:
-    if path.parent.name == "commands" or path == PACKAGE / "__init__.py":  # they load torch, or everything, late
-        return
-    allowed = OPTIONAL | ({"torch", "nextscale"} if dotted(path) in TORCH_FREE else set())
-    late = {name for node in functions(path) for name in imported(node)}
-    wrong = sorted(name for name in late if not any(f"{name}.".startswith(f"{start}.") for start in allowed))
-    assert not wrong, f"{dotted(path)} imports {wrong} inside a function"
+def test_imports_stand_at_the_top() -> None:
+    def late(path: Path) -> list[str]:
+        allowed = OPTIONAL | ({"torch", "nextscale"} if dotted(path) in TORCH_FREE else set())
+        names = {name for node in functions(path) for name in imported(node)}
+        return sorted(name for name in names if not any(f"{name}.".startswith(f"{start}.") for start in allowed))
+
+    # Commands load torch late, and the public surface everything.
+    files = [path for path in MODULES if path.parent.name != "commands" and path != PACKAGE / "__init__.py"]
+    assert not broken(files, late), "imports inside a function"
 
 
-@REPO_FILES
-def test_no_assertion_is_always_true(path: Path) -> None:
-    tuples = [n.lineno for n in ast.walk(parse(path)) if isinstance(n, ast.Assert) and isinstance(n.test, ast.Tuple)]
-    assert not tuples, f"assert (a, b) asserts nothing: lines {tuples}"
+def test_no_assertion_is_always_true() -> None:
+    def tuples(path: Path) -> list[int]:
+        return [node.lineno for node in nodes(path, ast.Assert) if isinstance(node.test, ast.Tuple)]
+
+    assert not broken(PYTHON_FILES, tuples), "assert (a, b) asserts nothing"
 
 
-@REPO_FILES
-def test_torchvision_is_never_imported(path: Path) -> None:
-    assert "torchvision" not in {name.split(".")[0] for name in imported(parse(path))}
+def test_torchvision_is_never_imported() -> None:
+    assert not broken(PYTHON_FILES, lambda p: "torchvision" in {name.split(".")[0] for name in imported(parse(p))})
 
 
-@PACKAGE_FILES
-def test_modules_say_what_they_are(path: Path) -> None:
-    tree = parse(path)
-    if path.name == "__init__.py" and not tree.body:
-        return
-    assert ast.get_docstring(tree), f"{dotted(path)} has no docstring"
+def test_modules_say_what_they_are() -> None:
+    assert not broken(MODULES, lambda path: parse(path).body and not ast.get_docstring(parse(path))), "no docstring"
 
 
 BRITISH = re.compile(
@@ -308,16 +313,18 @@ OLD_NAMES |= {"test_card.py", "test_degrade.py", "test_loop.py", "test_pack.py"}
 
 
 def test_spelling_is_american() -> None:
-    known = {"gr" + "ey", "licen" + "c", "optim" + "iser", "general" + "ised", "token" + "ise"}
-    for path in [*PYTHON_FILES, *(p for name in ("*.md", "docs/*.md", "examples/*.md") for p in ROOT.glob(name))]:
+    known = {"gr" + "ey", "licen" + "c", "optim" + "iser", "general" + "ised"}
+
+    def british(path: Path) -> set[str]:
         found = {match.group().lower() for match in BRITISH.finditer(path.read_text(encoding="utf-8"))}
-        found -= known if path.name in OLD_NAMES else set()
-        assert not found, f"{path.relative_to(ROOT)}: {found}"
+        return found - (known if path.name in OLD_NAMES else set())
+
+    pages = [path for name in ("*.md", "docs/*.md", "examples/*.md") for path in ROOT.glob(name)]
+    assert not broken([*PYTHON_FILES, *pages], british)
 
 
-@REPO_FILES
-def test_no_path_of_one_machine(path: Path) -> None:
+def test_no_path_of_one_machine() -> None:
     # Strings and comments alike; the folders are spelled in two parts so that this file passes.
     folders = "|".join(("ho" + "me", "ro" + "ot", "wo" + "rk", "Us" + "ers", "mn" + "t", "op" + "t"))
-    found = re.findall(rf"""["'\s`(](?:/(?:{folders})/|[A-Z]:\\)\S+""", path.read_text(encoding="utf-8"))
-    assert not found
+    pattern = re.compile(rf"""["'\s`(](?:/(?:{folders})/|[A-Z]:\\)\S+""")
+    assert not broken(PYTHON_FILES, lambda path: pattern.findall(path.read_text(encoding="utf-8")))

@@ -26,7 +26,6 @@ ALIASES: Mapping[str, str] = types.MappingProxyType(
         "vocabulary": "codebook_size",  # config.json
         "licence": "license",  # card.json
         "optimiser": "optimizer",  # a training's state
-        "seconds_tokenise": "seconds_tokenize",
         "grey": "gray",  # recipes of degradations
         "generalised_iso": "generalized_iso",
         "generalised_aniso": "generalized_aniso",

@@ -95,9 +95,7 @@ def _in_todays_form(state: dict[str, Any]) -> dict[str, Any]:
         state |= {"critic": task, "task": {}}
     elif "critic" in task:
         state |= {"critic": task["critic"], "task": {k: v for k, v in task.items() if k != "critic"}}
-    tally = state.get("tally") or {}
-    sums = {name: renamed(tally[name], {"seconds_tokenize"}) for name in ("totals", "counts") if name in tally}
-    return state | {"critic": renamed(state.get("critic") or {}, {"optimizer"}), "tally": tally | sums}
+    return state | {"critic": renamed(state.get("critic") or {}, {"optimizer"})}
 
 
 def misfit(path: Path, error: Exception) -> NextScaleError:
