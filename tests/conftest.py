@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,3 +94,22 @@ def model() -> NextScale:
 @pytest.fixture(scope="session")
 def model_folder(model: NextScale, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model.save_pretrained(tmp_path_factory.mktemp("model"), half=False)
+
+
+@pytest.fixture(scope="session")
+def loaded(model_folder: Path) -> NextScale:
+    return NextScale.from_pretrained(model_folder, device="cpu", fp32=True)
+
+
+@pytest.fixture
+def read_once(loaded: NextScale, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`model_folder`, which commands do not read again: that is most of a run on a small picture."""
+    read = NextScale.from_pretrained
+
+    def from_pretrained(name: str | Path, **how: Any) -> NextScale:
+        if (str(name), how) == (str(model_folder), {"device": "cpu", "fp32": True}):
+            return loaded
+        return read(name, **how)
+
+    monkeypatch.setattr(NextScale, "from_pretrained", staticmethod(from_pretrained))
+    return model_folder

@@ -111,6 +111,7 @@ def test_folders_that_do_not_match_are_one_line(
     assert not (tmp_path / "a.json").exists()
 
 
+@pytest.mark.integration
 def test_a_model_on_a_set_and_again_from_what_it_has(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

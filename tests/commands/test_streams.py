@@ -28,7 +28,10 @@ Run = Callable[..., tuple[int, bytes, str]]
 
 @pytest.fixture
 def run(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+    read_once: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfdbinary: pytest.CaptureFixture[bytes],
 ) -> Run:
     """`nextscale upscale` with the small model at x1 in an empty folder; `stdin` is what it gets there."""
     monkeypatch.chdir(tmp_path)
@@ -36,7 +39,7 @@ def run(
     def call(*words: object, stdin: bytes | None = None) -> tuple[int, bytes, str]:
         source = SimpleNamespace(buffer=io.BytesIO(stdin or b""), isatty=lambda: stdin is None)
         monkeypatch.setattr(sys, "stdin", source)
-        how = ["-n", str(model_folder), "-s", "1", "--device", "cpu", "--fp32"]
+        how = ["-n", str(read_once), "-s", "1", "--device", "cpu", "--fp32"]
         try:
             status = main(["upscale", *map(str, words), *how])
         except SystemExit as stop:

@@ -42,13 +42,18 @@ class Outcome:
 
 
 @pytest.fixture
-def run(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(
+    read_once: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Run:
     """`nextscale upscale` with the small model at x1, unless the arguments say otherwise, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> Outcome:
         words = [str(word) for word in arguments]
-        defaults = {"-n": str(model_folder), "-s": "1", "--device": "cpu"}
+        defaults = {"-n": str(read_once), "-s": "1", "--device": "cpu"}
         for option, value in defaults.items():
             if option not in words:
                 words += [option, value]
