@@ -103,13 +103,15 @@ def test_the_first_stages_are_a_prefix_of_the_whole(model: NextScale) -> None:
         assert all(torch.equal(a, b) for a, b in zip(part.steps, whole.steps, strict=False))
 
 
+@torch.no_grad()
 def test_every_stage_decodes_from_its_prefix_alone(model: NextScale) -> None:
     tokenizer = model.tokenizer
     images = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    codes = tokenizer.encode(images)
+    codes, through = tokenizer.encode(images), tokenizer(images)
     for stage, side in enumerate((128, 256, 512)):
         prefix = tokenizer.decode(codes.stages(stage + 1))
         assert tuple(prefix.shape) == (1, 3, side, side)
+        assert torch.equal(prefix, through[stage].clamp(-1, 1))
         assert torch.equal(prefix, tokenizer.decode(codes, stage))
     with pytest.raises(OptionError, match="complete 1 stages"):
         tokenizer.decode(codes.stages(1), 2)
