@@ -19,6 +19,8 @@ from nextscale.model.config import (
     TokenizerConfig,
     TransformerConfig,
 )
+from nextscale.model.convert import convert
+from nextscale.model.tokenizer import Tokenizer
 from nextscale.upscale.nextscale import NextScale
 from tests.skips import pytest_make_collect_report, pytest_runtest_makereport
 
@@ -45,6 +47,14 @@ def own_threads() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     return FIXTURES
+
+
+@pytest.fixture(scope="session")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """VAR's tiny tokenizer, converted."""
+    folder = tmp_path_factory.mktemp("var")
+    convert(FIXTURES / "vae_tiny.pth", folder, "var", "tokenizer", steps="1,2,3,4")
+    return Tokenizer.from_pretrained(folder)
 
 
 def small_config() -> ModelConfig:

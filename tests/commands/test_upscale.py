@@ -421,6 +421,7 @@ def test_long_work_in_a_pipe_says_now_and_then_where_it_is(run: Run, monkeypatch
     assert len(run("-i", "a.png", "-o", "out", "--json").lines) == 1
 
 
+@pytest.mark.integration
 def test_a_big_job_says_size_tiles_and_time_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     photo("a.png", size=(500, 20))
     monkeypatch.setattr(progress_lines.ProgressLines, "EVERY", 1e9)
@@ -584,6 +585,7 @@ def test_an_unwritable_target_is_one_line(run: Run) -> None:
         assert line.endswith("choose another folder")
 
 
+@pytest.mark.integration
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(model_folder: Path, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     assert resource
@@ -707,6 +709,7 @@ def test_an_interrupt_exits_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert files() == ["a.png"]
 
 
+@pytest.mark.integration
 def test_a_reader_that_goes_away_is_no_traceback(model_folder: Path, tmp_path: Path) -> None:
     photo(tmp_path / "a.png")
     command = [sys.executable, "-m", "nextscale", "upscale", "-i", str(tmp_path), "-o", str(tmp_path / "out")]

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from nextscale.errors import OptionError
 from nextscale.model.config import Ladder, TokenizerConfig
-from nextscale.model.convert import convert
 from nextscale.model.layers import area_downsample
 from nextscale.model.quantizer import Quantizer, Scan
 from nextscale.model.tokenizer import Codes, Tokenizer
@@ -24,13 +23,6 @@ TWO_STAGES = Ladder((1, 2, 4, 6, 8), (3, 5), (0, 1, 2, 2, 3), input_canvas=4)
 
 def relative(given: Tensor, wanted: Tensor) -> float:
     return float((given - wanted).norm() / wanted.norm())
-
-
-@pytest.fixture(scope="module")
-def official(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("var")
-    convert(fixtures / "vae_tiny.pth", folder, "var", "tokenizer", steps="1,2,3,4")
-    return Tokenizer.from_pretrained(folder)
 
 
 def with_ladder(official: Tokenizer, ladder: Ladder) -> Tokenizer:
