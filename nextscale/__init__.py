@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nextscale.upscale.options import UpscaleOptions
     from nextscale.upscale.run import Progress, UpscaleResult
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "ImageError",
     "ModelError",

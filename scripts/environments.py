@@ -1,9 +1,10 @@
 """The unit tests where nothing but the core is installed: fresh environments, with the newest and the oldest packages.
 
-    python scripts/environments.py                        # every Python here from 3.10 to 3.14, newest and oldest
+    python scripts/environments.py                        # every Python here from 3.10 to 3.14
     python scripts/environments.py --newest python3.12    # one Python, newest packages only
     python scripts/environments.py --borrow-torch --newest python3    # torch of the calling environment: no download
 
+The oldest packages are tried on the first Python alone: they came before the newer ones, and have no wheels for them.
 An environment lies in a temporary folder and is removed at the end. Set PIP_INDEX_URL or PIP_EXTRA_INDEX_URL to take
 torch from its CPU index: https://download.pytorch.org/whl/cpu.
 """
@@ -98,18 +99,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pythons", nargs="*", default=PYTHONS)
     parser.add_argument("--newest", action="store_true", help="leave out the oldest packages")
+    parser.add_argument("--oldest", action="store_true", help="leave out the newest packages")
     parser.add_argument("--borrow-torch", action="store_true", help="take torch from the environment that runs this")
     arguments = parser.parse_args()
     here = [python for python in arguments.pythons if shutil.which(python)]
-    kinds = {"newest": core()} | ({} if arguments.newest else {"oldest": oldest(core())})
+    wanted = [] if arguments.newest else [(python, "oldest", oldest(core())) for python in here[:1]]
+    wanted += [] if arguments.oldest else [(python, "newest", core()) for python in here]
     results = {}
-    for python in here:
-        for kind, packages in kinds.items():
-            try:
-                results[python, kind] = run(python, packages, arguments.borrow_torch)
-            except subprocess.CalledProcessError as error:
-                sys.stderr.write(f"{error}\n")
-                results[python, kind] = False
+    for python, kind, packages in wanted:
+        try:
+            results[python, kind] = run(python, packages, arguments.borrow_torch)
+        except subprocess.CalledProcessError as error:
+            sys.stderr.write(f"{error}\n")
+            results[python, kind] = False
     for (python, kind), passed in results.items():
         sys.stdout.write(f"{python}, {kind} packages: {'passed' if passed else 'FAILED'}\n")
     return 0 if results and all(results.values()) else 1

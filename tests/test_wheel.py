@@ -83,11 +83,18 @@ def test_versions_that_differ_are_refused(tmp_path: Path) -> None:
     (tmp_path / "CITATION.cff").write_text("version: 1.2.0\n")
     (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 1.2.0\n")
     assert release.problems(tmp_path) == []
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 1.2.0 (not released yet)\n")
+    assert release.problems(tmp_path) == []
+    assert "give the day" in release.problems(tmp_path, tag=True)[0]
     (tmp_path / "CITATION.cff").write_text("version: 1.1.0\n")
     (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 1.3.0 (not released yet)\n")
     first, second = release.problems(tmp_path)
     assert "CITATION.cff" in first
     assert "CHANGELOG.md must be 1.2.0" in second
+
+
+def test_this_checkout_has_one_version() -> None:
+    assert release.problems(ROOT) == []
 
 
 def test_oldest_versions_are_the_lower_bounds() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 
@@ -21,7 +22,8 @@ class PublicSet:
 
     def recipe(self) -> list[str]:
         """Lines that say how to get it and measure on it."""
-        measure = f"nextscale evaluate --bench {self.folder}" + (f" {self.options}" if self.options else "")
+        folder = shlex.quote(self.folder)
+        measure = f"nextscale evaluate --bench {folder}" + (f" {self.options}" if self.options else "")
         return [f"{self.title}: {self.what}", *(f"    {step}" for step in self.steps), f"    {measure}"]
 
 
@@ -35,6 +37,8 @@ def _edsr(title: str, pictures: str, folder: str) -> PublicSet:
         "--crop",
     )
 
+
+_STABLESR = "hf download --repo-type dataset Iceclear/StableSR-TestSets --local-dir ."
 
 SETS: dict[str, PublicSet] = {
     "set5": _edsr("Set5", "5 pictures", "Set5"),
@@ -63,7 +67,7 @@ SETS: dict[str, PublicSet] = {
     ),
     "synthetic": PublicSet(
         "Synthetic",
-        "the same photographs under StableSR's degradation; anyone gets the same bytes from the same seed",
+        "the same photographs under StableSR's degradation; the same seed draws the same for everyone",
         (
             "mkdir Synthetic && ln -s ../DIV2K/DIV2K_valid_HR Synthetic/HR",
             "nextscale degrade -i Synthetic/HR -o Synthetic/LR --preset stablesr --factor 4 --seed 0",
@@ -88,8 +92,18 @@ SETS: dict[str, PublicSet] = {
     ),
     "stablesr": PublicSet(
         "StableSR's test sets",
-        "crops of 128 and 512 px of DIV2K (3000), RealSR and DRealSR, as diffusion papers use them",
-        ("hf download --repo-type dataset Iceclear/StableSR-TestSets --local-dir StableSR-TestSets, and unpack one",),
-        "StableSR-TestSets/SET",
+        "crops of 128 and 512 px as diffusion papers use them: DIV2K_V2_val (3000), RealSRVal_crop128 (100), "
+        "DrealSRVal_crop128 (93)",
+        (f"{_STABLESR}, and unpack one",),
+        "RealSRVal_crop128",
+    ),
+    "realsr50": PublicSet(
+        "RealSR 50",
+        "the pairs of README's table: of the 100 crops of RealSR in StableSR's test sets those with odd numbers",
+        (
+            f"{_STABLESR}, and unpack RealSRVal_crop128",
+            "rm RealSRVal_crop128/test_[HL]R/*[02468]_*",
+        ),
+        "RealSRVal_crop128",
     ),
 }

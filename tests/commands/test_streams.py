@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,6 +135,66 @@ def test_addresses_are_read_and_named_as_given(run: Run, tmp_path: Path) -> None
     assert Path(row["outputs"]["x1"]) == Path("out/a b_x1.png")
     address = (tmp_path / "a b.png").as_uri()
     assert run(address, "-o", "here")[1].startswith(f"{tmp_path / 'a b.png'}: 30 x 20 ->".encode())
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[str]:
+    """The address of a web server on this machine that has `shop/a b.png`."""
+    (tmp_path / "site/shop").mkdir(parents=True)
+    (tmp_path / "site/shop/a b.png").write_bytes(photo())
+    handler = functools.partial(QuietHandler, directory=str(tmp_path / "site"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_picture_comes_from_a_web_server(run: Run, site: str) -> None:
+    status, out, err = run("-i", f"{site}/shop/a%20b.png?size=full", "-o", "out", "--json")
+    assert (status, err) == (0, "")
+    row = json.loads(out)
+    assert row["input"] == f"{site}/shop/a%20b.png"
+    assert Path(row["outputs"]["x1"]) == Path("out/a b_x1.png")
+    assert images.read("out/a b_x1.png").size == (30, 20)
+
+
+def test_what_a_web_server_lacks_is_one_line(run: Run, site: str) -> None:
+    status, out, err = run("-i", f"{site}/shop/none.png?key=secret", "-o", "o.png")
+    assert (status, out) == (1, b"")
+    assert err.startswith(f"nextscale: {site}/shop/none.png: it cannot be fetched")
+    assert err.count("\n") == 1
+    assert "secret" not in err
+    assert not Path("o.png").exists()
+
+
+def test_a_picture_comes_from_an_object_store(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs", reason="the object store needs `pip install s3fs 'moto[server]'`")
+    moto = pytest.importorskip("moto.server", reason="the object store needs `pip install s3fs 'moto[server]'`")
+    server = moto.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    try:
+        _, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "test")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        store = fsspec.filesystem("s3", skip_instance_cache=True)
+        store.mkdir("shop")
+        store.pipe("shop/a.png", photo())
+        status, _, err = run("-i", "s3://shop/a.png", "-o", "a.png")
+        assert (status, err) == (0, "")
+        assert images.read("a.png").size == (30, 20)
+        status, _, err = run("-i", "s3://shop/none.png", "-o", "o.png")
+        assert status == 1
+        assert err.startswith("nextscale: s3://shop/none.png: it cannot be fetched")
+        assert err.count("\n") == 1
+    finally:
+        server.stop()
 
 
 def test_without_fsspec_one_line_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
