@@ -17,6 +17,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
+from torch import Tensor
 
 from nextscale import NextScale
 from nextscale.console import run_program
@@ -43,6 +44,15 @@ class Settings:
     """Values of fidelity to compare."""
 
 
+def decoded(model: NextScale, f: Tensor, stage: int, inputs: Tensor, fidelity: float) -> Tensor:
+    """The image of a stage's canvas; a fusion is told that each code is as likely as not."""
+    if model.restorer is None:
+        return model.tokenizer.decode_canvas(f, stage, inputs=inputs, fidelity=fidelity).float()
+    ladder = model.tokenizer.ladder
+    maps = [torch.full((1, ladder.sides[k], ladder.sides[k]), 0.5) for k in ladder.steps_of(stage)]
+    return model.pipeline.fuse(f, stage, inputs, model.restorer.features(inputs), maps, fidelity)[0].float()
+
+
 @torch.no_grad()
 def main() -> int:
     """Print the JSON object."""
@@ -58,7 +68,9 @@ def main() -> int:
             raise ImageError(f"{pair.lr}: this benchmark needs inputs of {ladder.input_side} px a side")
         kinds = {
             "truth": tokenizer.encode(truth),
-            "predicted": predict(model.transformer, tokenizer, ladder, inputs, torch.zeros(1, dtype=torch.long)),
+            "predicted": predict(
+                model.transformer, tokenizer, ladder, inputs, torch.zeros(1, dtype=torch.long), model.restorer
+            ),
             "input": tokenizer.encode(enlarge(inputs, truth.shape[-1])),
         }
         for name, shares in equal.items():
@@ -68,9 +80,7 @@ def main() -> int:
             for stage, f in enumerate(tokenizer.canvases(codes)):
                 target = area_downsample(truth, ladder.image_sides[stage])
                 for fidelity in settings.fidelities:
-                    with torch.autocast("cpu", torch.bfloat16):
-                        image = tokenizer.decode_canvas(f, stage, inputs=inputs, fidelity=fidelity)
-                    image = image.float().clamp(-1, 1)
+                    image = decoded(model, f, stage, inputs, fidelity).clamp(-1, 1)
                     row = [float(psnr(image / 2 + 0.5, target / 2 + 0.5)), float(distance(image, target))]
                     by_factor = scores.setdefault(name, {}).setdefault(f"fidelity={fidelity:g}", {})
                     by_factor.setdefault(f"x{ladder.factors[stage]:g}", []).append(row)
