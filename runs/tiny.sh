@@ -44,8 +44,8 @@ train transformer --out "$out/transformer" --tokenizer "$out/decoders/model" \
   --steps "$(steps 900)" --batch 8 --lr 6e-4 --warmup 12 --ema 0.97 --codes.beta 3 \
   --codes.sides "$side" "$side" "$side" "$((2 * side))"
 
-# The restorer: twice trained and averaged with where the training began, which is better than either end (LOG.md). The
-# second time has smooth ramps under noise, where pixels alone count, and goes on from the first one's critic.
+# The restorer: three times trained and averaged with where the training began, which is better than either end (LOG.md). The
+# second time has smooth ramps under noise, where pixels alone count; each goes on from the critic of the one before.
 mean() { # mean OUT FIRST SECOND: the mean of two restorers' weights, with the second one's critic
   python - "$@" <<'PYTHON'
 import shutil
@@ -97,9 +97,17 @@ train restorer --out "$out/restorer-2" --start "$out/mean-1" \
   --restoration.presets stablesr stablesr stablesr stablesr x4plus x4plus camera camera compressed noisy \
   "${restoration[@]}"
 mean "$out/mean-2" "$out/mean-1" "$out/restorer-2/model"
+# The third time half of the photographs are soft, and the noise of ramps is coarse too.
+train restorer --out "$out/restorer-3" --start "$out/mean-2" \
+  --steps "$(steps 1120)" --batch 8 --lr 1e-4 --warmup 20 --final-lr 0.02 --ema 0.995 \
+  --betas 0.9 0.99 --clip 1 --weight-decay 0 \
+  "${terms[@]}" --restoration.adversarial 0.3 --restoration.smooth-share 0.12 --restoration.soft 0.5 --restoration.pages-share 0.1 \
+  --restoration.presets stablesr stablesr stablesr x4plus x4plus x4plus camera camera compressed noisy \
+  "${restoration[@]}"
+mean "$out/mean-3" "$out/mean-2" "$out/restorer-3/model"
 
 # The fusion of both. The shipped one gives the restorer's pictures: only its expected error is trained (LOG.md).
-train fusion --out "$out/fusion" --start "$out/transformer/model" --restorer "$out/mean-2" \
+train fusion --out "$out/fusion" --start "$out/transformer/model" --restorer "$out/mean-3" \
   --steps "$(steps 220)" --batch 4 --lr 3e-4 --warmup 20 --final-lr 0.1 --ema 0.99 \
   --betas 0.9 0.99 --clip 1 --weight-decay 0 \
   --restoration.predicted-after 40 "${terms[@]}" --restoration.adversarial 1.0 "${restoration[@]}"
