@@ -161,11 +161,21 @@ class Store:
         """Whether the file is there."""
         return bool(self.fs.exists(self.path(name)))
 
+    def mark(self, name: str, data: bytes) -> Mark:
+        """What a file that was just written holds; in an object store also that store's own sign of the version."""
+        return mark_of(data) if self.local else [*mark_of(data), _changed(self.fs.info(self.path(name)))]
+
     def holds(self, path: str, mark: Mark) -> bool:
-        """Whether the file of a whole path is there as it was written; in an object store, by its length alone."""
+        """Whether the file of a whole path is there as it was written.
+
+        In an object store by its length and the sign of its version; where that is another one or none, by its digest.
+        """
         if self.local:
             return has_mark(Path(path), mark)
-        return bool(self.fs.exists(path)) and self.fs.info(path).get("size") == mark[0]
+        if not self.fs.exists(path) or (info := self.fs.info(path)).get("size") != mark[0]:
+            return False
+        version = _changed(info)
+        return (version != 0 and [version] == mark[2:]) or mark_of(bytes(self.fs.cat_file(path))) == mark[:2]
 
     def read(self, name: str) -> bytes:
         """A file's bytes."""
@@ -189,8 +199,8 @@ class Store:
 
 
 def _changed(info: dict[str, Any]) -> int:
-    """A number that changes when a file is written anew: its time where the store tells one, or its tag."""
-    for key in ("mtime", "LastModified", "updated", "created", "ETag", "etag"):
+    """A number that changes when a file is written anew, by its tag or else its time; 0 where the store has neither."""
+    for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created"):
         value = info.get(key)
         if isinstance(value, int | float):
             return int(value * 1e6)
@@ -266,7 +276,7 @@ class Worker:
             for label, ending, data in encode_results(result, suffix, lossless=picture.lossless):
                 file = f"{stem}_{label}{ending}"
                 self.target.write(file, data)
-                outputs[file] = mark_of(data)
+                outputs[file] = self.target.mark(file, data)
         except NextScaleError as failure:
             error = str(failure)
         except OSError as failure:

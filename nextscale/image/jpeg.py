@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
 from nextscale.errors import ImageError
@@ -17,6 +18,7 @@ _BARE: Final = (0xD8, 0x01)
 _APPS: Final = range(0xE0, 0xF0)
 _COMMENT: Final = 0xFE
 _HUFFMAN: Final = (0xC0, 0xC1, 0xC2)
+_ARITHMETIC: Final = (0xC9, 0xCA, 0xCB)
 _EXIF: Final = b"Exif\0\0"
 _KEPT: Final = {
     0xE0: (b"JFIF",),
@@ -33,29 +35,52 @@ def lean_jpeg(data: bytes) -> bytes:
         ImageError: it has more than `MAX_SCANS` scans, or fewer bytes than its size takes at the very least.
     """
     kept: list[bytes | memoryview] = [data[:2]]
-    view, at, first_scan, scans, frame = memoryview(data), 2, 0, 0, b""
+    view, first_scan, scans, frame, end = memoryview(data), 0, 0, b"", 0
     sizes = dict.fromkeys(_KEPT, 0)
-    while (found := _MARKER.search(data, at)) and data[found.start() + 1] != _END:
-        at, marker = found.start(), data[found.start() + 1]
-        if marker in _BARE:
-            at += 2
-            continue
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if end > len(data) or end < at + 4:
-            raise ImageError(TRUNCATED)
+    for marker, at, end in _segments(data):
         if marker == _SCAN:
             scans, first_scan = scans + 1, first_scan or at
             if scans > MAX_SCANS:
                 raise ImageError(f"it has over {MAX_SCANS} scans; save it again as JPEG or PNG")
-        elif not first_scan and _is_kept(data, at, end, sizes):
+        elif marker not in (*_BARE, _END) and not first_scan and _is_kept(data, at, end, sizes):
             kept.append(view[at:end])
         frame = frame or (data[at + 1 : end] if marker in _HUFFMAN else b"")
-        at = end
     if not first_scan:
         raise ImageError(TRUNCATED)
-    end = found.start() + 2 if found else len(data)
     _check_length(frame, end - first_scan)
     return b"".join([*_sound(kept), view[first_scan:end]])
+
+
+def padded_scans(data: bytes, padding: bytes) -> tuple[bytes, int]:
+    """A JPEG with bytes between the codes of each scan and the marker behind them, and the number of its scans.
+
+    A decoder passes over them where the scan is whole, and takes them for codes where it ends early. Of arithmetic
+    codes the last may be left out; such a file comes back as it is, with 0 for its scans.
+    """
+    parts, done, scans, in_scan = list[bytes](), 0, 0, False
+    for marker, at, _ in _segments(data):
+        if marker in _ARITHMETIC:
+            return data, 0
+        if in_scan:
+            parts += [data[done:at], padding]
+            done, scans = at, scans + 1
+        in_scan = marker == _SCAN
+    return b"".join([*parts, data[done:]]), scans
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, end) of the segments; the last is the end marker, empty where the file has none."""
+    at = 2
+    while found := _MARKER.search(data, at):
+        at, marker = found.start(), data[found.start() + 1]
+        if marker == _END:
+            break
+        end = at + 2 if marker in _BARE else at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if end > len(data) or (marker not in _BARE and end < at + 4):
+            raise ImageError(TRUNCATED)
+        yield marker, at, end
+        at = end
+    yield (_END, found.start(), found.start() + 2) if found else (_END, len(data), len(data))
 
 
 def _is_kept(data: bytes, at: int, end: int, sizes: dict[int, int]) -> bool:

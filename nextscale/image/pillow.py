@@ -23,9 +23,10 @@ from PIL import (
 
 from nextscale.errors import ImageError
 from nextscale.image.avif import check_avif, without_bad_exif
+from nextscale.image.bmp import check_runs
 from nextscale.image.gif import lean_gif
 from nextscale.image.guard import TRUNCATED, check_size
-from nextscale.image.jpeg import lean_jpeg
+from nextscale.image.jpeg import lean_jpeg, padded_scans
 from nextscale.image.picture import Array, split_channels
 
 _PLUGINS: Final[dict[str, type[ImageFile.ImageFile]]] = {
@@ -48,7 +49,7 @@ def open_by_pillow(form: str, data: bytes, max_pixels: int) -> ImageFile.ImageFi
     im = _PLUGINS[form](io.BytesIO(_LEAN[form](data))) if form in _LEAN else _PLUGINS[form](io.BytesIO(data))
     check_size(im.size, max_pixels)
     if form == "BMP":
-        _check_runs(data, im.size)
+        check_runs(data, im.size)
     if form != "TIFF" and getattr(im, "is_animated", False):
         raise ImageError(f"this {form} is animated; save one frame of it as a picture")
     return im
@@ -66,39 +67,33 @@ def _lean_avif(data: bytes) -> bytes:
 
 
 def check_jpeg_end(im: Image.Image, data: bytes) -> None:
-    """Refuse a JPEG whose pixels end before its end marker: libjpeg makes up the rest, flat, without a word.
+    """Refuse a JPEG of which a scan ends early: libjpeg makes up the rest, flat, without a word.
 
-    Only where the last block is flat can that be. Then bytes behind the pixels change the picture if it was not whole.
+    Then bytes behind the codes change the picture. Where there is one scan, that can only be if the last block is flat.
 
     Args:
         im: the decoded picture.
     """
-    width, height = im.size
-    corner = np.asarray(im.crop((max(0, width - 8), max(0, height - 8), width, height)))
-    if np.ptp(corner.reshape(-1, len(im.getbands())), axis=0).max() > _FLAT:
+    padded, scans = padded_scans(lean_jpeg(data), _PADDING)
+    if scans == 0 or (scans == 1 and not _ends_flat(im)):
         return
-    lean = lean_jpeg(data)
-    at = lean.rfind(b"\xff\xd9")
-    again = _PLUGINS["JPEG"](io.BytesIO(lean[:at] + _FILLING + lean[at:]))
+    again = _PLUGINS["JPEG"](io.BytesIO(padded))
     again.load()
     if not np.array_equal(np.asarray(again), np.asarray(im)):
         raise ImageError(TRUNCATED)
 
 
+def _ends_flat(im: Image.Image) -> bool:
+    width, height = im.size
+    corner = np.asarray(im.crop((max(0, width - 8), max(0, height - 8), width, height)))
+    return bool(np.ptp(corner.reshape(-1, len(im.getbands())), axis=0).max() <= _FLAT)
+
+
 _FLAT: Final = 4
-_FILLING: Final = bytes(range(1, 255)) * 16
+_PADDING: Final = bytes(range(1, 255)) * 16
 
 
 _LEAN: Final[dict[str, Callable[[bytes], bytes]]] = {"JPEG": lean_jpeg, "GIF": lean_gif, "AVIF": _lean_avif}
-_RUN_LENGTHS: Final = (1, 2)
-_MAX_RUN: Final = 128
-"""Pixels a byte of run lengths: two bytes stand for at most 255."""
-
-
-def _check_runs(data: bytes, size: tuple[int, int]) -> None:
-    """Run lengths can skip any number of pixels, which Pillow fills one by one."""
-    if int.from_bytes(data[30:34], "little") in _RUN_LENGTHS and size[0] * size[1] > len(data) * _MAX_RUN:
-        raise ImageError(TRUNCATED)
 
 
 def samples_of(im: Image.Image, icc: bytes | None, depth: int = 8) -> tuple[Array, Array | None, bytes | None]:

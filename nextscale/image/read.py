@@ -19,6 +19,7 @@ from PIL import Image
 
 from nextscale.errors import ImageError
 from nextscale.image.avif import code_points, depth_of
+from nextscale.image.bmp import bmp_profile
 from nextscale.image.color import from_cicp
 from nextscale.image.extras import by_opencv, extra
 from nextscale.image.guard import NO_MEMORY, TRUNCATED, one_line, quiet
@@ -161,7 +162,8 @@ def _decode(data: bytes, max_pixels: int) -> Picture:
         im.load()
         if form == "JPEG":
             check_jpeg_end(im, data)
-        rgb, alpha, icc = samples_of(im, im.info.get("icc_profile"))
+        profile = bmp_profile(data, gray=im.mode in ("1", "L")) if form == "BMP" else im.info.get("icc_profile")
+        rgb, alpha, icc = samples_of(im, profile)
     about = describe(im, icc, exif)
     if numbers and icc is None:
         profile, cicp = from_cicp(*numbers, gray=rgb.shape[2] == 1)

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import ImageFile, TiffImagePlugin
 
 from nextscale.errors import ImageError
+from nextscale.image.color import from_png_numbers
 from nextscale.image.directory import Entry, Layout, sound_directories
 from nextscale.image.extras import by_opencv, extra
 from nextscale.image.guard import MAX_PROFILE, MAX_RATIO, RARE_LAYOUT, TRUNCATED, check_size
@@ -32,6 +33,7 @@ MAX_STRIPS: Final = 1 << 18
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIPS, _SPP, _STRIP_ROWS = 256, 257, 258, 259, 262, 273, 277, 278
 _STRIP_BYTES, _PLANAR, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 279, 284, 317, 322, 323, 324, 325
 _EXTRA_SAMPLES, _SAMPLE_FORMAT, _XMP, _EXIF, _GPS, _ICC, _RAW = 338, 339, 700, 0x8769, 0x8825, 34675, 0xC612
+_WHITE_POINT, _PRIMARIES, _RATIONAL = 318, 319, 5
 _SMALL: Final = (
     *(254, 255, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, 266, ORIENTATION, _SPP, _STRIP_ROWS, 282, 283),
     *(_PLANAR, 292, 293, 296, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, 332, _EXTRA_SAMPLES, _SAMPLE_FORMAT),
@@ -121,6 +123,7 @@ def decode_tiff(data: bytes, max_pixels: int) -> Picture:
     tags = _tags(data, layout, full[0])
     _check_tiff(tags, len(data), max_pixels)
     icc, xmp = (_bytes(data, full[0].get(tag)) for tag in (_ICC, _XMP))
+    icc = icc or _profile_by_numbers(data, layout, full[0])
     data = _lean(data, layout, full[0])
     _, exif = read_exif(lambda: parse_exif(data))
     orientation = tags.get(ORIENTATION, (xmp_orientation(xmp),))[0]
@@ -145,6 +148,16 @@ def _bytes(data: bytes, entry: Entry | None) -> bytes | None:
     if entry is None or entry.size > _DESCRIPTIONS[entry.tag]:
         return None
     return data[entry.at : entry.at + entry.size]
+
+
+def _profile_by_numbers(data: bytes, layout: Layout, entries: Entries) -> bytes | None:
+    """A profile of the white point and primaries that the file states; None for sRGB's, or where it states none."""
+    said = [entries[tag] for tag in (_WHITE_POINT, _PRIMARIES) if tag in entries and entries[tag].kind == _RATIONAL]
+    if [entry.count for entry in said] != [2, 6]:
+        return None
+    pairs = (struct.unpack_from(f"{layout.order}{2 * entry.count}I", data, entry.at) for entry in said)
+    values = [top / (bottom or 1) for pair in pairs for top, bottom in zip(pair[::2], pair[1::2], strict=True)]
+    return from_png_numbers(None, values, gray=False)
 
 
 def _tiff8(data: bytes, icc: bytes | None, max_pixels: int) -> tuple[Array, Array | None, bytes | None, int]:

@@ -35,11 +35,13 @@ def adain_color(images: Tensor, source: Tensor) -> Tensor:
 
 
 FLAT_RADII = (1, 2, 3)
-"""Input pixels around a flat place over which the input's color takes over from the image's."""
+"""Input pixels around a flat place over which the input's colors take over from the image's."""
+FLAT_RANGE = 2.5 / 255
+"""In [-1, 1], by how much a flat place may change: one level of 8 bits, as JPEG and dithering leave it."""
 
 
 def keep_flat(images: Tensor, inputs: Tensor) -> Tensor:
-    """The images, where the input is exactly flat, in the input's color.
+    """The images, where the input is flat, within the input's own colors around that place.
 
     Networks pad with zeros, so they answer to the border of a tile as to an edge in the picture: flat areas came out
     with specks there. What does not change within some pixels needs no restoring.
@@ -49,12 +51,13 @@ def keep_flat(images: Tensor, inputs: Tensor) -> Tensor:
         inputs: B 3 s s, where H is a multiple of s.
     """
     weight = inputs.new_zeros(len(inputs), 1, *inputs.shape[-2:])
-    for radius in FLAT_RADII:
-        # max_pool2d pads with minus infinity: beyond the edge there is nothing to differ.
-        highest, lowest = (F.max_pool2d(x, 2 * radius + 1, 1, radius) for x in (inputs, -inputs))
-        weight += (highest + lowest == 0).all(1, keepdim=True).to(weight) / len(FLAT_RADII)
+    # max_pool2d pads with minus infinity: beyond the edge there is nothing to differ.
+    around = [[F.max_pool2d(x, 2 * radius + 1, 1, radius) for x in (inputs, -inputs)] for radius in FLAT_RADII]
+    for highest, lowest in around:
+        weight += (highest + lowest <= FLAT_RANGE).all(1, keepdim=True).to(weight) / len(FLAT_RADII)
     if not weight.any():
         return images
     size = images.shape[-2:]
-    flat, weight = (F.interpolate(x, size=size, mode="nearest-exact") for x in (inputs, weight))
-    return torch.lerp(images, flat.to(images), weight.to(images))
+    limits = (around[0][0], -around[0][1], weight)
+    highest, lowest, weight = (F.interpolate(x, size=size, mode="nearest-exact").to(images) for x in limits)
+    return torch.lerp(images, images.clamp(lowest, highest), weight)

@@ -21,7 +21,6 @@ from nextscale import image as images
 from nextscale.commands.batch import Batch, Store, Worker, list_pictures, without_results
 from nextscale.commands.cli_types import UpscaleFlags
 from nextscale.commands.main import main
-from nextscale.files import mark_of
 from nextscale.image import Picture
 from nextscale.install import how_to_install
 from nextscale.upscale.nextscale import NextScale
@@ -181,17 +180,42 @@ def test_results_among_the_pictures_are_no_pictures(root: str, tmp_path: Path) -
     assert without_results(listed, store, Store("memory://elsewhere"), ()) == listed
 
 
-def test_a_store_knows_what_it_holds(tmp_path: Path) -> None:
-    mark = mark_of(b"data")
-    for root, by_digest in ((str(tmp_path), True), ("memory://marks", False)):
-        store = Store(root)
-        store.write("a.png", b"data")
-        assert store.holds(store.path("a.png"), mark)
-        store.write("a.png", b"atad")
-        assert store.holds(store.path("a.png"), mark) is not by_digest
-        store.write("a.png", b"longer")
-        assert not store.holds(store.path("a.png"), mark)
-        assert not store.holds(store.path("b.png"), mark)
+@pytest.mark.parametrize("root", ["memory://marks", "{tmp}"])
+def test_a_store_knows_what_it_holds(root: str, tmp_path: Path) -> None:
+    store = Store(root.format(tmp=tmp_path))
+    store.write("a.png", b"data")
+    mark = store.mark("a.png", b"data")
+    assert store.holds(store.path("a.png"), mark)
+    store.write("a.png", b"atad")  # of the same length
+    assert not store.holds(store.path("a.png"), mark)
+    store.write("a.png", b"data")
+    assert store.holds(store.path("a.png"), mark)
+    store.write("a.png", b"longer")
+    assert not store.holds(store.path("a.png"), mark)
+    assert not store.holds(store.path("b.png"), mark)
+
+
+def test_a_version_of_an_object_is_known_by_its_tag_without_reading_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store("memory://tags")
+    read: list[str] = []
+    real_info, real_cat = store.fs.info, store.fs.cat_file
+    monkeypatch.setattr(store.fs, "cat_file", lambda path, **more: read.append(path) or real_cat(path, **more))
+    tag: dict[str, Any] = {"ETag": "one", "LastModified": 7}
+    monkeypatch.setattr(store.fs, "info", lambda path, **more: {"size": real_info(path, **more)["size"], **tag})
+    store.write("a.png", b"data")
+    path, mark = store.path("a.png"), store.mark("a.png", b"data")
+    assert store.holds(path, mark)
+    assert read == []
+    tag["ETag"] = "two"
+    assert store.holds(path, mark)  # written again, with the same bytes
+    assert len(read) == 1
+    store.write("a.png", b"atad")
+    assert not store.holds(path, mark)
+    tag.clear()  # a store without any sign of a version
+    assert not store.holds(path, mark)
+    store.write("a.png", b"data")
+    assert store.holds(path, store.mark("a.png", b"data"))
+    assert len(read) == 4
 
 
 @pytest.mark.parametrize(

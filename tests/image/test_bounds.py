@@ -6,6 +6,7 @@ No clock is read: work is counted in bytes that reach a decoder, memory by trace
 from __future__ import annotations
 
 import io
+import re
 import struct
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from nextscale.image.avif import MAX_ITEMS_BYTES
 from nextscale.image.directory import MAX_ENTRIES
 from nextscale.image.gif import lean_gif
 from nextscale.image.guard import MAX_PROFILE
-from nextscale.image.jpeg import MAX_SCANS, lean_jpeg
+from nextscale.image.jpeg import MAX_SCANS, lean_jpeg, padded_scans
 from nextscale.image.tiff import MAX_STRIPS
 from tests.image.pictures import chunk, exif_block, noise, parsed, png, refusal, saved, smooth, tiff, tifffile
 
@@ -123,10 +124,11 @@ def test_a_strip_that_ends_early_is_refused(dtype: type) -> None:
 
 
 def with_scans(number: int) -> bytes:
-    """A progressive JPEG whose last scan comes that many times more."""
+    """A progressive JPEG whose first scan comes that many times more, which changes nothing."""
     whole = saved(Image.fromarray(smooth()), "JPEG", progressive=True)
-    last = whole.rindex(b"\xff\xda")
-    return whole[:-2] + whole[last:-2] * number + whole[-2:]
+    first = whole.index(b"\xff\xda")
+    end = whole.index(b"\xff\xc4", first)
+    return whole[:end] + whole[first:end] * number + whole[end:]
 
 
 def test_scans_are_counted_before_any_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +153,23 @@ def test_a_jpeg_whose_pixels_end_early_is_refused(options: dict[str, Any]) -> No
         assert image.decode_bytes(whole).size == (64, 64)
         start = whole.index(b"\xff\xda")
         assert "truncated" in refusal(whole[: start + (len(whole) - start) // 3] + b"\xff\xd9")
+
+
+def test_a_scan_that_ends_early_is_refused_wherever_it_is() -> None:
+    pixels = np.concatenate([noise(64, 64, 3), np.full((32, 64, 3), 255, np.uint8)])
+    whole = saved(Image.fromarray(pixels), "JPEG", progressive=True, quality=90)
+    assert image.decode_bytes(whole).size == (64, 96)
+    padded, number = padded_scans(whole, b"padding")
+    assert number == whole.count(b"\xff\xda") > 5
+    ends = [found.start() - 7 * turn for turn, found in enumerate(re.finditer(b"padding", padded))]
+    starts = [found.start() for found in re.finditer(b"\xff\xda", whole)]
+    for start, end in zip(starts, ends, strict=True):
+        assert "truncated" in refusal(whole[: start + (end - start) // 2] + whole[end:])
+
+
+def test_arithmetic_codes_may_end_early() -> None:
+    whole = saved(Image.fromarray(smooth()), "JPEG", progressive=True)
+    assert padded_scans(whole.replace(b"\xff\xc2", b"\xff\xca"), b"x") == (whole.replace(b"\xff\xc2", b"\xff\xca"), 0)
 
 
 def test_a_jpeg_loses_the_segments_that_say_nothing() -> None:

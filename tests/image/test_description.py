@@ -8,6 +8,7 @@ import struct
 import sys
 import zlib
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,54 @@ def test_bmp_has_no_profile_so_the_pixels_take_on_srgb() -> None:
     picture = image.decode_bytes(png(smooth(), 8, 2, chrm()))
     np.testing.assert_array_equal(through(picture, ".bmp").rgb, as_srgb(picture.icc, smooth()))
     assert np.abs(through(picture, ".bmp").rgb.astype(int) - smooth()).max() > 10
+
+
+def bmp_of(kind: bytes, corners: tuple[float, ...] = (0.0,) * 9, gamma: float = 0.0, profile: bytes = b"") -> bytes:
+    """A BMP of version 5 with these colors in its header."""
+    plain = saved(Image.fromarray(smooth()), "BMP")
+    pixels = plain[54:]
+    colors = (
+        kind + struct.pack("<9i", *(round(x * 2**30) for x in corners)) + struct.pack("<3I", *[int(gamma * 65536)] * 3)
+    )
+    masks = bytes(16)
+    about = struct.pack("<IIII", 4, 124 + len(pixels), len(profile), 0)
+    header = struct.pack("<I", 124) + plain[18:54] + masks + colors + about
+    assert len(header) == 124
+    return b"BM" + struct.pack("<IHHI", 14 + 124 + len(pixels) + len(profile), 0, 0, 138) + header + pixels + profile
+
+
+def test_colors_of_a_bmp_are_kept() -> None:
+    assert image.decode_bytes(bmp_of(b"DEBM", profile=SRGB)).icc == SRGB
+    for silent in (bmp_of(b"BGRs"), bmp_of(b"KNIL"), bmp_of(bytes(4)), bmp_of(b"DEBM")):
+        assert image.decode_bytes(silent).icc is None
+    xyz = (0.48657, 0.22897, 0.0, 0.26567, 0.69174, 0.04511, 0.19822, 0.07929, 1.04394)  # of Display P3
+    picture = image.decode_bytes(bmp_of(bytes(4), xyz, 2.2))
+    assert red_of(picture.icc) == pytest.approx(P3_RED, abs=1e-3)
+    np.testing.assert_array_equal(picture.rgb, smooth())
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_primaries_of_a_tiff_are_kept(order: Any, dtype: type) -> None:
+    def with_primaries(chromaticities: tuple[float, ...]) -> bytes:
+        numbers = [part for value in chromaticities for part in (round(value * 10_000), 10_000)]
+        more = [(318, "2I", 2, tuple(numbers[:4]), True), (319, "2I", 6, tuple(numbers[4:]), True)]
+        return tiff(noise(8, 9, 3, dtype=dtype), photometric="rgb", byteorder=order, extratags=more)
+
+    assert red_of(image.decode_bytes(with_primaries(P3)).icc) == pytest.approx(P3_RED, abs=2e-4)
+    assert image.decode_bytes(with_primaries((0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06))).icc is None
+
+
+def test_the_table_of_the_docs_covers_every_format() -> None:
+    """Both tables name the formats that are read, and no cell is left open."""
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    tables = [[[cell.strip() for cell in row.split("|")[1:-1]] for row in part.splitlines() if row.startswith("|")]
+              for part in text.split("\n\n") if part.startswith("|")]  # fmt: skip
+    formats = {*image.WRITE_FORMATS.values(), "GIF"}
+    assert {row[0] for row in tables[0][2:]} == formats == set(tables[1][0][1:])
+    for row in tables[1][2:]:
+        assert len(row) == len(formats) + 1
+        assert all(row), row[0]
 
 
 def test_gamma_is_kept() -> None:

@@ -508,7 +508,7 @@ def test_flat_places_stay_flat_to_the_border(tiny: NextScale, factor: int) -> No
     assert got.max() == 0
 
 
-def test_only_what_is_exactly_flat_is_kept() -> None:
+def test_only_what_is_flat_is_kept() -> None:
     inputs = torch.full((1, 3, 16, 16), -1.0)
     inputs[:, 1, 8, 8] = -0.9
     images = torch.rand(1, 3, 32, 32)
@@ -520,6 +520,21 @@ def test_only_what_is_exactly_flat_is_kept() -> None:
     assert ((kept < images) & (kept > -1))[..., (distance == 2) | (distance == 3)].all()
     ramp = torch.linspace(-1, 1, 16).expand(1, 3, 16, 16)
     assert keep_flat(images, ramp) is images
+
+
+@pytest.mark.parametrize("value", [0, 100, 254])
+def test_one_level_of_noise_is_flat_too(value: int) -> None:
+    """As a black bar is that went through JPEG: what a network adds there is cut to the levels around."""
+    noise = np.random.default_rng(0).integers(0, 2, (16, 16, 3))
+    inputs, wider = (
+        torch.from_numpy((value + step * noise) / 127.5 - 1).float().permute(2, 0, 1)[None] for step in (1, 3)
+    )
+    specks = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    kept = torch.round((keep_flat(specks, inputs) + 1) * 127.5)
+    assert (kept.min(), kept.max()) == (value, value + 1)
+    enlarged = inputs.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(keep_flat(enlarged, inputs), enlarged)  # what fits is left as it is
+    assert keep_flat(specks, wider) is specks
 
 
 def test_colors_are_kept(model: NextScale) -> None:

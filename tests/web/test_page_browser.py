@@ -18,6 +18,7 @@ from nextscale import image as images
 from nextscale.image import Picture
 from nextscale.upscale.nextscale import NextScale
 from nextscale.web.limits import Limits
+from tests.conftest import restoring_model
 from tests.server import Local, local
 
 playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright: pip install playwright")
@@ -61,8 +62,13 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-def visit(browser: Browser, server: Local, **more: Any) -> Page:
-    """A page of a browser of its own; an error of its script fails the test."""
+def visit(browser: Browser, server: Local, *, rate: float = 0.01, **more: Any) -> Page:
+    """A page of a browser of its own; an error of its script fails the test.
+
+    Args:
+        rate: seconds a tile that the server believes in, so that no page asks first only because a machine is slow.
+    """
+    server.server.jobs.seconds_per_work = rate
     page = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **more}).new_page()
     page.set_default_timeout(WAIT)
     page.on("pageerror", lambda error: FAULTS.append(str(error)))
@@ -283,7 +289,10 @@ def flat(path: Path, width: int, height: int) -> Path:
     return path
 
 
-def test_twelve_megapixels_are_taken_after_a_word_about_the_time(page: Page, tmp_path: Path) -> None:
+def test_twelve_megapixels_are_taken_after_a_word_about_the_time(
+    browser: Browser, server: Local, tmp_path: Path
+) -> None:
+    page = visit(browser, server, rate=1.0)
     put(page, flat(tmp_path / "phone.jpg", 4000, 3000))
     rows = page.locator("#chooser-rows label")
     expect(rows).to_have_count(3, timeout=WAIT)
@@ -295,6 +304,7 @@ def test_twelve_megapixels_are_taken_after_a_word_about_the_time(page: Page, tmp
     page.wait_for_selector("#line:not([hidden])")
     page.click("#stop")
     expect(page.locator("#note")).to_contain_text("Stopped at", timeout=WAIT)
+    page.context.close()
 
 
 def test_of_48_megapixels_it_offers_what_fits(page: Page, tmp_path: Path) -> None:
@@ -304,9 +314,20 @@ def test_of_48_megapixels_it_offers_what_fits(page: Page, tmp_path: Path) -> Non
     expect(rows.nth(2)).to_contain_text("too large")
     assert rows.nth(2).locator("input").is_disabled()
     assert rows.nth(1).locator("input").is_checked()
-    rows.nth(0).click()
-    page.check("#chooser-fast")  # another plan, the same choice
-    assert rows.nth(0).locator("input").is_checked()
+
+
+def test_the_choice_stays_when_fast_makes_another_plan(browser: Browser, tmp_path: Path) -> None:
+    with local(restoring_model(untrained=True), tmp_path / "served") as server:
+        page = visit(browser, server, rate=1.0)
+        put(page, flat(tmp_path / "phone.jpg", 4000, 3000))
+        rows = page.locator("#chooser-rows label")
+        expect(rows).to_have_count(3, timeout=WAIT)
+        rows.nth(1).click()
+        before = rows.all_inner_texts()
+        page.check("#chooser-fast")
+        expect(rows.nth(1)).not_to_have_text(before[1])
+        assert rows.nth(1).locator("input").is_checked()
+        page.context.close()
 
 
 def test_options_reach_the_server_and_a_seed_only_where_it_does_something(
@@ -456,6 +477,16 @@ def test_the_finger_that_stays_after_two_moves_no_line(browser: Browser, server:
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     assert page.locator("#line").get_attribute("aria-valuenow") == "50"
     page.context.close()
+
+
+def test_options_cover_nothing_on_a_desk(page: Page) -> None:
+    page.click("#open-options")
+    panel, examples = page.locator("#options").bounding_box(), page.locator("#welcome").bounding_box()
+    assert panel is not None
+    assert examples is not None
+    assert examples["x"] + examples["width"] <= panel["x"]
+    page.click("summary:has-text('Keys')")
+    expect(page.locator(".keys")).to_contain_text("the photograph as it was")
 
 
 def test_it_fills_a_wide_screen(browser: Browser, server: Local, tmp_path: Path) -> None:
