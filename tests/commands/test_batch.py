@@ -199,7 +199,12 @@ def test_a_version_of_an_object_is_known_by_its_tag_without_reading_it(monkeypat
     store = Store("memory://tags")
     read: list[str] = []
     real_info, real_cat = store.fs.info, store.fs.cat_file
-    monkeypatch.setattr(store.fs, "cat_file", lambda path, **more: read.append(path) or real_cat(path, **more))
+
+    def cat_file(path: str, **more: Any) -> bytes:
+        read.append(path)
+        return bytes(real_cat(path, **more))
+
+    monkeypatch.setattr(store.fs, "cat_file", cat_file)
     tag: dict[str, Any] = {"ETag": "one", "LastModified": 7}
     monkeypatch.setattr(store.fs, "info", lambda path, **more: {"size": real_info(path, **more)["size"], **tag})
     store.write("a.png", b"data")
