@@ -43,6 +43,11 @@ def crops() -> Crops:
     return Crops([str(EXAMPLES)], 256)
 
 
+@pytest.fixture(scope="module")
+def small_crops() -> Crops:
+    return Crops([str(EXAMPLES)], 128)
+
+
 def loop(steps: int, **changes: object) -> LoopConfig:
     settings = {"steps": steps, "batch": 2, "warmup": 2, "bf16": False, "log_every": 1, "ema": 0.5} | changes
     return LoopConfig(**settings)  # type: ignore[arg-type]
@@ -54,7 +59,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 def test_the_linear_start_reconstructs_before_any_training(crops: Crops) -> None:
     tokenizer = Tokenizer(small_config().tokenizer)
-    start_linear(tokenizer, crops, images=16)
+    start_linear(tokenizer, crops, images=8)
     images = torch.from_numpy(crops.batch(100, 2)).float() / 127.5 - 1
     (latent,) = tokenizer.stage_latents(images, 3, ladder=tokenizer.ladder.for_input(64))[2:]
     with torch.no_grad():
@@ -71,29 +76,30 @@ def test_pairs_are_the_same_for_the_same_step(crops: Crops) -> None:
     assert set(classes.tolist()) <= {0, 1}
 
 
-def test_several_degradations_are_mixed(crops: Crops) -> None:
-    strong, mild = (pairs(crops, 0, 8, [name], 0.0, factor=4)[1] for name in ("x4plus", "stablesr"))
-    both = pairs(crops, 0, 8, ["x4plus", "stablesr"], 0.0, factor=4)[1]
-    again = pairs(crops, 0, 8, ["x4plus", "stablesr"], 0.0, factor=4)[1]
+def test_several_degradations_are_mixed(small_crops: Crops) -> None:
+    names = (["x4plus"], ["stablesr"], ["x4plus", "stablesr"], ["x4plus", "stablesr"])
+    strong, mild, both, again = (pairs(small_crops, 0, 8, presets, 0.0, factor=4)[1] for presets in names)
     assert torch.equal(both, again)
     assert not torch.equal(both, strong)
     assert not torch.equal(both, mild)
 
 
-def test_soft_photographs_are_parts_of_the_crops_without_their_finest_detail(crops: Crops) -> None:
-    sharp, soft, again = (pairs(crops, 0, 4, ["stablesr"], 0.0, soft=share, factor=4)[0] for share in (0.0, 1.0, 1.0))
+def test_soft_photographs_are_parts_of_the_crops_without_their_finest_detail(small_crops: Crops) -> None:
+    def photographs(share: float) -> Tensor:
+        return pairs(small_crops, 0, 8, ["stablesr"], 0.0, soft=share, factor=4)[0]
+
+    sharp, soft, again, some = (photographs(share) for share in (0.0, 1.0, 1.0, 0.5))
     assert torch.equal(soft, again)
     assert not torch.equal(soft, sharp)
     finest = [(x - F.avg_pool2d(x, 3, 1, 1))[..., 1:-1, 1:-1].abs().mean() for x in (soft, sharp)]
     assert float(finest[0]) < 0.7 * float(finest[1])
-    some = pairs(crops, 0, 8, ["stablesr"], 0.0, soft=0.5, factor=4)[0]
-    kept = [torch.equal(a, b) for a, b in zip(some, pairs(crops, 0, 8, ["stablesr"], 0.0, factor=4)[0], strict=True)]
+    kept = [torch.equal(a, b) for a, b in zip(some, sharp, strict=True)]
     assert 0 < sum(kept) < 8
 
 
-def test_pairs_of_sharpened_photographs(crops: Crops) -> None:
+def test_pairs_of_sharpened_photographs(small_crops: Crops) -> None:
     (plain, inputs, _), (sharp, other, _) = (
-        pairs(crops, 0, 2, ["stablesr"], 1.0, factor=4, sharpen=value) for value in (False, True)
+        pairs(small_crops, 0, 2, ["stablesr"], 1.0, factor=4, sharpen=value) for value in (False, True)
     )
     torch.testing.assert_close(sharp, usm_sharpen(plain / 2 + 0.5) * 2 - 1, atol=1e-6, rtol=0)
     assert float((sharp - plain).abs().max()) > 0.05
@@ -127,7 +133,7 @@ def test_decoder_training_freezes_the_encoder(crops: Crops, tmp_path: Path) -> N
     tokenizer = random_model().tokenizer
     before = {name: t.clone() for name, t in tokenizer.encoder.state_dict().items()}
     config = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=0.5)
-    train(ReconstructionTask(tokenizer, crops, config), loop(1), tmp_path)
+    train(ReconstructionTask(tokenizer, crops, config), loop(1, batch=1), tmp_path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in tokenizer.encoder.state_dict().items())
 
 
@@ -149,8 +155,8 @@ def test_the_codebook_lowers_its_error_from_k_means(crops: Crops, tmp_path: Path
 def test_kept_crops_come_again_and_are_encoded_once(crops: Crops, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(small_config().tokenizer)
-    start_linear(tokenizer, crops, images=8)
-    new, kept = (CodebookTask(tokenizer, crops, CodebookConfig(kept_crops=count)) for count in (0, 3))
+    start_linear(tokenizer, crops, images=4)
+    new, kept = (CodebookTask(tokenizer, crops, CodebookConfig(kept_crops=count)) for count in (0, 2))
     encoded: list[int] = []
     encode = tokenizer.stage_latents
 
@@ -159,11 +165,11 @@ def test_kept_crops_come_again_and_are_encoded_once(crops: Crops, monkeypatch: p
         return encode(images, **how)
 
     monkeypatch.setattr(tokenizer, "stage_latents", counted)
-    first, again = (float(kept.losses(step, 3)[0].detach()) for step in (0, 1))
-    assert sum(encoded) == 3
+    first, again = (float(kept.losses(step, 2)[0].detach()) for step in (0, 1))
+    assert sum(encoded) == 2
     assert again == first
-    assert first == pytest.approx(float(new.losses(0, 3)[0].detach()), rel=1e-4)
-    assert float(new.losses(1, 3)[0].detach()) != pytest.approx(first, rel=1e-4)
+    assert first == pytest.approx(float(new.losses(0, 2)[0].detach()), rel=1e-4)
+    assert float(new.losses(1, 2)[0].detach()) != pytest.approx(first, rel=1e-4)
 
 
 @pytest.mark.integration
