@@ -64,7 +64,7 @@ PYTHON
 }
 python -m nextscale convert "$start" "$out/start" --from realesrgan --part restorer
 if [[ -n ${NOISY:-} ]]; then
-  # The denoise dial's far end is three quarters of the way from one published file to the other.
+  # The denoise dial's far end is a third of the way from one published file to the other: further, trained weights draw dots (LOG.md).
   python - "$out/start" ${NOISY} <<'PYTHON'
 import sys
 from pathlib import Path
@@ -78,7 +78,7 @@ config = read_config(folder, "restorer", RestorerConfig)
 restorer = Restorer(config)
 load_weights(folder / "model.safetensors", restorer)
 quiet, noisy = read_state(quiet, "restorer"), read_state(noisy, "restorer")
-load_grain(restorer, {name: 0.75 * (noisy[name].float() - quiet[name].float()) for name in noisy})
+load_grain(restorer, {name: 0.35 * (noisy[name].float() - quiet[name].float()) for name in noisy})
 save_folder(folder, "restorer", config, restorer.state_dict())
 PYTHON
 fi
