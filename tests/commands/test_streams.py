@@ -140,6 +140,7 @@ def test_addresses_are_read_and_named_as_given(run: Run, tmp_path: Path) -> None
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[str]:
     """The address of a web server on this machine that has `shop/a b.png`."""
+    pytest.importorskip("aiohttp", reason="pictures from web servers need the extra `data`")
     (tmp_path / "site/shop").mkdir(parents=True)
     (tmp_path / "site/shop/a b.png").write_bytes(photo())
     handler = functools.partial(QuietHandler, directory=str(tmp_path / "site"))
