@@ -82,29 +82,22 @@ load_grain(restorer, {name: 0.35 * (noisy[name].float() - quiet[name].float()) f
 save_folder(folder, "restorer", config, restorer.state_dict())
 PYTHON
 fi
-train restorer --out "$out/restorer-1" --start "$out/start" \
-  --steps "$(steps 700)" --batch 8 --lr 1e-4 --warmup 40 --final-lr 0.1 --ema 0.997 \
-  --betas 0.9 0.99 --clip 1 --weight-decay 0 \
-  "${terms[@]}" --restoration.adversarial 1.0 --restoration.smooth-share 0 \
-  --restoration.presets stablesr stablesr stablesr stablesr x4plus x4plus camera compressed noisy noisy \
-  "${restoration[@]}"
-mean "$out/mean-1" "$out/start" "$out/restorer-1/model"
+restorer() { # restorer NUMBER START STEPS, and what differs
+  train restorer --out "$out/restorer-$1" --start "$2" --steps "$(steps "$3")" --batch 8 --lr 1e-4 \
+    --betas 0.9 0.99 --clip 1 --weight-decay 0 "${terms[@]}" "${@:4}" "${restoration[@]}"
+  mean "$out/mean-$1" "$2" "$out/restorer-$1/model"
+}
+restorer 1 "$out/start" 700 --warmup 40 --final-lr 0.1 --ema 0.997 \
+  --restoration.adversarial 1.0 --restoration.smooth-share 0 \
+  --restoration.presets stablesr stablesr stablesr stablesr x4plus x4plus camera compressed noisy noisy
 # The shipped run had the critic at 0.6, from step 615 on at 0.3.
-train restorer --out "$out/restorer-2" --start "$out/mean-1" \
-  --steps "$(steps 1000)" --batch 8 --lr 1e-4 --warmup 20 --final-lr 0.02 --ema 0.995 \
-  --betas 0.9 0.99 --clip 1 --weight-decay 0 \
-  "${terms[@]}" --restoration.adversarial 0.5 --restoration.smooth-share 0.1 --restoration.pages-share 0.1 \
-  --restoration.presets stablesr stablesr stablesr stablesr x4plus x4plus camera camera compressed noisy \
-  "${restoration[@]}"
-mean "$out/mean-2" "$out/mean-1" "$out/restorer-2/model"
-# The third time half of the photographs are soft, and the noise of ramps is coarse too.
-train restorer --out "$out/restorer-3" --start "$out/mean-2" \
-  --steps "$(steps 1120)" --batch 8 --lr 1e-4 --warmup 20 --final-lr 0.02 --ema 0.995 \
-  --betas 0.9 0.99 --clip 1 --weight-decay 0 \
-  "${terms[@]}" --restoration.adversarial 0.3 --restoration.smooth-share 0.12 --restoration.soft 0.5 --restoration.pages-share 0.1 \
-  --restoration.presets stablesr stablesr stablesr x4plus x4plus x4plus camera camera compressed noisy \
-  "${restoration[@]}"
-mean "$out/mean-3" "$out/mean-2" "$out/restorer-3/model"
+restorer 2 "$out/mean-1" 1000 --warmup 20 --final-lr 0.02 --ema 0.995 \
+  --restoration.adversarial 0.5 --restoration.smooth-share 0.1 --restoration.pages-share 0.1 \
+  --restoration.presets stablesr stablesr stablesr stablesr x4plus x4plus camera camera compressed noisy
+# Half of the photographs are soft, and the noise of ramps is coarse too.
+restorer 3 "$out/mean-2" 1120 --warmup 20 --final-lr 0.02 --ema 0.995 \
+  --restoration.adversarial 0.3 --restoration.smooth-share 0.12 --restoration.soft 0.5 --restoration.pages-share 0.1 \
+  --restoration.presets stablesr stablesr stablesr x4plus x4plus x4plus camera camera compressed noisy
 
 # The fusion of both. The shipped one gives the restorer's pictures: only its expected error is trained (LOG.md).
 train fusion --out "$out/fusion" --start "$out/transformer/model" --restorer "$out/mean-3" \

@@ -296,8 +296,14 @@ class TrainTransformer:
         else:
             model = NextScale.assemble(self.tokenizer, self.start)
             restorer = restorer or model.restorer
-        if restorer is not None and model.config.transformer.condition != "restorer":
-            raise OptionError('--restorer has no effect without {"transformer": {"condition": "restorer"}}')
+        where = 'a transformer without {"condition": "restorer"}'
+        if model.config.transformer.condition != "restorer":
+            _refuse_changed("codes", self.codes, where, ("latent", "latent_steps"))
+            if self.restorer is not None:
+                raise OptionError(f"--restorer has no effect in {where}; leave it out")
+            restorer = None
+        elif restorer is not None:
+            dataclasses.replace(model.config, restorer=restorer.config)  # whether they fit, before hours of training
         tokenizer.to(device())
         transformer = model.transformer.to(device()).train().requires_grad_(True)
         crops = {side: _crops(self, tokenizer, side) for side in set(self.codes.sides)}

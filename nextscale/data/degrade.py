@@ -692,12 +692,19 @@ def add_coarse_noise(image_CHW: Tensor, sigma: float, *, gray: bool, generator: 
     """Add Gaussian noise of `sigma` 8-bit levels, half of its energy in grains of 2 to 4 px; clip to [0, 1]."""
     C, H, W = image_CHW.shape
     size = float(torch.rand((), generator=generator)) * 2 + 2
-    coarse = torch.randn(1, 1 if gray else C, int(H / size) + 2, int(W / size) + 2, generator=generator)
-    coarse = F.interpolate(coarse, size=(H, W), mode="bicubic", align_corners=False)[0]
-    coarse = coarse / coarse.std().clamp(min=1e-3)
-    fine = torch.randn(1 if gray else C, H, W, generator=generator)
+    shape = (1 if gray else C, H, W)
+    coarse = coarse_noise(shape, size, generator)
+    fine = torch.randn(shape, generator=generator)
     noise: Tensor = (coarse + fine).to(image_CHW) * math.sqrt(0.5)
     return (image_CHW + noise * (sigma / 255)).clamp(0, 1)
+
+
+def coarse_noise(shape: tuple[int, int, int], size: float, generator: torch.Generator) -> Tensor:
+    """Gaussian noise C H W of variance 1 whose grains measure `size` pixels, as in enlarged photographs."""
+    C, H, W = shape
+    small = torch.randn(1, C, int(H / size) + 2, int(W / size) + 2, generator=generator)
+    noise = F.interpolate(small, size=(H, W), mode="bicubic", align_corners=False)[0]
+    return noise / noise.std().clamp(min=1e-3)
 
 
 def compress(image_13HW: Tensor, spec: CompressSpec) -> Tensor:

@@ -6,6 +6,7 @@ Degrading and encoding are most of a training step's work on a CPU, and the same
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nextscale.data.crops import Crops
-from nextscale.files import make_folders, write_atomic
+from nextscale.files import canonical, make_folders, write_atomic
 from nextscale.model.restorer import Restorer
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.model.transformer import enlarge
 from nextscale.train.config import CodesConfig
 from nextscale.train.distributed import positions
-from nextscale.train.pairs import pairs_at, whole_factor
+from nextscale.train.pairs import pairs, whole_factor
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,21 @@ class CodeSamples:
         folder = self.folders.get(side)
         if folder is None:
             return self._made(side, places)
-        found = {place: _load(folder / f"{place}.safetensors") for place in set(places)}
-        missing = [place for place, sample in found.items() if sample is None]
+        loaded = {place: _load(folder / f"{place}.safetensors") for place in set(places)}
+        found = {place: sample for place, sample in loaded.items() if sample is not None}
+        missing = sorted(loaded.keys() - found.keys())
         if missing:
             made = self._made(side, missing)
             for row, place in enumerate(missing):
                 found[place] = _pack(made, row)
-                _save(folder / f"{place}.safetensors", _pack(made, row))
-        return self._joined([found[place] or {} for place in places])
+                _save(folder / f"{place}.safetensors", found[place])
+        return self._joined([found[place] for place in places])
 
     @torch.no_grad()
     def _made(self, side: int, places: list[int]) -> CodeBatch:
         config, tokenizer, ladder = self.config, self.tokenizer, self.ladders[side]
         crops = self.crops[side]
-        targets, inputs, classes = pairs_at(
+        targets, inputs, classes = pairs(
             crops,
             places,
             config.presets,
@@ -120,9 +122,12 @@ class CodeSamples:
         """Of everything that samples follow from."""
         crops, config = self.crops[side], self.config
         digest = hashlib.sha256()
-        sources = [(source.name, source.size) for source in crops.sources]
+        # Photographs by path, size and time: names alone are alike in many folders.
+        files = [(path, os.stat(path)) for path in sorted({source.path for source in crops.sources})]
+        photographs = [(canonical(Path(path)), about.st_size, about.st_mtime_ns) for path, about in files]
+        places = [(source.name, source.offset) for source in crops.sources]
         settings = (config.presets, config.clean, config.soft, config.sharpen, crops.seed, crops.side)
-        digest.update(repr((sources, settings, self.ladders[side])).encode())
+        digest.update(repr((photographs, places, settings, self.ladders[side])).encode())
         for part in (self.tokenizer.encoder, self.tokenizer.quant_conv, self.restorer):
             for name, tensor in (part.state_dict() if part is not None else {}).items():
                 digest.update(name.encode())

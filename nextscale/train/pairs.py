@@ -57,23 +57,6 @@ def photographs(
 
 def pairs(
     crops: Crops,
-    step: int,
-    batch: int,
-    presets: Sequence[str],
-    clean: float,
-    device: torch.device | None = None,
-    *,
-    factor: int,
-    soft: float = 0.0,
-    sharpen: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Training pairs of one step: `pairs_at` the positions of this process."""
-    places = positions(step, batch)
-    return pairs_at(crops, places, presets, clean, device, factor=factor, soft=soft, sharpen=sharpen)
-
-
-def pairs_at(
-    crops: Crops,
     places: Sequence[int],
     presets: Sequence[str],
     clean: float,

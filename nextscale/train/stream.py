@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nextscale.data.crops import Crops
-from nextscale.data.degrade import PRESETS, degrade, sample_recipe, usm_sharpen
+from nextscale.data.degrade import PRESETS, coarse_noise, degrade, sample_recipe, usm_sharpen
 from nextscale.model.layers import area_downsample
 from nextscale.train.config import RestorationConfig
 from nextscale.train.distributed import positions
@@ -97,10 +96,10 @@ class Samples(Dataset[tuple[Tensor, ...]]):
             lr = degrade(hr, [replace(sample_recipe(PRESETS["noisy"], draw), exposure=1.0)], factor=self.factor)
         else:
             noise = torch.Generator().manual_seed(draw.getrandbits(62))
-            channels = draw.choice((1, 3))
+            shape = (draw.choice((1, 3)), config.side, config.side)
             sigma = 30 ** draw.random() / 255  # as many below 6 levels as above
             lr = F.avg_pool2d(hr, self.factor)
-            lr = lr + sigma * _coarse_noise(channels, config.side, 3 ** draw.random(), noise)
+            lr = lr + sigma * coarse_noise(shape, 3 ** draw.random(), noise)
             lr = (lr.clamp(0, 1) * 255).round() / 255
         marks = (torch.tensor(1.0), torch.tensor(0.0), torch.tensor(1.0))
         return hr[0] * 2 - 1, lr[0] * 2 - 1, torch.zeros_like(lr[0]), *marks
@@ -143,13 +142,6 @@ class _Steps:
         while True:
             yield list(positions(step, self.size))
             step += 1
-
-
-def _coarse_noise(channels: int, side: int, size: float, generator: torch.Generator) -> Tensor:
-    """Gaussian noise 1 C side side of variance 1 whose grains measure `size` pixels, as in enlarged photographs."""
-    small = torch.randn(1, channels, *[math.ceil(side / size) + 1] * 2, generator=generator)
-    noise = F.interpolate(small, scale_factor=size, mode="bicubic")[:, :, :side, :side]
-    return noise / noise.std()
 
 
 def _one_thread(worker: int) -> None:

@@ -39,7 +39,7 @@ class Validation:
         factor: int,
     ) -> None:
         count = min(count, len(crops))
-        self.targets, self.inputs, self.classes = pairs(crops, 0, count, presets, clean, device, factor=factor)
+        self.targets, self.inputs, self.classes = pairs(crops, range(count), presets, clean, device, factor=factor)
         # LPIPS-alex judges and is never trained on.
         self.lpips: Lpips | None = None
         with contextlib.suppress(MissingWeights):

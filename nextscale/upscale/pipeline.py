@@ -260,17 +260,7 @@ class Pipeline:
         """
         ladder = ladder or self.tokenizer.ladder
         with self._autocast():
-            if self.transformer.stem is not None:
-                if restored is None:
-                    assert self.restorer is not None
-                    restored = self.restorer.features(inputs.contiguous(memory_format=torch.channels_last))
-                latents = self.transformer.stem(restored, ladder)
-            else:
-                enlarged = enlarge(inputs, ladder.image_sides[-1]).contiguous(memory_format=torch.channels_last)
-                if self.config.transformer.aligned_conditioning:
-                    latents = self.tokenizer.stage_latents(enlarged, ladder=ladder)
-                else:
-                    latents = [self.tokenizer.latents(enlarged)]
+            latents = condition_latents(self.tokenizer, self.transformer, self.restorer, ladder, inputs, restored)
         return Condition(latents, torch.full((len(inputs),), label, device=inputs.device))
 
     def _color_fix(self, options: UpscaleOptions) -> ColorFix:
@@ -302,6 +292,33 @@ class _Clock:
         now = time.perf_counter()
         self.totals[part] = self.totals.get(part, 0.0) + now - self.last
         self.last = now
+
+
+def condition_latents(
+    tokenizer: Tokenizer,
+    transformer: Transformer,
+    restorer: Restorer | None,
+    ladder: Ladder,
+    inputs: Tensor,
+    restored: Tensor | None = None,
+) -> list[Tensor]:
+    """What the codes of input photographs are conditioned on: B Z h w per stage, or of the last stage alone.
+
+    Args:
+        ladder: of the inputs' side.
+        inputs: B 3 s s in [-1, 1].
+        restored: the restorer's features of them, where they are at hand.
+    """
+    if transformer.stem is not None:
+        if restored is None:
+            assert restorer is not None
+            restored = restorer.features(inputs.contiguous(memory_format=torch.channels_last))
+        out: list[Tensor] = transformer.stem(restored, ladder)
+        return out
+    enlarged = enlarge(inputs, ladder.image_sides[-1]).contiguous(memory_format=torch.channels_last)
+    if transformer.config.aligned_conditioning:
+        return tokenizer.stage_latents(enlarged, ladder=ladder)
+    return [tokenizer.latents(enlarged)]
 
 
 def make_fusions(config: FusionConfig, restorer: Restorer, tokenizer: Tokenizer) -> nn.ModuleList:

@@ -53,7 +53,7 @@ def test_a_ladder_of_factors_1_and_2_trains_from_nothing_to_a_model(
 
 @pytest.mark.parametrize("factor", [2, 8])
 def test_pairs_of_other_factors(factor: int) -> None:
-    targets, inputs, _ = pairs(Crops([EXAMPLES], 128), 0, 2, ["stablesr"], 0.0, factor=factor)
+    targets, inputs, _ = pairs(Crops([EXAMPLES], 128), range(2), ["stablesr"], 0.0, factor=factor)
     assert targets.shape[-1] == factor * inputs.shape[-1] == 128
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_the_linear_start_reconstructs_before_any_training(crops: Crops) -> None
 
 
 def test_pairs_are_the_same_for_the_same_step(crops: Crops) -> None:
-    first, again = (pairs(crops, 3, 2, ["stablesr"], 0.5, factor=4) for _ in range(2))
+    first, again = (pairs(crops, range(6, 8), ["stablesr"], 0.5, factor=4) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     targets, inputs, classes = first
     assert targets.shape == (2, 3, 256, 256)
@@ -78,7 +79,7 @@ def test_pairs_are_the_same_for_the_same_step(crops: Crops) -> None:
 
 def test_several_degradations_are_mixed(small_crops: Crops) -> None:
     names = (["x4plus"], ["stablesr"], ["x4plus", "stablesr"], ["x4plus", "stablesr"])
-    strong, mild, both, again = (pairs(small_crops, 0, 8, presets, 0.0, factor=4)[1] for presets in names)
+    strong, mild, both, again = (pairs(small_crops, range(8), presets, 0.0, factor=4)[1] for presets in names)
     assert torch.equal(both, again)
     assert not torch.equal(both, strong)
     assert not torch.equal(both, mild)
@@ -86,7 +87,7 @@ def test_several_degradations_are_mixed(small_crops: Crops) -> None:
 
 def test_soft_photographs_are_parts_of_the_crops_without_their_finest_detail(small_crops: Crops) -> None:
     def photographs(share: float) -> Tensor:
-        return pairs(small_crops, 0, 8, ["stablesr"], 0.0, soft=share, factor=4)[0]
+        return pairs(small_crops, range(8), ["stablesr"], 0.0, soft=share, factor=4)[0]
 
     sharp, soft, again, some = (photographs(share) for share in (0.0, 1.0, 1.0, 0.5))
     assert torch.equal(soft, again)
@@ -99,7 +100,7 @@ def test_soft_photographs_are_parts_of_the_crops_without_their_finest_detail(sma
 
 def test_pairs_of_sharpened_photographs(small_crops: Crops) -> None:
     (plain, inputs, _), (sharp, other, _) = (
-        pairs(small_crops, 0, 2, ["stablesr"], 1.0, factor=4, sharpen=value) for value in (False, True)
+        pairs(small_crops, range(2), ["stablesr"], 1.0, factor=4, sharpen=value) for value in (False, True)
     )
     torch.testing.assert_close(sharp, usm_sharpen(plain / 2 + 0.5) * 2 - 1, atol=1e-6, rtol=0)
     assert float((sharp - plain).abs().max()) > 0.05
@@ -192,7 +193,7 @@ def test_the_losses_are_cross_entropy_and_preference_of_the_same_logits(crops: C
     tokenizer, ladder = model.tokenizer, model.tokenizer.ladder.for_input(64)
     config = CodesConfig(class_free=0.0, beta=2.0, sides=(64,), balance=0.0)
     total, numbers = CodesTask(model.transformer, tokenizer, {64: crops}, config).losses(0, 2)
-    targets, inputs, classes = pairs(crops, 0, 2, config.presets, config.clean, factor=4)
+    targets, inputs, classes = pairs(crops, range(2), config.presets, config.clean, factor=4)
     codes = tokenizer.encode(targets, ladder=ladder)
     own = tokenizer.encode(enlarge(inputs, 256), ladder=ladder)
     condition = Condition(tokenizer.stage_latents(enlarge(inputs, 256), ladder=ladder), classes)
@@ -300,9 +301,14 @@ def test_samples_on_disk_are_the_samples(crops: Crops, tmp_path: Path, monkeypat
     assert cached.losses(3, 2)[1]["loss"] == first["loss"]
     monkeypatch.setattr(cached.samples, "_made", lambda *_: pytest.fail("they are on disk"))
     assert cached.losses(3, 2)[1]["loss"] == first["loss"] == pytest.approx(made["loss"], rel=2e-3)
-    # Other weights have other samples.
+    # Other settings and other photographs of the same names have other samples.
     other = stem_task(crops, dataclasses.replace(config, clean=0.5), tmp_path)
     assert other.samples.folders != cached.samples.folders
+    for path in EXAMPLES.glob("*.jpg"):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "photos")
+    elsewhere = Crops([str(tmp_path / "photos")], crops.side, seed=crops.seed)
+    assert stem_task(elsewhere, config, tmp_path).samples.folders != cached.samples.folders
 
 
 def test_a_mixed_canvas_holds_own_codes_and_has_targets_of_its_own(crops: Crops) -> None:
@@ -348,6 +354,12 @@ def test_a_model_whose_codes_follow_the_restorer(
     assert "needs a restorer" in capsys.readouterr().err
     assert main([*command, "--restorer", str(restorer), "--out", str(tmp_path / "no")]) == 2
     assert "--restorer has no effect" in capsys.readouterr().err
+    assert main([*command, "--codes.latent-steps", "5", "--out", str(tmp_path / "no")]) == 2
+    assert "--codes.latent-steps has no effect" in capsys.readouterr().err
+    wide = RestorerConfig(16, 2, grain_rank=0)
+    save_folder(tmp_path / "wide", "restorer", wide, Restorer(wide).state_dict())
+    assert main([*on, "--restorer", str(tmp_path / "wide"), "--out", str(tmp_path / "no")]) == 1
+    assert "the stem reads 8 channels of features, the restorer has 16" in capsys.readouterr().err
 
 
 def test_a_damaged_state_is_one_clear_line(crops: Crops, tmp_path: Path) -> None:

@@ -17,13 +17,14 @@ from nextscale.model.quantizer import Scan
 from nextscale.model.restorer import Restorer
 from nextscale.model.sampler import sample, tile_noise
 from nextscale.model.tokenizer import Codes, Tokenizer
-from nextscale.model.transformer import CLASS_FREE, Condition, Transformer, enlarge
+from nextscale.model.transformer import CLASS_FREE, Condition, Transformer
 from nextscale.train.code_samples import CodeSamples
 from nextscale.train.config import CodesConfig, LoopConfig
 from nextscale.train.distributed import positions
 from nextscale.train.loop import decay_groups
 from nextscale.train.pairs import draws
 from nextscale.train.validation import Validation
+from nextscale.upscale.pipeline import condition_latents
 
 
 @torch.no_grad()
@@ -238,11 +239,7 @@ def predict(
     restorer: Restorer | None = None,
 ) -> Codes:
     """The transformer's greedy codes of input photographs B 3 h h in [-1, 1]."""
-    if transformer.stem is not None:
-        assert restorer is not None
-        latents = transformer.stem(restorer.features(inputs), ladder)
-    else:
-        latents = tokenizer.stage_latents(enlarge(inputs, ladder.image_sides[-1]), ladder=ladder)
+    latents = condition_latents(tokenizer, transformer, restorer, ladder, inputs)
     noise = tile_noise(0, [(0, 0)] * len(inputs))
     condition = Condition(latents, classes)
     *_, last = sample(transformer, tokenizer.quantizer, ladder, condition, SamplingOptions(), noise=noise)
