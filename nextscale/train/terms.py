@@ -145,14 +145,19 @@ def windows(images: Tensor, chance: np.ndarray, size: int) -> Tensor:
 def resampled_lpips(lpips: Lpips, pictures: Tensor, targets: Tensor, scales: np.ndarray) -> Tensor:
     """Mean LPIPS of pictures B 3 H H, each resampled with its target by its own factor, antialiased.
 
+    The sides are rounded to eighths of H.
+
     SqueezeNet's strides of two see some phases of a fine grid and not others: on pictures as they are, its distance
     falls as dots of two pixels appear, and LPIPS-alex rises.
     """
+    full = pictures.shape[-1]
+    cell = max(8, full // 8)  # few sizes, so that the pictures of one size go through the network together
+    sides = np.maximum(24, np.round(full * scales / cell).astype(int) * cell)
     distances = []
-    for i, scale in enumerate(scales.tolist()):
-        side = max(24, round(pictures.shape[-1] * scale))
-        both = torch.cat([pictures[i : i + 1], targets[i : i + 1]])
+    for side in np.unique(sides).tolist():
+        rows = torch.from_numpy(np.flatnonzero(sides == side)).to(pictures.device)
+        both = torch.cat([pictures[rows], targets[rows]])
         small = F.interpolate(both, size=(side, side), mode="bilinear", antialias=True)
         first, second = small.contiguous(memory_format=torch.channels_last).chunk(2)
-        distances.append(lpips(first, second).mean())
-    return torch.stack(distances).mean()
+        distances.append(lpips(first, second).sum())
+    return torch.stack(distances).sum() / len(pictures)

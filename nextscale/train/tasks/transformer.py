@@ -29,19 +29,20 @@ from nextscale.upscale.pipeline import condition_latents
 
 @torch.no_grad()
 def start_from_codebook(
-    transformer: Transformer, tokenizer: Tokenizer, *, share: float = 0.1, sharpness: float = 30.0
+    transformer: Transformer, tokenizer: Tokenizer, *, share: float = 0.1, sharpness: float = 16.0
 ) -> None:
     """Initialize an aligned transformer so that it predicts the nearest codes of the input's own latents.
 
     A step's residual r is its stage's latent minus f, and both enter the token linearly: the first channels of the
     stream hold `share` * (latent - map), and the head gives each codebook row e the logit
-    `sharpness` * (2 r.e - |e|^2). Training then starts from the enlarged input's codes instead of from noise. Reason
-    and numbers: LOG.md.
+    `sharpness` * (2 r.e - |e|^2) / (mean |e|^2). Training then starts from the enlarged input's codes instead of from
+    noise. Reason and numbers: LOG.md.
     """
     assert transformer.aligned is not None
     rows = tokenizer.quantizer.codebook.weight
     width, channels = transformer.config.width, rows.shape[1]
     eye = torch.eye(channels) * share
+    sharpness = sharpness / float(rows.square().sum(1).mean())
     for table in (transformer.level_embed.weight, transformer.class_embed.weight):
         table[:, :channels] = 0
     if transformer.prefix_embed is not None:
@@ -188,11 +189,13 @@ class CodesTask:
                 if k:
                     maps.append(scan.input())
                 codes.append(self.tokenizer.quantizer.nearest(scan.residual(latent)))
-                pushed = codes[-1].clone()
-                for i in np.flatnonzero(share):
-                    draw = np.random.default_rng((seed, 9, places[i], k)).random(pushed.shape[1:])
-                    wrong = torch.from_numpy(draw < share[i]).to(self.device)
-                    pushed[i] = torch.where(wrong, lr_codes.steps[k][i], pushed[i])
+                pushed = codes[-1]
+                if share.any():
+                    wrong = np.zeros(pushed.shape, dtype=bool)
+                    for i in np.flatnonzero(share):
+                        draw = np.random.default_rng((seed, 9, places[i], k)).random(pushed.shape[1:])
+                        wrong[i] = draw < share[i]
+                    pushed = torch.where(torch.from_numpy(wrong).to(self.device), lr_codes.steps[k], pushed)
                 scan.push(pushed)
         return codes, maps
 
