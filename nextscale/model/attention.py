@@ -89,7 +89,9 @@ class SelfAttention(nn.Module):
             seen_k, seen_v = k[:, :, : past + end], v[:, :, : past + end]
             if self.own_step:
                 step = slice(max(prefix, past + start), past + end)
-                seen_k, seen_v = (torch.cat([t[:, :, :prefix], t[:, :, step]], dim=2) for t in (k, v))
+                seen_k, seen_v = k[:, :, step], v[:, :, step]
+                if prefix:
+                    seen_k, seen_v = (torch.cat([t[:, :, :prefix], t[:, :, step]], dim=2) for t in (k, v))
             with torch.autocast(x_BLC.device.type, enabled=False):
                 out.append(F.scaled_dot_product_attention(q[:, :, start:end], seen_k, seen_v, scale=1.0))
             start = end

@@ -69,7 +69,7 @@ class Adversary:
         """Stage and activations of pictures and photographs that the critics have yet to learn from."""
         self.optimizer = torch.optim.AdamW(self.critics.parameters(), lr=lr, betas=(0.5, 0.99), weight_decay=0.0)
 
-    def generator_loss(self, stage: int, activations: list[Tensor]) -> tuple[Tensor, float]:
+    def generator_loss(self, stage: int, activations: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The loss of generated pictures against a stage's critic, and -log p(photograph) for the log.
 
         The loss's gradient at the activations is rescaled to the norm that a mean absolute difference of activations
@@ -84,7 +84,7 @@ class Adversary:
         if self.by_accuracy:
             usual = usual * max(0.0, 2 * self.accuracies[stage] - 1)
         towards = [(g * x).float().sum() for g, x in zip(slopes, activations, strict=True)]
-        return torch.stack(towards).sum() * (usual / norm.clamp(min=1e-12)), float(value.detach())
+        return torch.stack(towards).sum() * (usual / norm.clamp(min=1e-12)), value.detach()
 
     def keep(self, stage: int, made: list[Tensor], real: list[Tensor]) -> None:
         """Keep activations of generated pictures and photographs for the critics' next step."""

@@ -25,7 +25,7 @@ from nextscale.train import checkpoint as state
 from nextscale.train import distributed
 from nextscale.train.adversarial import Adversary
 from nextscale.train.config import LoopConfig
-from nextscale.train.log import Board, Log, Row, Tally, rates, write_sheet
+from nextscale.train.log import Board, Log, Numbers, Row, Tally, as_floats, rates, write_sheet
 
 
 class Task(Protocol):
@@ -47,8 +47,8 @@ class Task(Protocol):
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
         """Parameter groups of the optimizer, with `lr` as an absolute peak."""
 
-    def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss of one batch and the numbers to log.
+    def losses(self, step: int, batch: int) -> tuple[Tensor, Numbers]:
+        """The loss of one batch and the numbers to log, which may still be on the device.
 
         Args:
             step: number of the batch: the optimizer's step x grad_accum_steps + the batch's place in that step.
@@ -91,7 +91,7 @@ class Losses(nn.Module):
         self.model = task.model
         self.task = task
 
-    def forward(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, step: int, batch: int) -> tuple[Tensor, Numbers]:
         return self.task.losses(step, batch)
 
 
@@ -136,7 +136,7 @@ class Run:
                     loss, numbers = self.losses(self.step * config.grad_accum_steps + place, config.batch)
                 (loss / config.grad_accum_steps).backward()
             mean += float(loss.detach()) / config.grad_accum_steps
-            self.tally.add(numbers)
+            self.tally.add(as_floats(numbers))
         norm = float(distributed.full(nn.utils.clip_grad_norm_(self.trained, config.clip)))
         bad_loss, bad_gradient = distributed.any_process(not math.isfinite(mean), not math.isfinite(norm))
         if bad_loss or bad_gradient:
@@ -150,8 +150,7 @@ class Run:
                 self.tally.add(self.adversary.step())
         decay = min(config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for average, value in zip(self.means, self.task.model.parameters(), strict=True):
-                average.lerp_(value, 1 - decay)
+            torch._foreach_lerp_(self.means, list(self.task.model.parameters()), 1 - decay)
         self.step += 1
         self.tally.add({"grad_norm": norm})
         self.tally.steps += 1

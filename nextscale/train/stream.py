@@ -31,7 +31,7 @@ class Batch:
     grain: Tensor
     """B 3 h h: what noise adds to the inputs, as far as the target keeps it (zero where all of it goes)."""
     denoise: Tensor
-    """B in [0, 1]: the share of the noise that goes."""
+    """On the CPU, as the marks after it: B in [0, 1]: the share of the noise that goes."""
     clean: Tensor
     """B: 1 where the input is not degraded, only reduced."""
     smooth: Tensor
@@ -40,7 +40,7 @@ class Batch:
     def target_at(self, side: int) -> Tensor:
         """The photographs at a factor's side, with the noise that the target keeps: B 3 side side in [-1, 1]."""
         grain = self.grain[:1, :, :1, :1]
-        if self.grain.any():
+        if bool((self.denoise < 1).any()):
             grain = F.interpolate(self.grain, size=(side, side), mode="bicubic")
         return (area_downsample(self.targets, side) + grain).clamp(-1, 1)
 
@@ -128,7 +128,9 @@ class Stream:
             )
             self.batches = iter(loader)
         self.next = (step + 1, size)
-        return Batch(*(part.to(self.device) for part in next(self.batches)))
+        targets, inputs, grain, *marks = next(self.batches)
+        # The marks decide what is computed, and would have to be fetched back.
+        return Batch(*(part.to(self.device) for part in (targets, inputs, grain)), *marks)
 
 
 class _Steps:

@@ -31,6 +31,7 @@ class Terms:
     Args:
         config: weights of the terms.
         factors: how many factors the model gives.
+        seed: of the windows and sizes.
 
     Raises:
         OptionError: there are more factors than weights.
@@ -40,8 +41,9 @@ class Terms:
     CHANNELS = (3, 128, 256)
     """Of the activations that a critic reads: the pixels replace the first layer."""
 
-    def __init__(self, config: RestorationConfig, factors: int, device: torch.device) -> None:
+    def __init__(self, config: RestorationConfig, factors: int, device: torch.device, seed: int = 0) -> None:
         self.config = config
+        self.seed = seed
         self.factor_weights = _factor_weights(config, factors)
         """Smallest factor first."""
         self.adversary: Adversary | None = None
@@ -57,8 +59,8 @@ class Terms:
             self.lpips = Lpips("squeeze").to(device).to(memory_format=layout)  # type: ignore[call-overload]
 
     def loss(
-        self, number: int, picture: Tensor, target: Tensor, chance: np.ndarray, smooth: Tensor, step: int
-    ) -> tuple[Tensor, dict[str, float]]:
+        self, number: int, picture: Tensor, target: Tensor, smooth: Tensor, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss of a factor's pictures, and the numbers to log.
 
         The smallest factor has no critic: it mostly removes noise.
@@ -67,12 +69,12 @@ class Terms:
             number: of the factor, from 0 for the smallest.
             picture: B 3 H H in [-1, 1].
             target: B 3 H H.
-            chance: three uniform numbers per sample, B 3: the place of its window, and its size for LPIPS.
-            smooth: B, true for smooth ramps, on which only pixels count.
-            step: optimizer steps so far; the critic learns alone at first.
+            smooth: B, true for smooth ramps, on which only pixels count; on the CPU.
+            step: optimizer steps so far, which draw the window and the size for LPIPS; the critic learns alone at
+                first.
         """
-        terms, activations = self.terms(number, picture, target, chance, smooth)
-        numbers: dict[str, float] = {}
+        terms, activations = self.terms(number, picture, target, smooth, chances(self.seed, number, step))
+        numbers: dict[str, Tensor] = {}
         if self.adversary is not None and activations is not None and number:
             value, numbers[f"g_loss_{number + 1}"] = self.adversary.generator_loss(number, activations.made)
             if step >= self.config.adversarial_from:
@@ -80,11 +82,11 @@ class Terms:
             self.adversary.keep(number, activations.made, activations.real)
         weighted = torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
         # The value of the adversarial term means nothing, only its gradient.
-        numbers |= {f"{n}_{number + 1}": float(term.detach()) for n, term in terms.items() if n != "adversarial"}
+        numbers |= {f"{n}_{number + 1}": term.detach() for n, term in terms.items() if n != "adversarial"}
         return self.factor_weights[number] * weighted, numbers
 
     def terms(
-        self, number: int, picture: Tensor, target: Tensor, chance: np.ndarray, smooth: Tensor
+        self, number: int, picture: Tensor, target: Tensor, smooth: Tensor, chance: Chances
     ) -> tuple[dict[str, Tensor], Activations | None]:
         """The unweighted terms of a factor's pictures, and the activations for its critic; arguments as for `loss`."""
         config = self.config
@@ -93,15 +95,15 @@ class Terms:
         terms = {"pixel": difference[textured].sum() / len(difference)}
         if len(textured) < len(difference):
             terms["smooth"] = difference[smooth].sum() / len(difference)
-            picture, target, chance = picture[textured], target[textured], chance[textured.cpu().numpy()]
+            picture, target = picture[textured], target[textured]
         if not len(picture):
             return terms, None
         if self.lpips is not None:
             low, high = config.lpips_scale if number else (0.8, 1.6)
-            terms["lpips"] = resampled_lpips(self.lpips, picture, target, low + (high - low) * chance[:, 2])
+            terms["lpips"] = resampled_lpips(self.lpips, picture, target, low + (high - low) * chance[2])
         if self.vgg is None:
             return terms, None
-        window, target_window = (windows(images, chance, config.window) for images in (picture, target))
+        window, target_window = (window_of(images, chance, config.window) for images in (picture, target))
         with torch.no_grad():
             real = self.vgg((target_window / 2 + 0.5).contiguous(memory_format=torch.channels_last))
         made = self.vgg((window / 2 + 0.5).contiguous(memory_format=torch.channels_last))
@@ -130,34 +132,42 @@ def feature_distance(made: list[Tensor], real: list[Tensor]) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def windows(images: Tensor, chance: np.ndarray, size: int) -> Tensor:
-    """A square window of each image B 3 H H, placed by two uniform numbers per image: B 3 size size.
+Chances = tuple[float, float, float]
+"""Uniform numbers: the place of a window, and a size for LPIPS."""
 
-    The perceptual networks see only these windows, since they cost more than the model that is trained.
+
+def chances(seed: int, number: int, step: int) -> Chances:
+    """What a factor's terms draw at an optimizer step: the same for all its samples, which then go through the
+    perceptual networks together, and however they are split into batches."""
+    first, second, third = np.random.default_rng((seed, 7, number, step)).random(3).tolist()
+    return first, second, third
+
+
+def window_of(images: Tensor, chance: Chances, size: int) -> Tensor:
+    """The square window of images B 3 H H that two uniform numbers place: B 3 size size.
+
+    The perceptual networks see only windows, since they cost more than the model that is trained.
     """
     side = images.shape[-1]
     size = min(size, side)
-    corners = (chance[:, :2] * (side - size + 1)).astype(int)
-    cut = [x[:, top : top + size, left : left + size] for x, (top, left) in zip(images, corners.tolist(), strict=True)]
-    return torch.stack(cut)
+    top, left = (int(draw * (side - size + 1)) for draw in chance[:2])
+    return images[..., top : top + size, left : left + size]
 
 
-def resampled_lpips(lpips: Lpips, pictures: Tensor, targets: Tensor, scales: np.ndarray) -> Tensor:
-    """Mean LPIPS of pictures B 3 H H, each resampled with its target by its own factor, antialiased.
-
-    The sides are rounded to eighths of H.
+def resampled_lpips(lpips: Lpips, pictures: Tensor, targets: Tensor, scale: float) -> Tensor:
+    """Mean LPIPS of pictures B 3 H H, resampled with their targets by a factor, antialiased.
 
     SqueezeNet's strides of two see some phases of a fine grid and not others: on pictures as they are, its distance
     falls as dots of two pixels appear, and LPIPS-alex rises.
     """
     full = pictures.shape[-1]
-    cell = max(8, full // 8)  # few sizes, so that the pictures of one size go through the network together
-    sides = np.maximum(24, np.round(full * scales / cell).astype(int) * cell)
-    distances = []
-    for side in np.unique(sides).tolist():
-        rows = torch.from_numpy(np.flatnonzero(sides == side)).to(pictures.device)
-        both = torch.cat([pictures[rows], targets[rows]])
-        small = F.interpolate(both, size=(side, side), mode="bilinear", antialias=True)
-        first, second = small.contiguous(memory_format=torch.channels_last).chunk(2)
-        distances.append(lpips(first, second).sum())
-    return torch.stack(distances).sum() / len(pictures)
+    side = max(24, round(full * scale))
+    # As a product with the weights of one axis: on a GPU the gradient of the interpolation itself is slow.
+    eye = torch.eye(full, device=pictures.device)[None, None]
+    weights = F.interpolate(eye, size=(side, full), mode="bilinear", antialias=True)[0, 0]
+    with torch.autocast(pictures.device.type, enabled=False):
+        first, second = (
+            (weights @ images.float() @ weights.T).contiguous(memory_format=torch.channels_last)
+            for images in (pictures, targets)
+        )
+    return lpips(first, second).mean()

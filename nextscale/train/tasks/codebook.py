@@ -16,6 +16,7 @@ from nextscale.model.quantizer import Scan
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.train.config import CodebookConfig, LoopConfig
 from nextscale.train.distributed import from_first, positions, summed
+from nextscale.train.log import Numbers
 
 
 class CodebookTask:
@@ -117,12 +118,12 @@ class CodebookTask:
             decoder.post_quant_conv.weight.copy_(basis.T[..., None, None])  # type: ignore[union-attr, operator]
             decoder.post_quant_conv.bias.copy_(mean)  # type: ignore[union-attr, operator]
 
-    def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, step: int, batch: int) -> tuple[Tensor, Numbers]:
         quantizer = self.model.quantizer
         latents = self._latents(positions(step, batch).start, batch)
         scan = Scan(quantizer, self.ladder)
         total = latents[0].new_zeros(())
-        numbers: dict[str, float] = {}
+        numbers: Numbers = {}
         residuals: list[Tensor] = []
         for stage, latent in enumerate(latents):
             for k in self.ladder.steps_of(stage):
@@ -134,13 +135,13 @@ class CodebookTask:
                 total = total + self.config.step_weight * error
                 counts = torch.bincount(ids.flatten(), minlength=len(self.counts)).float()
                 self.counts += counts
-                share = counts[counts > 0] / counts.sum()
-                numbers[f"perplexity_{k + 1}"] = float((-(share * share.log()).sum()).exp())
+                share = counts / counts.sum()
+                numbers[f"perplexity_{k + 1}"] = torch.special.entr(share).sum().exp()
                 residuals.append(residual.detach().permute(0, 2, 3, 1).flatten(0, 2))
             total = total + error
-            numbers[f"l2_{stage + 1}"] = float(error.detach())
+            numbers[f"l2_{stage + 1}"] = error.detach()
         self.residuals = torch.cat(residuals)
-        numbers["usage"] = float((self.counts > 0).float().mean())
+        numbers["usage"] = (self.counts > 0).float().mean()
         return total, numbers
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from nextscale.model.sampler import sample, tile_noise
 from nextscale.model.tokenizer import Codes
 from nextscale.train.config import FusionTrainingConfig, LoopConfig
 from nextscale.train.distributed import positions
+from nextscale.train.log import Numbers
 from nextscale.train.loop import decay_groups
 from nextscale.train.pairs import draws
 from nextscale.train.stream import Samples, Stream
@@ -54,7 +55,7 @@ class FusionTask:
         self.ladder = model.tokenizer.ladder.for_input(config.side)
         self.stream = Stream(samples, self.device)
         self.grad_accum_steps = 1
-        self.terms = Terms(config, self.ladder.num_stages, self.device)
+        self.terms = Terms(config, self.ladder.num_stages, self.device, samples.photographs.seed)
         self.adversary = self.terms.adversary
         self.predicted: dict[int, list[Tensor]] = {}
         """Per position: the predicted ids of all steps in a row, int16, and the probability of each, float16."""
@@ -63,20 +64,19 @@ class FusionTask:
         self.grad_accum_steps = config.grad_accum_steps
         return decay_groups(self.model.named_parameters(), config.lr, config.weight_decay)
 
-    def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, step: int, batch: int) -> tuple[Tensor, Numbers]:
         config, tokenizer = self.config, self.whole_model.tokenizer
         seed = self.stream.samples.photographs.seed
         place = step % max(1, config.cycle // batch)
         samples = self.stream.batch(place, batch)
         inputs = samples.inputs.contiguous(memory_format=torch.channels_last)
         optimizer_step, first = step // self.grad_accum_steps, positions(step, batch).start
-        chance = draws(seed, 7, first, batch, 3 * self.ladder.num_stages).reshape(batch, -1, 3)
         share = config.predicted
         if optimizer_step < config.predicted_after:
             share *= optimizer_step / config.predicted_after
         use_predicted = draws(seed, 6, first, batch, 1)[:, 0] < share
         with torch.no_grad():
-            restored = self.restorer.features(inputs, samples.denoise)
+            restored = self.restorer.features(inputs, samples.denoise if bool((samples.denoise < 1).any()) else 1.0)
             # The codes of the photographs and of the transformer are those of float32.
             with torch.autocast(inputs.device.type, enabled=False):
                 codes, probabilities = self._codes(
@@ -84,18 +84,18 @@ class FusionTask:
                 )
             canvases = tokenizer.canvases(codes)
         total = inputs.new_zeros(())
-        numbers: dict[str, float] = {"predicted": float(use_predicted.mean())}
+        numbers: Numbers = {"predicted": float(use_predicted.mean())}
         for stage, f in enumerate(canvases):
             maps = [probabilities[k] for k in self.ladder.steps_of(stage)]
             with torch.no_grad():
                 decoded, _ = tokenizer.decoders[stage].features(f)  # type: ignore[operator]
             picture, error = self.model[stage](inputs, restored, decoded, mean_probability(maps, inputs))  # type: ignore[index]
             target = samples.target_at(picture.shape[-1])
-            loss, logged = self.terms.loss(stage, picture, target, chance[:, stage], samples.smooth > 0, optimizer_step)
+            loss, logged = self.terms.loss(stage, picture, target, samples.smooth > 0, optimizer_step)
             error_loss = laplace_loss(picture, target, error)
             total = total + loss + config.error * error_loss
-            numbers |= logged | {f"error_{stage + 1}": float(error_loss.detach())}
-        numbers["loss"] = float(total.detach())
+            numbers |= logged | {f"error_{stage + 1}": error_loss.detach()}
+        numbers["loss"] = total.detach()
         return total, numbers
 
     def _codes(
@@ -120,21 +120,23 @@ class FusionTask:
             probabilities = torch.cat([step.flatten(1) for step in last.probabilities], dim=1).half()
             for row, i in enumerate(missing):
                 self.predicted[places[i]] = [ids[row].clone(), probabilities[row].clone()]
-        encoded = whole.tokenizer.encode(targets, ladder=ladder) if not use_predicted.all() else None
-        sizes = [side * side for side in ladder.sides]
-        steps: list[list[Tensor]] = [[] for _ in sizes]
-        maps: list[list[Tensor]] = [[] for _ in sizes]
-        for i, place in enumerate(places):
-            predicted = [torch.split(part, sizes) for part in self.predicted[place]] if use_predicted[i] else None
-            for k, side in enumerate(ladder.sides):
-                if predicted is not None:
-                    steps[k].append(predicted[0][k].view(side, side).long())
-                    maps[k].append(predicted[1][k].view(side, side).float())
-                else:
-                    assert encoded is not None
-                    steps[k].append(encoded.steps[k][i])
-                    maps[k].append(torch.full((side, side), 0.5, device=inputs.device))
-        return Codes([torch.stack(rows) for rows in steps], ladder), [torch.stack(rows) for rows in maps]
+        rows = self.predicted
+        own = np.flatnonzero(~use_predicted).tolist()
+        if own:
+            encoded = whole.tokenizer.encode(targets[own], ladder=ladder)
+            ids = torch.cat([step.flatten(1) for step in encoded.steps], dim=1).short()
+            rows = rows | {
+                places[i]: [row, torch.full_like(row, 0.5, dtype=torch.float16)]
+                for i, row in zip(own, ids, strict=True)
+            }
+        ids, probabilities = (torch.stack(part) for part in zip(*(rows[place] for place in places), strict=True))
+
+        def split(part: Tensor) -> list[Tensor]:
+            sides = ladder.sides
+            steps = torch.split(part, [side * side for side in sides], dim=1)
+            return [step.view(-1, side, side) for step, side in zip(steps, sides, strict=True)]
+
+        return Codes(split(ids.long()), ladder), split(probabilities.float())
 
     def state_dict(self) -> dict[str, Any]:
         """The predicted codes, which take long to compute."""

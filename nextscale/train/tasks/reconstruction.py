@@ -20,9 +20,10 @@ from nextscale.model.tokenizer import Tokenizer
 from nextscale.train.adversarial import Adversary
 from nextscale.train.config import LoopConfig, ReconstructionConfig
 from nextscale.train.distributed import positions
+from nextscale.train.log import Numbers
 from nextscale.train.loop import decay_groups
 from nextscale.train.pairs import draws, photographs
-from nextscale.train.terms import resampled_lpips, windows
+from nextscale.train.terms import chances, resampled_lpips, window_of
 from nextscale.train.validation import Validation
 
 
@@ -75,6 +76,7 @@ class ReconstructionTask:
         self.device = tokenizer.quant_conv.weight.device
         self.ladder = tokenizer.ladder.for_input(config.side)
         self.train_encoder = config.unquantized_prob == 1
+        self.grad_accum_steps = 1
         layers = ("conv1_2", "conv2_2", "conv3_1")
         self.vgg = Vgg19Features(layers).to(self.device) if config.feature or config.adversarial else None
         self.adversary: Adversary | None = None
@@ -94,14 +96,14 @@ class ReconstructionTask:
         tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
+        self.grad_accum_steps = config.grad_accum_steps
         return decay_groups(self.model.named_parameters(), config.lr, config.weight_decay)
 
-    def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, step: int, batch: int) -> tuple[Tensor, Numbers]:
         config, tokenizer = self.config, self.tokenizer
         first = positions(step, batch).start
         targets = photographs(self.crops, step, batch, self.device, soft=config.soft)
         unquantized = draws(self.crops.seed, 4, first, batch, 3)[:, 2]
-        chance = draws(self.crops.seed, 7, first, batch, 3 * self.ladder.num_stages).reshape(batch, -1, 3)
         # What is quantized is encoded in float32; an autoencoder in training may encode in 16 bits.
         exact = torch.autocast(targets.device.type, enabled=False)
         with torch.set_grad_enabled(self.train_encoder), nullcontext() if self.train_encoder else exact:
@@ -121,7 +123,7 @@ class ReconstructionTask:
             keep = torch.from_numpy(unquantized < config.unquantized_prob).view(-1, 1, 1, 1).to(self.device)
             decoder_inputs = [torch.where(keep, z, f) for z, f in zip(decoder_inputs, canvases, strict=True)]
         total = targets.new_zeros(())
-        numbers: dict[str, float] = {}
+        numbers: Numbers = {}
         for stage, (f, side) in enumerate(zip(decoder_inputs, self.ladder.image_sides, strict=True)):
             output = tokenizer.decode_canvas(f, stage).float()
             target = area_downsample(targets, side)
@@ -129,9 +131,10 @@ class ReconstructionTask:
             terms = {"pixel": difference.square().mean() if config.squared else difference.abs().mean()}
             if config.grid and tokenizer.config.autoencoder.patch > 1:
                 terms["grid"] = _grid(difference, tokenizer.config.autoencoder.patch)
-            window, target_window = (windows(images, chance[:, stage], 128) for images in (output, target))
+            chance = chances(self.crops.seed, stage, step // self.grad_accum_steps)
+            window, target_window = (window_of(images, chance, 128) for images in (output, target))
             if self.lpips is not None:
-                terms["lpips"] = resampled_lpips(self.lpips, window, target_window, 0.75 + 0.75 * chance[:, stage, 2])
+                terms["lpips"] = resampled_lpips(self.lpips, window, target_window, 0.75 + 0.75 * chance[2])
             if self.vgg is not None:
                 with torch.no_grad():
                     real = self.vgg(target_window / 2 + 0.5)
@@ -145,8 +148,8 @@ class ReconstructionTask:
                 total = total + getattr(config, name) * value
                 if name != "adversarial":
                     # Its value means nothing, only its gradient.
-                    numbers[f"{name}_{stage + 1}"] = float(value.detach())
-        numbers["loss"] = float(total.detach())
+                    numbers[f"{name}_{stage + 1}"] = value.detach()
+        numbers["loss"] = total.detach()
         return total, numbers
 
     @torch.no_grad()

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from nextscale.model.restorer import Restorer
 from nextscale.train.config import LoopConfig, RestorationConfig
-from nextscale.train.distributed import positions
+from nextscale.train.log import Numbers
 from nextscale.train.loop import decay_groups
-from nextscale.train.pairs import draws
 from nextscale.train.stream import Samples, Stream
 from nextscale.train.terms import Terms
 from nextscale.train.validation import Validation
@@ -40,7 +39,7 @@ class RestorerTask:
         self.device = next(restorer.parameters()).device
         self.stream = Stream(samples, self.device)
         self.grad_accum_steps = 1
-        self.terms = Terms(config, len(restorer.config.factors), self.device)
+        self.terms = Terms(config, len(restorer.config.factors), self.device, samples.photographs.seed)
         self.adversary = self.terms.adversary
         restorer.requires_grad_(True)
         restorer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -49,26 +48,22 @@ class RestorerTask:
         self.grad_accum_steps = config.grad_accum_steps
         return decay_groups(self.model.named_parameters(), config.lr, config.weight_decay)
 
-    def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, step: int, batch: int) -> tuple[Tensor, Numbers]:
         samples = self.stream.batch(step, batch)
         optimizer_step = step // self.grad_accum_steps
-        seed, first = self.stream.samples.photographs.seed, positions(step, batch).start
-        chance = draws(seed, 7, first, batch, 3 * len(self.restorer.config.factors)).reshape(batch, -1, 3)
         inputs = samples.inputs.contiguous(memory_format=torch.channels_last)
         pictures = self.restorer(inputs, samples.denoise if bool((samples.denoise < 1).any()) else 1.0)
         total = inputs.new_zeros(())
-        numbers: dict[str, float] = {}
+        numbers: Numbers = {}
         for number, picture in enumerate(pictures):
             # The perceptual networks cost as much as the restorer: the smaller factors take turns.
             if number < len(pictures) - 1 and optimizer_step % (len(pictures) - 1) != number:
                 continue
             target = samples.target_at(picture.shape[-1])
-            loss, logged = self.terms.loss(
-                number, picture, target, chance[:, number], samples.smooth > 0, optimizer_step
-            )
+            loss, logged = self.terms.loss(number, picture, target, samples.smooth > 0, optimizer_step)
             total = total + loss
             numbers |= logged
-        numbers["loss"] = float(total.detach())
+        numbers["loss"] = total.detach()
         return total, numbers
 
     @torch.no_grad()

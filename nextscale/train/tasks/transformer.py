@@ -21,6 +21,7 @@ from nextscale.model.transformer import CLASS_FREE, Condition, Transformer
 from nextscale.train.code_samples import CodeSamples
 from nextscale.train.config import CodesConfig, LoopConfig
 from nextscale.train.distributed import positions
+from nextscale.train.log import Numbers
 from nextscale.train.loop import decay_groups
 from nextscale.train.pairs import draws
 from nextscale.train.validation import Validation
@@ -113,7 +114,7 @@ class CodesTask:
         self.grad_accum_steps = config.grad_accum_steps
         return decay_groups(self.transformer.named_parameters(), config.lr, config.weight_decay)
 
-    def losses(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, step: int, batch: int) -> tuple[Tensor, Numbers]:
         config = self.config
         done = step // self.grad_accum_steps
         side = config.sides[done % len(config.sides)]
@@ -122,7 +123,7 @@ class CodesTask:
         started = time.monotonic()
         samples = self.samples.batch(side, step, batch)
         made = time.monotonic()
-        numbers: dict[str, float] = {}
+        numbers: Numbers = {}
         total = torch.zeros((), device=self.device)
         conditions = samples.own
         if self.transformer.stem is not None:
@@ -130,11 +131,11 @@ class CodesTask:
             conditions = self.transformer.stem(samples.features, ladder)
             latent = torch.stack([_distance(z, own) for z, own in zip(conditions, samples.own, strict=True)]).mean()
             total = total + config.latent * latent
-            numbers["latent"] = float(latent.detach())
+            numbers["latent"] = latent.detach()
             if done < config.latent_steps:
                 # Processes that train together expect a gradient of every weight.
                 total = total + 0.0 * torch.stack([p.sum() for p in self.transformer.parameters()]).sum()
-                return total, numbers | {"loss": float(total.detach()), "seconds_samples": made - started}
+                return total, numbers | {"loss": total.detach(), "seconds_samples": made - started}
         chance = draws(crops.seed, 5, positions(step, batch).start, batch, 3)
         dropped = torch.from_numpy(chance[:, 0] < config.class_free).to(self.device)
         classes = torch.where(dropped, torch.full_like(samples.classes, CLASS_FREE), samples.classes)
@@ -157,11 +158,11 @@ class CodesTask:
             preference = -F.logsigmoid(config.beta * margin).mean()
             total = total + cross_entropy + config.preference * preference
         numbers |= {
-            "loss": float(total.detach()),
-            "cross_entropy": float(cross_entropy.detach()),
-            "preference": float(preference.detach()),
-            "margin": float(margin.detach().mean()),
-            "differ": float((hr_ids != lr_ids).float().mean()),
+            "loss": total.detach(),
+            "cross_entropy": cross_entropy.detach(),
+            "preference": preference.detach(),
+            "margin": margin.detach().mean(),
+            "differ": (hr_ids != lr_ids).float().mean(),
             "seconds_samples": made - started,
             "seconds_codes": tokenized - made,
         }
@@ -213,16 +214,16 @@ class CodesTask:
         ]
 
 
-def _by_step(logits: Tensor, hr_ids: Tensor, hr_log_p: Tensor, hr_codes: list[Tensor]) -> dict[str, float]:
+def _by_step(logits: Tensor, hr_ids: Tensor, hr_log_p: Tensor, hr_codes: list[Tensor]) -> Numbers:
     """Cross-entropy, accuracy and mean probability of the likeliest code, of each step."""
     correct = (logits.argmax(-1) == hr_ids).float()
     confidence = logits.softmax(-1).amax(-1)
-    numbers = {}
+    numbers: Numbers = {}
     for k, end in enumerate(np.cumsum([ids[0].numel() for ids in hr_codes])):
         tokens = slice(end - hr_codes[k][0].numel(), end)
-        numbers[f"cross_entropy_{k + 1}"] = -float(hr_log_p[:, tokens].mean())
-        numbers[f"accuracy_{k + 1}"] = float(correct[:, tokens].mean())
-        numbers[f"confidence_{k + 1}"] = float(confidence[:, tokens].mean())
+        numbers[f"cross_entropy_{k + 1}"] = -hr_log_p[:, tokens].mean()
+        numbers[f"accuracy_{k + 1}"] = correct[:, tokens].mean()
+        numbers[f"confidence_{k + 1}"] = confidence[:, tokens].mean()
     return numbers
 
 
