@@ -7,20 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale.data.crops import Crops
 from nextscale.model.config import RestorerConfig
 from nextscale.model.restorer import Restorer
 from nextscale.train.config import FusionTrainingConfig, LoopConfig, ReconstructionConfig, RestorationConfig
+from nextscale.train.log import as_floats
 from nextscale.train.stream import Samples
 from nextscale.train.tasks.fusion import FusionTask
 from nextscale.train.tasks.reconstruction import ReconstructionTask
 from nextscale.train.tasks.restorer import RestorerTask
-from nextscale.train.terms import resampled_lpips, windows
+from nextscale.train.terms import chances, resampled_lpips, window_of
 from tests.conftest import random_model, restoring_model
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
@@ -62,24 +63,36 @@ def test_two_accumulated_batches_are_one_of_twice_the_size(make: Callable[[], An
         torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
 
 
-def test_windows_and_scales_belong_to_the_samples() -> None:
+def test_windows_and_sizes_belong_to_the_step() -> None:
     pictures = torch.rand(4, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    chance = np.random.default_rng(0).random((4, 3))
-    whole = windows(pictures, chance, 16)
-    assert whole.shape == (4, 3, 16, 16)
-    assert torch.equal(whole[2:], windows(pictures[2:], chance[2:], 16))
-    top, left = (int(c * 25) for c in chance[1, :2])
-    assert torch.equal(whole[1], pictures[1, :, top : top + 16, left : left + 16])
-    assert torch.equal(windows(pictures, chance, 64), pictures)
+    chance = chances(0, 2, 5)
+    assert chance == chances(0, 2, 5)
+    assert len({chance, chances(1, 2, 5), chances(0, 1, 5), chances(0, 2, 6)}) == 4
+    whole = window_of(pictures, chance, 16)
+    top, left = (int(c * 25) for c in chance[:2])
+    assert torch.equal(whole, pictures[..., top : top + 16, left : left + 16])
+    assert torch.equal(window_of(pictures, chance, 64), pictures)
 
-    sides: list[int] = []
+
+def test_pictures_are_resampled_as_by_interpolation() -> None:
+    pictures = torch.rand(4, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    seen: list[Tensor] = []
 
     def distance(one: Tensor, other: Tensor) -> Tensor:
-        sides.append(one.shape[-1])
-        return (one - other).abs().mean(dim=(1, 2, 3))
+        seen.append(one)
+        assert torch.equal(one, other)
+        return one.abs().mean(dim=(1, 2, 3))
 
-    resampled_lpips(distance, pictures, pictures, np.array([0.75, 1.0, 1.25, 1.5]))  # type: ignore[arg-type]
-    assert sides == [30, 40, 50, 60]
+    for scale, side in ((0.75, 30), (0.1, 24), (1.5, 60)):
+        resampled_lpips(distance, pictures, pictures, scale)  # type: ignore[arg-type]
+        expected = F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True)
+        torch.testing.assert_close(seen[-1], expected, rtol=0, atol=1e-6)
+
+
+def test_numbers_come_from_the_device_at_once() -> None:
+    numbers = as_floats({"a": 1.5, "b": torch.tensor(2.0), "c": torch.tensor([3.0]), "d": 4})
+    assert numbers == {"a": 1.5, "b": 2.0, "c": 3.0, "d": 4}
+    assert list(numbers) == ["a", "b", "c", "d"]
 
 
 def test_the_configs_of_restorer_and_fusion_share_their_terms() -> None:

@@ -86,13 +86,13 @@ def test_smooth_samples_are_ramps_under_noise_that_pixels_alone_judge() -> None:
     terms = Terms(dataclasses.replace(config, pixel=1.0, factor_weights=(2.0,)), 1, CPU)
     picture, target = torch.ones(4, 3, 8, 8), torch.zeros(4, 3, 8, 8)
     marks = torch.tensor([True, False, False, False])
-    values, activations = terms.terms(0, picture, target, np.zeros((4, 3)), marks)
+    values, activations = terms.terms(0, picture, target, marks, (0.0, 0.0, 0.0))
     assert activations is None
     assert {name: float(value) for name, value in values.items()} == {"pixel": 0.75, "smooth": 0.25}
-    loss, numbers = terms.loss(0, picture, target, np.zeros((4, 3)), marks, 0)
+    loss, numbers = terms.loss(0, picture, target, marks, 0)
     assert float(loss) == pytest.approx(2 * (0.75 + 3 * 0.25))
     assert numbers == {"pixel_1": 0.75, "smooth_1": 0.25}
-    loss, _ = terms.loss(0, picture, target, np.zeros((4, 3)), torch.ones(4, dtype=torch.bool), 0)
+    loss, _ = terms.loss(0, picture, target, torch.ones(4, dtype=torch.bool), 0)
     assert float(loss) == pytest.approx(2 * 3)
 
 
