@@ -16,7 +16,7 @@ from nextscale.model.layers import PlainBlock, area_downsample
 class Stem(nn.Module):
     """Features B C h w -> one map per stage, B D c c with c the stage's canvas.
 
-    The first channels of D are trained to be the latents of the restored photograph; the others are free.
+    The first channels of D are trained towards the latents of the photograph; the others are free.
 
     Args:
         config: sizes.

@@ -32,7 +32,7 @@ class CodeBatch:
     latents: list[Tensor]
     """The photographs' latents, per stage B Z h w."""
     own: list[Tensor]
-    """The inputs': of the enlarged input, or of what the restorer makes of it at each factor."""
+    """The enlarged inputs'; none where the transformer is conditioned on the restorer's features."""
     features: Tensor | None
     """The restorer's features B C h w, where the transformer is conditioned on them."""
     classes: Tensor
@@ -105,18 +105,17 @@ class CodeSamples:
             if self.restorer is None:
                 own = tokenizer.stage_latents(enlarge(inputs, targets.shape[-1]), ladder=ladder)
                 return CodeBatch(latents, own, None, classes)
-            features = self.restorer.features(inputs)
-            drafts = [self.restorer.draft(features, inputs, int(factor)).clamp(-1, 1) for factor in ladder.factors]
-            return CodeBatch(latents, [tokenizer.latents(draft) for draft in drafts], features, classes)
+            return CodeBatch(latents, [], self.restorer.features(inputs), classes)
 
     def _joined(self, samples: list[dict[str, Tensor]]) -> CodeBatch:
         def stacked(name: str) -> Tensor:
             return torch.stack([sample[name] for sample in samples]).to(self.device).float()
 
         stages = range(self.tokenizer.ladder.num_stages)
-        latents, own = ([stacked(f"{name}_{n}") for n in stages] for name in ("latent", "own"))
-        features = None if self.restorer is None else stacked("features")
-        return CodeBatch(latents, own, features, stacked("class").long())
+        latents = [stacked(f"latent_{n}") for n in stages]
+        if self.restorer is not None:
+            return CodeBatch(latents, [], stacked("features"), stacked("class").long())
+        return CodeBatch(latents, [stacked(f"own_{n}") for n in stages], None, stacked("class").long())
 
     def _fingerprint(self, side: int) -> str:
         """Of everything that samples follow from."""

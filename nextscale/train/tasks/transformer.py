@@ -68,9 +68,11 @@ def _token_weights(ladder: Ladder, balance: float) -> Tensor:
 class CodesTask:
     """Cross-entropy plus preference term, both from the same teacher-forced logits (paper section 3, equation 4).
 
+    The input's codes are those of the enlarged input; or, if the transformer has a stem, those of the stem's guess at
+    the photograph's latents, to which a third term brings its first channels.
+
     The preference term per sample is -log sigmoid(beta (mean log p(z_HR) - mean log p(z_LR))). The means are over the
-    tokens, because the paper's product over thousands of tokens saturates the sigmoid. If the transformer has a stem, a
-    third term keeps its first channels near the latents of the restored photograph.
+    tokens, because the paper's product over thousands of tokens saturates the sigmoid.
 
     Args:
         transformer: trained in place.
@@ -125,11 +127,12 @@ class CodesTask:
         made = time.monotonic()
         numbers: Numbers = {}
         total = torch.zeros((), device=self.device)
-        conditions = samples.own
+        conditions = own = samples.own
         if self.transformer.stem is not None:
             assert samples.features is not None
             conditions = self.transformer.stem(samples.features, ladder)
-            latent = torch.stack([_distance(z, own) for z, own in zip(conditions, samples.own, strict=True)]).mean()
+            latent = torch.stack([_distance(c, z) for c, z in zip(conditions, samples.latents, strict=True)]).mean()
+            own = [c.detach()[:, : z.shape[1]].float() for c, z in zip(conditions, samples.latents, strict=True)]
             total = total + config.latent * latent
             numbers["latent"] = latent.detach()
             if done < config.latent_steps:
@@ -141,7 +144,7 @@ class CodesTask:
         classes = torch.where(dropped, torch.full_like(samples.classes, CLASS_FREE), samples.classes)
         stages = config.stages or ladder.num_stages
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            lr_codes = self.tokenizer.quantize(samples.own[:stages], ladder=ladder)
+            lr_codes = self.tokenizer.quantize(own[:stages], ladder=ladder)
             share = np.where(chance[:, 1] < config.mixed, chance[:, 2], 0.0)
             hr_codes, maps = self._history(
                 samples.latents[:stages], lr_codes, share, positions(step, batch), ladder, crops.seed
