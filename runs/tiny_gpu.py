@@ -533,7 +533,7 @@ def fusion(start: Path, work: Path) -> None:
 
 
 def part_process(name: str, start: Path, work: Path) -> None:
-    log = (work / "out" / f"{name}.txt").open("w", buffering=1)  # noqa: SIM115
+    log = (work / "out" / f"{name}.txt").open("w", buffering=1)
     sys.stdout = sys.stderr = log
     os.dup2(log.fileno(), 2)
     from nextscale.console import say
