@@ -20,17 +20,6 @@ Numbers = dict[str, "float | Tensor"]
 """What a batch has to log: numbers, and tensors of one number."""
 
 
-def as_floats(numbers: Numbers) -> dict[str, float]:
-    """The same as floats, fetched from the device at once: each fetch waits until the device has caught up."""
-    import torch
-
-    tensors = {name: value.reshape(()) for name, value in numbers.items() if not isinstance(value, float | int)}
-    plain: dict[str, float] = {name: value for name, value in numbers.items() if isinstance(value, float | int)}
-    if tensors:
-        plain |= dict(zip(tensors, torch.stack([t.float() for t in tensors.values()]).tolist(), strict=True))
-    return {name: plain[name] for name in numbers}
-
-
 @dataclass
 class Tally:
     """Sums over the steps since the last row. They are saved, so that a resumed run logs the same rows."""

@@ -25,7 +25,7 @@ from nextscale.train import checkpoint as state
 from nextscale.train import distributed
 from nextscale.train.adversarial import Adversary
 from nextscale.train.config import LoopConfig
-from nextscale.train.log import Board, Log, Numbers, Row, Tally, as_floats, rates, write_sheet
+from nextscale.train.log import Board, Log, Numbers, Row, Tally, rates, write_sheet
 
 
 class Task(Protocol):
@@ -257,6 +257,15 @@ def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
     average = run.averaged()
     distributed.barrier()
     return average
+
+
+def as_floats(numbers: Numbers) -> dict[str, float]:
+    """The same as floats, fetched from the device at once: each fetch waits until the device has caught up."""
+    tensors = {name: value.reshape(()) for name, value in numbers.items() if not isinstance(value, float | int)}
+    plain: dict[str, float] = {name: value for name, value in numbers.items() if isinstance(value, float | int)}
+    if tensors:
+        plain |= dict(zip(tensors, torch.stack([t.float() for t in tensors.values()]).tolist(), strict=True))
+    return {name: plain[name] for name in numbers}
 
 
 def _samples(run: Run) -> int:

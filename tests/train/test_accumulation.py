@@ -16,7 +16,7 @@ from nextscale.data.crops import Crops
 from nextscale.model.config import RestorerConfig
 from nextscale.model.restorer import Restorer
 from nextscale.train.config import FusionTrainingConfig, LoopConfig, ReconstructionConfig, RestorationConfig
-from nextscale.train.log import as_floats
+from nextscale.train.loop import as_floats
 from nextscale.train.stream import Samples
 from nextscale.train.tasks.fusion import FusionTask
 from nextscale.train.tasks.reconstruction import ReconstructionTask
