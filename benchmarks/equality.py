@@ -28,6 +28,7 @@ from nextscale.train.config import (
     RestorationConfig,
 )
 from nextscale.train.loop import Task
+from nextscale.train.loop import as_floats
 from nextscale.train.stream import Samples
 from nextscale.train.tasks.codebook import CodebookTask
 from nextscale.train.tasks.fusion import FusionTask
@@ -94,8 +95,8 @@ def training(name: str) -> list[str]:
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad.numpy() for p in task.model.parameters() if p.grad is not None]
     adversary = getattr(task, "adversary", None)
-    numbers |= {} if adversary is None else adversary.step()
-    values = np.array([value for key, value in sorted(numbers.items()) if not key.startswith("seconds")])
+    logged = as_floats(numbers) | ({} if adversary is None else adversary.step())
+    values = np.array([value for key, value in sorted(logged.items()) if not key.startswith("seconds")])
     return [
         f"train {name} loss {float(loss.detach())!r} {digest(values)}",
         f"train {name} gradients {digest(*gradients)}",

@@ -77,4 +77,4 @@ def test_latents_stay_those_of_their_photographs(recipe: Any, tmp_path: Path) ->
                 torch.testing.assert_close(found[row], wanted[0], rtol=2e-3, atol=2e-3)
             gray = int(((features[0, 0, 0] + 1) * 127.5).round())
             assert int(batch.classes[row]) == gray % 2
-    assert area_downsample(batch.features, 1).unique().numel() > 1
+    assert len(set(area_downsample(batch.features, 1).flatten().tolist())) > 1

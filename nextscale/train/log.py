@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Row = dict[str, Any]
-Numbers = dict[str, "float | Tensor"]
+Numbers = Mapping[str, "float | Tensor"]
 """What a batch has to log: numbers, and tensors of one number."""
 
 

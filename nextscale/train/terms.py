@@ -170,4 +170,5 @@ def resampled_lpips(lpips: Lpips, pictures: Tensor, targets: Tensor, scale: floa
             (weights @ images.float() @ weights.T).contiguous(memory_format=torch.channels_last)
             for images in (pictures, targets)
         )
-    return lpips(first, second).mean()
+    mean: Tensor = lpips(first, second).mean()
+    return mean

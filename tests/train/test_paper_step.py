@@ -67,7 +67,7 @@ def one_step(preset: str, batch: int) -> dict[str, float]:
     return {
         "parameters": sum(p.numel() for p in transformer.parameters()),
         "loss": float(loss.detach()),
-        "cross_entropy": numbers["cross_entropy"],
+        "cross_entropy": float(numbers["cross_entropy"]),
         "grad_norm": norm,
         "changed": sum(after[name] != value for name, value in before.items()) / len(before),
         "build_seconds": round(built - started, 1),

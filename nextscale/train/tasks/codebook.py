@@ -123,7 +123,7 @@ class CodebookTask:
         latents = self._latents(positions(step, batch).start, batch)
         scan = Scan(quantizer, self.ladder)
         total = latents[0].new_zeros(())
-        numbers: Numbers = {}
+        numbers: dict[str, float | Tensor] = {}
         residuals: list[Tensor] = []
         for stage, latent in enumerate(latents):
             for k in self.ladder.steps_of(stage):

@@ -84,7 +84,7 @@ class FusionTask:
                 )
             canvases = tokenizer.canvases(codes)
         total = inputs.new_zeros(())
-        numbers: Numbers = {"predicted": float(use_predicted.mean())}
+        numbers: dict[str, float | Tensor] = {"predicted": float(use_predicted.mean())}
         for stage, f in enumerate(canvases):
             maps = [probabilities[k] for k in self.ladder.steps_of(stage)]
             with torch.no_grad():

@@ -123,7 +123,7 @@ class ReconstructionTask:
             keep = torch.from_numpy(unquantized < config.unquantized_prob).view(-1, 1, 1, 1).to(self.device)
             decoder_inputs = [torch.where(keep, z, f) for z, f in zip(decoder_inputs, canvases, strict=True)]
         total = targets.new_zeros(())
-        numbers: Numbers = {}
+        numbers: dict[str, float | Tensor] = {}
         for stage, (f, side) in enumerate(zip(decoder_inputs, self.ladder.image_sides, strict=True)):
             output = tokenizer.decode_canvas(f, stage).float()
             target = area_downsample(targets, side)

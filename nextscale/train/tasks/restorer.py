@@ -54,7 +54,7 @@ class RestorerTask:
         inputs = samples.inputs.contiguous(memory_format=torch.channels_last)
         pictures = self.restorer(inputs, samples.denoise if bool((samples.denoise < 1).any()) else 1.0)
         total = inputs.new_zeros(())
-        numbers: Numbers = {}
+        numbers: dict[str, float | Tensor] = {}
         for number, picture in enumerate(pictures):
             # The perceptual networks cost as much as the restorer: the smaller factors take turns.
             if number < len(pictures) - 1 and optimizer_step % (len(pictures) - 1) != number:

@@ -125,7 +125,7 @@ class CodesTask:
         started = time.monotonic()
         samples = self.samples.batch(side, step, batch)
         made = time.monotonic()
-        numbers: Numbers = {}
+        numbers: dict[str, float | Tensor] = {}
         total = torch.zeros((), device=self.device)
         conditions = own = samples.own
         if self.transformer.stem is not None:
@@ -217,11 +217,11 @@ class CodesTask:
         ]
 
 
-def _by_step(logits: Tensor, hr_ids: Tensor, hr_log_p: Tensor, hr_codes: list[Tensor]) -> Numbers:
+def _by_step(logits: Tensor, hr_ids: Tensor, hr_log_p: Tensor, hr_codes: list[Tensor]) -> dict[str, float | Tensor]:
     """Cross-entropy, accuracy and mean probability of the likeliest code, of each step."""
     correct = (logits.argmax(-1) == hr_ids).float()
     confidence = logits.softmax(-1).amax(-1)
-    numbers: Numbers = {}
+    numbers: dict[str, float | Tensor] = {}
     for k, end in enumerate(np.cumsum([ids[0].numel() for ids in hr_codes])):
         tokens = slice(end - hr_codes[k][0].numel(), end)
         numbers[f"cross_entropy_{k + 1}"] = -hr_log_p[:, tokens].mean()
