@@ -27,8 +27,7 @@ from nextscale.train.config import (
     ReconstructionConfig,
     RestorationConfig,
 )
-from nextscale.train.loop import Task
-from nextscale.train.loop import as_floats
+from nextscale.train.loop import Task, as_floats
 from nextscale.train.stream import Samples
 from nextscale.train.tasks.codebook import CodebookTask
 from nextscale.train.tasks.fusion import FusionTask
