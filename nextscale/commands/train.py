@@ -117,6 +117,8 @@ class TrainTokenizer:
             side = self.codebook.side if quantizing else self.reconstruction.side
             start = None if self.start is None else tokenizer_config(self.start)
             wanted = read_difference(ModelConfig(start or _preset(self.preset).tokenizer), self.config)
+            if start is not None:
+                _check_ladder_alone(start, wanted.tokenizer, self.start)
             _show(self, wanted, self.phase, (side,))
             return 0
         torch.manual_seed(self.loop.seed)
@@ -157,12 +159,14 @@ class TrainTokenizer:
         if self.phase in ("codebook", "vocabulary"):
             _refuse_changed("reconstruction", self.reconstruction, where)
             _refuse_changed("validation", self.validation, where)
+            _refuse_changed("", self.loop, where, ("validate_every", "sheet_every"))
             if self.phase == "vocabulary":
                 _refuse_changed("codebook", self.codebook, where, ("kmeans_images", "kmeans_rounds"))
         else:
             _refuse_changed("codebook", self.codebook, where)
             if self.phase == "autoencoder":
                 _refuse_changed("reconstruction", self.reconstruction, where, ("unquantized_prob", "codebook"))
+        _refuse_idle(self)
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,7 @@ class TrainFusion:
         from nextscale.train.tasks.fusion import FusionTask
         from nextscale.upscale.nextscale import NextScale, read_restorer, restorer_config, with_restorer
 
+        _refuse_idle(self)
         if self.plan:
             config = read_config(find_folder(self.start), "model", ModelConfig)
             if self.restorer is not None:
@@ -260,8 +265,7 @@ class TrainTransformer:
     def run(self) -> int:
         import torch
 
-        from nextscale.model.checkpoint import find_folder, read_config, read_kind
-        from nextscale.model.tokenizer import Tokenizer, tokenizer_config
+        from nextscale.model.tokenizer import Tokenizer
         from nextscale.model.transformer import Transformer
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
@@ -269,26 +273,15 @@ class TrainTransformer:
         from nextscale.train.tasks.transformer import CodesTask, start_from_codebook
         from nextscale.upscale.nextscale import NextScale, read_restorer, with_restorer
 
-        if self.start is not None and self.config is not None:
-            raise OptionError("--config is for a new transformer, and --start brings its own configuration")
-        if self.start is not None and self.preset is not None:
-            raise OptionError("--preset has no effect beside --start, which brings its own configuration")
+        config = self.configuration()
+        self._refuse_options_without_effect(config)
         if self.plan:
-            part = tokenizer_config(self.tokenizer)
-            if self.start is None:
-                whole = read_difference(self._base(part), self.config)
-            else:
-                folder = find_folder(self.start)
-                kind = "transformer" if read_kind(folder) == "transformer" else "model"
-                start = read_config(folder, kind, ModelConfig)
-                whole = ModelConfig(part, start.transformer, start.restorer, start.fusion)
-            _show(self, whole, "transformer", self.codes.sides, stages=self.codes.stages)
+            _show(self, config, "transformer", self.codes.sides, stages=self.codes.stages)
             return 0
         torch.manual_seed(self.loop.seed)
         tokenizer = Tokenizer.from_pretrained(self.tokenizer)
         restorer = None if self.restorer is None else read_restorer(self.restorer)
         if self.start is None:
-            config = read_difference(self._base(tokenizer.config), self.config)
             tokenizer = _on_ladder(tokenizer, config.tokenizer, self.tokenizer)
             model = NextScale.create(config)
             if config.transformer.aligned_conditioning:
@@ -296,14 +289,8 @@ class TrainTransformer:
         else:
             model = NextScale.assemble(self.tokenizer, self.start)
             restorer = restorer or model.restorer
-        where = 'a transformer without {"condition": "restorer"}'
-        if model.config.transformer.condition != "restorer":
-            _refuse_changed("codes", self.codes, where, ("latent", "latent_steps"))
-            if self.restorer is not None:
-                raise OptionError(f"--restorer has no effect in {where}; leave it out")
+        if config.transformer.condition != "restorer":
             restorer = None
-        elif restorer is not None:
-            dataclasses.replace(model.config, restorer=restorer.config)  # whether they fit, before hours of training
         tokenizer.to(device())
         transformer = model.transformer.to(device()).train().requires_grad_(True)
         crops = {side: _crops(self, tokenizer, side) for side in set(self.codes.sides)}
@@ -321,14 +308,58 @@ class TrainTransformer:
             whole_model.save_pretrained(self.out / "model", half=False)
         return end(0)
 
-    def _base(self, tokenizer: TokenizerConfig) -> ModelConfig:
-        """The configuration that --config changes."""
+    def configuration(self) -> ModelConfig:
+        """The model that the training begins with, from the folders' configurations alone; a plan is of the same one.
+
+        Raises:
+            ModelError: the parts do not fit each other.
+            OptionError: --config changes what is trained already.
+        """
+        from nextscale.model.checkpoint import find_folder, read_config, read_kind
+        from nextscale.model.tokenizer import tokenizer_config
         from nextscale.upscale.nextscale import restorer_config
 
-        transformer = _preset(self.preset).transformer
-        if self.restorer is None:
-            return ModelConfig(tokenizer, transformer)
-        return ModelConfig(tokenizer, transformer, restorer_config(self.restorer), FusionConfig())
+        part = tokenizer_config(self.tokenizer)
+        restorer = None if self.restorer is None else restorer_config(self.restorer)
+        fusion = None if restorer is None else FusionConfig()
+        if self.start is None:
+            base = ModelConfig(part, _preset(self.preset).transformer, restorer, fusion)
+            config = read_difference(base, self.config)
+            _check_ladder_alone(part, config.tokenizer, self.tokenizer)
+            return config
+        folder = find_folder(self.start)
+        kind = "transformer" if read_kind(folder) == "transformer" else "model"
+        start = read_config(folder, kind, ModelConfig)
+        if start.transformer.condition != "restorer":
+            return ModelConfig(part, start.transformer)
+        part = dataclasses.replace(part, fusion=None)
+        return ModelConfig(part, start.transformer, restorer or start.restorer, start.fusion or fusion)
+
+    def _refuse_options_without_effect(self, config: ModelConfig) -> None:
+        if self.start is not None and self.config is not None:
+            raise OptionError("--config is for a new transformer, and --start brings its own configuration")
+        if self.start is not None and self.preset is not None:
+            raise OptionError("--preset has no effect beside --start, which brings its own configuration")
+        if config.transformer.condition != "restorer":
+            where = 'a transformer without {"condition": "restorer"}'
+            _refuse_changed("codes", self.codes, where, ("latent", "latent_steps"))
+            if self.restorer is not None:
+                raise OptionError(f"--restorer has no effect in {where}; leave it out")
+        _refuse_idle(self)
+
+
+def _refuse_idle(command: TrainTokenizer | TrainTransformer | TrainRestorer | TrainFusion) -> None:
+    """Refuse options that have no effect without another one.
+
+    Raises:
+        OptionError: naming the first, and the other one.
+    """
+    if not command.plan:
+        _refuse_changed("machine", command.machine, "a training without --plan")
+    if not command.validation.data:
+        where = "a training without --validation.data"
+        _refuse_changed("validation", command.validation, where)
+        _refuse_changed("", command.loop, where, ("validate_every", "sheet_every"))
 
 
 def _preset(name: str | None) -> ModelConfig:
@@ -339,6 +370,7 @@ def _refuse_changed(option: str, config: Any, where: str, names: Sequence[str] =
     """Refuse options of a group that differ from their defaults.
 
     Args:
+        option: the group's name on the command line (none where its options stand by themselves).
         names: the ones without effect (all).
 
     Raises:
@@ -347,7 +379,8 @@ def _refuse_changed(option: str, config: Any, where: str, names: Sequence[str] =
     plain = type(config)()
     for name in names or [f.name for f in dataclasses.fields(config)]:
         if getattr(config, name) != getattr(plain, name):
-            raise OptionError(f"--{option}.{name.replace('_', '-')} has no effect in {where}; leave it out")
+            words = f"--{option}.{name}" if option else f"--{name}"
+            raise OptionError(f"{words.replace('_', '-')} has no effect in {where}; leave it out")
 
 
 def _show(
@@ -385,12 +418,14 @@ def _on_ladder(tokenizer: Tokenizer, wanted: TokenizerConfig, where: Path) -> To
     Raises:
         OptionError: the two differ in more than the ladder, or the ladder has stages for which there is no dial.
     """
-    if wanted == tokenizer.config:
-        return tokenizer
-    other = tokenizer.with_ladder(wanted.ladder)
-    if other.config != wanted:
+    _check_ladder_alone(tokenizer.config, wanted, where)
+    return tokenizer if wanted == tokenizer.config else tokenizer.with_ladder(wanted.ladder)
+
+
+def _check_ladder_alone(trained: TokenizerConfig, wanted: TokenizerConfig, where: Path) -> None:
+    """Raise the error of `_on_ladder`; a plan has no weights to put on another ladder."""
+    if wanted not in (trained, trained.with_ladder(wanted.ladder)):
         raise OptionError(f"--config: {where} is trained already; only its ladder can change, to some of its stages")
-    return other
 
 
 def _crop_side(tokenizer: Tokenizer, side: int) -> int:
@@ -406,7 +441,8 @@ class TrainRestorer:
     out: Path
     """Folder of the run: state, log, and the result in `model/`."""
     start: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """A restorer, as `convert --part restorer` or an earlier run leaves it; its critic goes on where it has one."""
+    """A restorer, by itself (as `convert --part restorer` or an earlier run leaves it) or in a whole model; its critic
+    goes on where it has one."""
     loop: tyro.conf.OmitArgPrefixes[LoopFlags] = field(default_factory=LoopFlags)
     restoration: RestorationConfig = field(default_factory=RestorationConfig)
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
@@ -418,31 +454,28 @@ class TrainRestorer:
     def run(self) -> int:
         import torch
 
-        from nextscale.model.checkpoint import check_sizes, find_folder, load_weights, read_config, save_folder
+        from nextscale.model.checkpoint import find_folder, save_folder
         from nextscale.model.restorer import Restorer
         from nextscale.train.adversarial import CRITIC, load_critic, save_critic
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
         from nextscale.train.tasks.restorer import RestorerTask
+        from nextscale.upscale.nextscale import read_restorer, restorer_config
 
-        folder = None if self.start is None else find_folder(self.start)
-        sizes = RestorerConfig() if folder is None else read_config(folder, "restorer", RestorerConfig)
+        _refuse_idle(self)
         if self.plan:
+            sizes = RestorerConfig() if self.start is None else restorer_config(self.start)
             _show(self, sizes, "restorer", (self.restoration.side,))
             return 0
         torch.manual_seed(self.loop.seed)
-        if folder is not None:
-            check_sizes(folder / "model.safetensors", lambda: Restorer(sizes))
-        restorer = Restorer(sizes)
-        if folder is not None:
-            load_weights(folder / "model.safetensors", restorer)
-        restorer.to(device())
+        restorer = Restorer(RestorerConfig()) if self.start is None else read_restorer(self.start)
+        restorer.to(device()).requires_grad_(True)
         config = self.restoration
         samples = _samples(self, max(restorer.config.factors))
         validation = _validation(self, max(restorer.config.factors))
         task = RestorerTask(restorer, samples, config, validation)
-        if folder is not None:
-            load_critic(task.adversary, folder / CRITIC)
+        if self.start is not None:
+            load_critic(task.adversary, find_folder(self.start) / CRITIC)
         average = train(task, self.loop, self.out)
         if rank() == 0:
             save_folder(self.out / "model", "restorer", restorer.config, average.state_dict())

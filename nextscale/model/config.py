@@ -231,6 +231,12 @@ class TokenizerConfig:
         if max(self.ladder.phi) >= self.num_phi:
             raise ModelError(f"the ladder uses Phi {max(self.ladder.phi)}, the tokenizer has {self.num_phi}")
 
+    def with_ladder(self, ladder: Ladder) -> TokenizerConfig:
+        """The same on another ladder; a fusion stays only where every stage keeps its factor."""
+        old = self.ladder
+        same_factors = ladder.input_canvas == old.input_canvas and set(ladder.canvases) <= set(old.canvases)
+        return dataclasses.replace(self, ladder=ladder, fusion=self.fusion if same_factors else None)
+
 
 @dataclass(frozen=True)
 class RestorerConfig:

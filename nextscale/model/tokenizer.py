@@ -6,7 +6,6 @@ Images are RGB in [-1, 1]; latents and canvases are float32.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,9 +126,7 @@ class Tokenizer(nn.Module):
         old = self.ladder
         old_stages = {side: stage for stage, side in enumerate(old.canvases)}
         sources = [old_stages.get(side, old.num_stages - 1) for side in ladder.canvases]
-        same_factors = ladder.input_canvas == old.input_canvas and set(ladder.canvases) <= set(old.canvases)
-        fusion = self.config.fusion if same_factors else None
-        other = Tokenizer(dataclasses.replace(self.config, ladder=ladder, fusion=fusion))
+        other = Tokenizer(self.config.with_ladder(ladder))
         state = self.state_dict()
         for stage, source in enumerate(sources):
             decoder = self.decoders[source].state_dict()

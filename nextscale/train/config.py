@@ -62,7 +62,7 @@ class ReconstructionConfig:
     """Autoencoder and decoder training (paper section 4.1: pixel and perceptual terms per stage, hybrid trick)."""
 
     side: int = 64
-    """Side in pixels of the input photograph: crops are four times that."""
+    """Side in pixels of the input photograph; crops are as much larger as the ladder's largest factor."""
     soft: float = 0.0
     """Share of targets of which a part is enlarged 1.2 to 2.2 times, as most photographs are not sharp to the pixel."""
     unquantized_prob: float = 0.5

@@ -11,10 +11,14 @@ import pytest
 import torch
 
 from nextscale.commands.main import main
+from nextscale.commands.train import TrainTransformer
 from nextscale.errors import ModelError
 from nextscale.model.checkpoint import save_folder
+from nextscale.model.config import FusionConfig, ModelConfig, RestorerConfig, StemConfig
+from nextscale.model.restorer import Restorer
 from nextscale.model.tokenizer import Tokenizer
-from nextscale.upscale.nextscale import NextScale
+from nextscale.train.plan import count
+from nextscale.upscale.nextscale import NextScale, read_restorer
 from reproduce.tables import FlatBaseline
 from tests.conftest import restoring_model, small_config
 
@@ -33,6 +37,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def tokenizer(model: NextScale, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model.tokenizer.save_pretrained(tmp_path_factory.mktemp("tokenizer"))
+
+
+def save_restorer(folder: Path, sizes: RestorerConfig) -> Path:
+    folder.mkdir()
+    save_folder(folder, "restorer", sizes, Restorer(sizes).state_dict())
+    return folder
 
 
 def difference(folder: Path, content: Any) -> str:
@@ -130,6 +140,10 @@ def test_restorer_and_fusion_have_plans(tmp_path: Path, capsys: pytest.CaptureFi
         (["--phase", "decoders", "--codebook.phi-lr", "0.1"], "--codebook.phi-lr has no effect"),
         (["--phase", "autoencoder", "--reconstruction.codebook"], "--reconstruction.codebook has no effect"),
         (["--phase", "decoders", "--preset", "tiny"], "--preset has no effect beside --start"),
+        (["--phase", "codebook", "--sheet-every", "5"], "--sheet-every has no effect in --phase codebook"),
+        (["--phase", "decoders", "--validate-every", "5"], "--validate-every has no effect in a training without"),
+        (["--phase", "decoders", "--validation.count", "3"], "--validation.count has no effect in a training without"),
+        (["--phase", "decoders", "--machine.device", "h100"], "--machine.device has no effect in a training without"),
     ],
 )
 def test_options_without_effect_are_refused_by_name(
@@ -138,6 +152,59 @@ def test_options_without_effect_are_refused_by_name(
     base = ["train", "tokenizer", *DATA, "--start", str(tokenizer), "--out", str(tmp_path / "a")]
     assert main([*base, *words]) == 2
     assert option in capsys.readouterr().err
+
+
+def test_a_plan_refuses_what_the_training_refuses(
+    tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrow, wide = (
+        str(save_restorer(tmp_path / str(channels), RestorerConfig(channels=channels, convs=1))) for channels in (8, 16)
+    )
+    other = difference(tmp_path, {"tokenizer": {"codebook_size": 32}})
+    base = small_config()
+    reading = dataclasses.replace(
+        base.transformer, condition="restorer", prefix=False, stem=StemConfig(features=8, channels=8)
+    )
+    part = dataclasses.replace(base.tokenizer, fusion=None)
+    sizes = RestorerConfig(channels=8, convs=2)
+    start = str(
+        NextScale.create(ModelConfig(part, reading, sizes, FusionConfig(8, 1, 8))).save_pretrained(tmp_path / "m")
+    )
+    plan = ["--out", str(tmp_path / "a"), "--plan"]
+    new, started = (
+        ["transformer", "--tokenizer", str(tokenizer)],
+        ["transformer", "--tokenizer", start, "--start", start],
+    )
+    for words, said in (
+        ([*new, "--codes.latent", "2"], "--codes.latent has no effect"),
+        (
+            ["transformer", "--tokenizer", start, "--restorer", narrow],
+            "--restorer has no effect in a transformer without",
+        ),
+        ([*new, "--config", other], "only its ladder can change"),
+        (["tokenizer", "--phase", "decoders", "--start", str(tokenizer), "--config", other], "only its ladder"),
+        ([*started, "--restorer", wide], "the stem reads 8 channels of features, the restorer has 16"),
+    ):
+        assert main(["train", *words, *DATA, *plan]) in (1, 2)
+        assert said in capsys.readouterr().err
+    config = TrainTransformer(
+        data=(), out=tmp_path, tokenizer=Path(start), start=Path(start), restorer=Path(narrow), plan=True
+    ).configuration()
+    assert (config.restorer, config.transformer) == (RestorerConfig(channels=8, convs=1), reading)
+
+
+def test_a_restorer_goes_on_from_that_of_a_whole_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = restoring_model(untrained=True)
+    folder = whole.save_pretrained(tmp_path / "model", half=False)
+    words = ["train", "restorer", *DATA, "--lr", "0", "--start", str(folder), "--out", str(tmp_path / "a")]
+    words += ["--restoration.side", "16", "--restoration.workers", "0"]
+    words += ["--restoration.feature", "0", "--restoration.lpips", "0"]
+    assert main([*words, "--plan"]) == 0
+    assert whole.restorer is not None
+    assert count(sum(p.numel() for p in whole.restorer.parameters())) in capsys.readouterr().out
+    assert main(words) == 0
+    trained = read_restorer(tmp_path / "a" / "model")
+    assert all(torch.equal(t, whole.restorer.state_dict()[name]) for name, t in trained.state_dict().items())
 
 
 def test_a_preset_beside_a_started_transformer_is_refused(

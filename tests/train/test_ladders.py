@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nextscale.commands.main import main
 from nextscale.data.crops import Crops
 from nextscale.errors import OptionError
+from nextscale.model.checkpoint import save_folder
 from nextscale.model.config import Ladder, RestorerConfig
 from nextscale.model.restorer import Restorer
 from nextscale.train.config import RestorationConfig
@@ -23,32 +25,48 @@ from tests.conftest import small_config
 pytestmark = pytest.mark.integration
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
-TWO = {"sides": [4, 6, 8, 10, 14, 16], "stage_ends": [3, 6], "phi": [0, 0, 1, 1, 2, 3]}
+LADDERS: dict[int, dict[str, Any]] = {
+    2: {"sides": [1, 2, 3, 4], "stage_ends": [2, 4], "phi": [0, 1, 2, 3], "input_canvas": 2},
+    8: {"sides": [1, 2, 4, 8, 16], "stage_ends": [2, 3, 4, 5], "phi": [0, 0, 1, 2, 3], "input_canvas": 2},
+}
+"""By the largest factor; an input is 32 px."""
 
 
-def test_a_ladder_of_factors_1_and_2_trains_from_nothing_to_a_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("largest", LADDERS)
+def test_ladders_of_other_factors_train_from_nothing_to_a_whole_model(
+    largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    factors = tuple(f for f in (1, 2, 4, 8) if f <= largest)
     monkeypatch.setattr("nextscale.commands.train.PRESETS", {"tiny": small_config})
-    file = tmp_path / "two.json"
-    file.write_text(json.dumps({"tokenizer": {"ladder": TWO}}))
+    file = tmp_path / "ladder.json"
+    file.write_text(json.dumps({"tokenizer": {"ladder": LADDERS[largest]}}))
     plain = ["--data", EXAMPLES, "--steps", "1", "--batch", "1", "--no-bf16"]
     sheet = ["--validation.data", EXAMPLES, "--validation.count", "1", "--sheet-every", "1"]
-    out = {name: tmp_path / name for name in ("ae", "cb", "tf")}
-    terms = ["--reconstruction.feature", "0", "--reconstruction.lpips", "0"]
-    words = ["train", "tokenizer", *plain, "--phase", "autoencoder", "--config", str(file), *terms, *sheet]
-    assert main([*words, "--out", str(out["ae"])]) == 0
-    kmeans = ["--codebook.kmeans-images", "8", "--codebook.kmeans-rounds", "1"]
-    words = ["train", "tokenizer", *plain, "--phase", "codebook", "--start", str(out["ae"] / "model"), *kmeans]
-    assert main([*words, "--out", str(out["cb"])]) == 0
-    words = ["train", "transformer", *plain, "--tokenizer", str(out["cb"] / "model"), "--codes.sides", "64", *sheet]
-    assert main([*words, "--out", str(out["tf"])]) == 0
-    model = NextScale.from_pretrained(out["tf"] / "model", device="cpu", fp32=True)
-    assert list(model.tokenizer.ladder.factors) == [1, 2]
+    out = {name: tmp_path / name for name in ("ae", "cb", "tf", "fusion")}
+
+    def trained(what: str, name: str, *words: str) -> None:
+        assert main(["train", what, *plain, *words, "--out", str(out[name])]) == 0
+
+    terms = ["--reconstruction.feature", "0", "--reconstruction.lpips", "0", "--reconstruction.side", "32"]
+    trained("tokenizer", "ae", "--phase", "autoencoder", "--config", str(file), *terms, *sheet)
+    kmeans = ["--codebook.kmeans-images", "8", "--codebook.kmeans-rounds", "1", "--codebook.side", "32"]
+    trained("tokenizer", "cb", "--phase", "codebook", "--start", str(out["ae"] / "model"), *kmeans)
+    trained("transformer", "tf", "--tokenizer", str(out["cb"] / "model"), "--codes.sides", "32", *sheet)
     row = json.loads((out["tf"] / "log.jsonl").read_text().splitlines()[-1])
     assert math.isfinite(row["loss"])
-    assert "cross_entropy_6" in row
-    assert "cross_entropy_7" not in row
+    steps = len(LADDERS[largest]["sides"])
+    assert f"cross_entropy_{steps}" in row
+    assert f"cross_entropy_{steps + 1}" not in row
+    sizes = RestorerConfig(channels=8, convs=1, factors=factors)
+    (tmp_path / "restorer").mkdir()
+    save_folder(tmp_path / "restorer", "restorer", sizes, Restorer(sizes).state_dict())
+    terms = ["--restoration.feature", "0", "--restoration.lpips", "0", "--restoration.side", "32"]
+    terms += ["--restoration.workers", "0", "--restoration.factor-weights", *["1"] * len(factors)]
+    start = ["--start", str(out["tf"] / "model"), "--restorer", str(tmp_path / "restorer")]
+    trained("fusion", "fusion", *start, *terms, *sheet)
+    model = NextScale.from_pretrained(out["fusion"] / "model", device="cpu", fp32=True)
+    assert tuple(model.tokenizer.ladder.factors) == factors
+    assert model.restorer is not None
 
 
 @pytest.mark.parametrize("factor", [2, 8])
