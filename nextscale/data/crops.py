@@ -203,7 +203,6 @@ class Crops:
     Args:
         patterns: See `find_sources`.
         side: Of the crops, in pixels.
-        rank: Of this process among `world`: together they read what one process with the whole batch reads.
         max_damaged: Share of the sources that may be damaged; one always may.
         cache: Folder for shards from the net (default: `default_cache()`).
     """
@@ -214,17 +213,12 @@ class Crops:
         side: int,
         *,
         seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
         max_damaged: float = 0.01,
         cache: str | os.PathLike[str] | None = None,
     ) -> None:
-        if not 0 <= rank < world:
-            raise ValueError(f"rank must be from 0 to world - 1, got {rank} of {world}")
         self.sources = find_sources(patterns, cache)
         self.side = side
         self.seed = seed
-        self.rank = rank
         self.max_damaged = max_damaged
         self.damaged: dict[str, str] = {}
         self._num_names = len({source.name for source in self.sources})
@@ -234,13 +228,8 @@ class Crops:
         return len(self.sources)
 
     def batch(self, position: int, size: int) -> NDArray[np.uint8]:
-        """This rank's part of a step's batch: B 3 side side, uint8, with B = `size`.
-
-        `position` is where the whole batch of `size` times `world` samples begins; the rank's own begin `rank * size`
-        further on.
-        """
-        first = position + self.rank * size
-        return np.stack([self.crop(p) for p in range(first, first + size)]).transpose(0, 3, 1, 2)
+        """The crops from a position on: B 3 side side, uint8, with B = `size`."""
+        return np.stack([self.crop(p) for p in range(position, position + size)]).transpose(0, 3, 1, 2)
 
     def crop(self, position: int) -> NDArray[np.uint8]:
         """The crop at a position of the stream of all ranks: side side 3, uint8.

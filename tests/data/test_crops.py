@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from nextscale.data import crops as data
 from nextscale.data.crops import Crops, DataError, find_sources
 from nextscale.install import how_to_install
+from nextscale.train.distributed import positions
 
 
 @pytest.fixture
@@ -106,20 +108,16 @@ def test_gray_deep_transparent_and_turned_photographs_are_cut_as_they_look(tmp_p
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_together_read_what_one_process_reads(photos: Path, world: int) -> None:
-    alone = Crops([str(photos)], 64, seed=5)
-    ranks = [Crops([str(photos)], 64, seed=5, rank=rank, world=world) for rank in range(world)]
+def test_ranks_together_read_what_one_process_reads(photos: Path, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(step: int, batch: int, rank: int, world: int) -> NDArray[np.uint8]:
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        return Crops([str(photos)], 64, seed=5).batch(positions(step, batch).start, batch)
+
     for step in range(3):
-        position = step * 2 * world
-        parts = [crops.batch(position, 2) for crops in ranks]
-        assert np.array_equal(np.concatenate(parts), alone.batch(position, 2 * world))
+        parts = [read(step, 2, rank, world) for rank in range(world)]
+        assert np.array_equal(np.concatenate(parts), read(step, 2 * world, 0, 1))
         assert not np.array_equal(parts[0], parts[1])
-
-
-def test_a_rank_outside_the_world_is_refused(photos: Path) -> None:
-    for rank in (-1, 2):
-        with pytest.raises(ValueError, match="from 0 to world - 1"):
-            Crops([str(photos)], 64, rank=rank, world=2)
 
 
 # ---- damage ----
@@ -153,12 +151,10 @@ def test_a_damaged_sample_is_replaced_counted_and_named_once(
     assert all(line.startswith("nextscale: ") and "truncated" in line for line in complaints)
 
 
-def test_replacements_depend_on_neither_history_nor_rank(worn: Path) -> None:
+def test_replacements_do_not_depend_on_history(worn: Path) -> None:
     whole = Crops([str(worn)], 32, max_damaged=0.2).batch(0, 24)
-    for start in (5, 13):
-        assert np.array_equal(Crops([str(worn)], 32, max_damaged=0.2).batch(start, 6), whole[start : start + 6])
-    ranks = [Crops([str(worn)], 32, max_damaged=0.2, rank=rank, world=2) for rank in (0, 1)]
-    assert np.array_equal(np.concatenate([crops.batch(0, 12) for crops in ranks]), whole)
+    for start, size in ((5, 6), (13, 6), (12, 12)):
+        assert np.array_equal(Crops([str(worn)], 32, max_damaged=0.2).batch(start, size), whole[start : start + size])
 
 
 def test_too_much_damage_stops_with_one_line(worn: Path) -> None:
