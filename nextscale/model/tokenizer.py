@@ -29,6 +29,9 @@ from nextscale.model.layers import AttentionBlock, ResBlock, area_downsample
 from nextscale.model.quantizer import Quantizer, Scan
 from nextscale.model.taesd import TaesdBlock, TaesdDecoder, TaesdEncoder
 
+BLOCKS = (ResBlock, AttentionBlock, TaesdBlock)
+"""Blocks of encoders and decoders: what activation checkpointing runs again."""
+
 
 @dataclass(frozen=True)
 class Codes:
@@ -137,12 +140,7 @@ class Tokenizer(nn.Module):
     def checkpoint_units(self) -> list[nn.Module]:
         """The blocks that activation checkpointing runs again, and that FSDP gathers one at a time."""
         parts = (self.encoder, *self.decoders)
-        return [
-            block
-            for part in parts
-            for block in part.modules()
-            if isinstance(block, ResBlock | AttentionBlock | TaesdBlock)
-        ]
+        return [block for part in parts for block in part.modules() if isinstance(block, BLOCKS)]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Encode and decode images: B 3 H H in [-1, 1] -> each stage's image B 3 H_n H_n, smallest first, not clamped.

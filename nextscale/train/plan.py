@@ -20,9 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from nextscale.console import lasting
 from nextscale.model.config import Ladder, ModelConfig, RestorerConfig
-from nextscale.model.layers import AttentionBlock, ResBlock
 from nextscale.model.restorer import Restorer
-from nextscale.model.tokenizer import Codes, Tokenizer
+from nextscale.model.tokenizer import BLOCKS, Codes, Tokenizer
 from nextscale.model.transformer import Condition, Transformer
 from nextscale.train.config import LoopConfig
 from nextscale.train.hardware import GIB, PlanConfig
@@ -250,7 +249,7 @@ def _count(piece: Piece, *, bf16: bool) -> Piece:
 def _units(module: nn.Module) -> list[nn.Module]:
     """What checkpointing would run again in a module or in the parts of its owner."""
     declared = checkpoint_units(module)
-    return declared or [m for m in module.modules() if isinstance(m, ResBlock | AttentionBlock)]
+    return declared or [m for m in module.modules() if isinstance(m, BLOCKS)]
 
 
 def _bytes(tensors: dict[int, Tensor]) -> float:

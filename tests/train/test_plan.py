@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nextscale.data.crops import Crops
 from nextscale.errors import OptionError
-from nextscale.model.config import FusionConfig, ModelConfig, RestorerConfig, paper
+from nextscale.model.config import FusionConfig, ModelConfig, RestorerConfig, TaesdConfig, TokenizerConfig, paper
 from nextscale.model.restorer import Restorer
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.model.transformer import Transformer
@@ -148,6 +148,17 @@ def test_checkpointing_keeps_less_and_costs_time_and_not_model_flops() -> None:
     assert "at 40% of 989 TFLOPS" in shown
 
 
+def test_every_kind_of_autoencoder_keeps_less_with_checkpointing() -> None:
+    plain = plain_config()
+    taesd = TokenizerConfig(autoencoder=TaesdConfig(channels=16, inner_channels=8, blocks=2, latent_channels=12))
+    for part in (plain.tokenizer, taesd):
+        encoder, decoders = (
+            p for p in pieces(ModelConfig(part, plain.transformer), "autoencoder", 64) if p.name != "codebook"
+        )
+        assert 0 < encoder.checkpointed < 0.95 * encoder.kept
+        assert 0 < decoders.checkpointed < 0.95 * decoders.kept
+
+
 def test_a_step_sees_batch_times_accumulation_times_processes() -> None:
     loop = LoopConfig(steps=100, batch=8, grad_accum_steps=2)
     made = plan(plain_config(), "transformer", loop, PlanConfig("a100-80", processes=24), sides=(64,), photographs=384)
@@ -221,11 +232,12 @@ def test_this_cpu_is_measured() -> None:
     assert PlanConfig("h100").hardware is HARDWARE["h100"]
 
 
-def test_the_default_is_the_machine_that_plans() -> None:
+def test_the_default_is_the_machine_that_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nextscale.device.product_rate", lambda _, dtype, *__, **___: 1e12 * (1 + dtype.itemsize))
     config = PlanConfig()
     assert config.device == "this"
     assert config.name == "device of this machine"
-    assert config.hardware.bf16 > 0
+    assert (config.hardware.bf16, config.hardware.fp32) == (3.0, 5.0)
 
 
 def test_a_gpu_here_is_measured_and_named_by_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
