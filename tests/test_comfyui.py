@@ -173,6 +173,7 @@ def test_the_sockets_are_what_execute_takes_and_carry_what_they_say(node: Any, s
     assert inputs["seed"].control_after_generate
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("scale", [4.0, 1.5, 0.5])
 def test_a_batch_comes_back_at_the_scale_and_cleaned(node: Any, small: str, scale: float, model_folder: Path) -> None:
     pictures = batch(2)
@@ -190,17 +191,20 @@ def test_a_batch_comes_back_at_the_scale_and_cleaned(node: Any, small: str, scal
         torch.testing.assert_close(got[1], expected, atol=0.02, rtol=0)
 
 
+@pytest.mark.integration
 def test_pictures_are_not_rounded_to_eight_bits(node: Any, small: str) -> None:
     image, cleaned, _ = node.execute(image=batch(), model=small, scale=1.0).result
     assert torch.equal(image, cleaned)
     assert float((image * 255 - (image * 255).round()).abs().max()) > 0.3
 
 
+@pytest.mark.integration
 def test_alpha_stays_and_overshoot_is_cut(node: Any, small: str) -> None:
     image, cleaned, _ = node.execute(image=batch(channels=4) * 1.4 - 0.2, model=small, scale=2.0).result
     assert (image.shape, cleaned.shape) == ((1, 40, 60, 4), (1, 20, 30, 4))
 
 
+@pytest.mark.integration
 def test_the_seed_matters_with_a_temperature(node: Any, small: str) -> None:
     def restored(**how: Any) -> torch.Tensor:
         result: torch.Tensor = node.execute(image=batch(), model=small, scale=1.0, fidelity=0.0, **how).result[0]
@@ -210,6 +214,7 @@ def test_the_seed_matters_with_a_temperature(node: Any, small: str) -> None:
     assert not torch.equal(restored(seed=1, temperature=1.0), restored(seed=2, temperature=1.0))
 
 
+@pytest.mark.integration
 def test_the_host_is_asked_for_memory_and_told_the_progress(host: Host, node: Any, small: str) -> None:
     node.execute(image=batch(3), model=small, scale=2.0)
     assert host.freed[0] > 1e6
@@ -218,6 +223,7 @@ def test_the_host_is_asked_for_memory_and_told_the_progress(host: Host, node: An
     assert host.shown[-1] == 3000
 
 
+@pytest.mark.integration
 def test_a_cancelled_run_stops_and_leaves_the_model_usable(host: Host, node: Any, small: str) -> None:
     host.interrupt_after = 2
     with pytest.raises(Interrupted):

@@ -60,6 +60,7 @@ def photo(form: str = "PNG") -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_a_picture_goes_through_a_pipe(run: Run, tmp_path: Path, form: str) -> None:
     status, out, err = run("-i", "-", "-o", "-", stdin=photo(form))
@@ -76,6 +77,7 @@ def test_the_format_on_a_pipe_is_the_one_asked_for(run: Run) -> None:
     assert (status, images.decode_bytes(out).format) == (0, "WebP")
 
 
+@pytest.mark.integration
 def test_the_standard_input_goes_to_a_file_or_a_folder(run: Run) -> None:
     assert run("-i", "-", "-o", "a.png", stdin=photo())[0] == 0
     status, out, _ = run("-i", "-", "-o", "out", stdin=photo("JPEG"))
@@ -121,6 +123,7 @@ def test_what_cannot_be_done_is_one_line(
     assert not list(Path().iterdir())
 
 
+@pytest.mark.integration
 def test_addresses_are_read_and_named_as_given(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a b.png").write_bytes(photo())
     with fsspec.open("memory://shop/a b.png", "wb") as file:
@@ -155,6 +158,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.mark.integration
 def test_a_picture_comes_from_a_web_server(run: Run, site: str) -> None:
     status, out, err = run("-i", f"{site}/shop/a%20b.png?size=full", "-o", "out", "--json")
     assert (status, err) == (0, "")
@@ -235,6 +239,7 @@ def test_a_reader_that_leaves_does_not_stop_the_work(run: Run, tmp_path: Path) -
     assert images.read("b.png").size == (30, 20)
 
 
+@pytest.mark.integration
 def test_a_missing_file_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
     code = (
         "import sys; from nextscale.commands.main import main; "

@@ -99,6 +99,7 @@ def test_one_picture_to_one_file(run: Run) -> None:
     assert images.read("b.png").size == (60, 40)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("scale", "name"), [(4, "a_x4.jpg"), (1.5, "a_x1.5.jpg"), (0.5, "a_x0.5.jpg")])
 def test_one_picture_to_a_folder_takes_the_scale_into_its_name(run: Run, scale: float, name: str) -> None:
     photo("a.jpg")
@@ -107,6 +108,7 @@ def test_one_picture_to_a_folder_takes_the_scale_into_its_name(run: Run, scale: 
     assert images.read(Path("new/deep", name)).size == (30 * scale, 20 * scale)
 
 
+@pytest.mark.integration
 def test_all_factors_and_confidence_maps_stand_beside_the_picture(run: Run) -> None:
     photo("a.png")
     assert run("-i", "a.png", "-o", "out", "-s", 3, "--all-factors", "--confidence").status == 0
@@ -119,6 +121,7 @@ def test_all_factors_and_confidence_maps_stand_beside_the_picture(run: Run) -> N
     assert files("one") == ["b.webp", "b_x1.webp"]
 
 
+@pytest.mark.integration
 def test_a_folder_in_gives_a_folder_out(run: Run) -> None:
     for name in ("in/b.jpg", "in/a.png", "in/c.d e.tif", "in/.hidden.png", "in/sub/e.png"):
         photo(name)
@@ -127,6 +130,7 @@ def test_a_folder_in_gives_a_folder_out(run: Run) -> None:
     assert files("out") == ["a_x1.png", "b_x1.jpg", "c.d e_x1.tif"]
 
 
+@pytest.mark.integration
 def test_several_inputs_files_and_folders_each_once(run: Run) -> None:
     photo("in/a.png"), photo("b.png"), photo("c.png")
     outcome = run("-i", "in", "b.png", "-i", "c.png", "./b.png", "in/a.png", "-o", "out")
@@ -164,6 +168,7 @@ def test_odd_names_are_kept(run: Run, name: str, result: str) -> None:
 # ---- formats ----
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "how", "result"),
     [
@@ -183,6 +188,7 @@ def test_auto_keeps_the_format(run: Run, name: str, how: dict[str, Any], result:
     assert files("out") == [result]
 
 
+@pytest.mark.integration
 def test_auto_keeps_lossless_lossless(run: Run) -> None:
     for name in ("a.png", "a.bmp", "a.tif"):
         photo(name)
@@ -196,6 +202,7 @@ def test_auto_keeps_lossless_lossless(run: Run) -> None:
         np.testing.assert_array_equal(result.rgb, results[0].rgb)
 
 
+@pytest.mark.integration
 def test_auto_never_drops_alpha(run: Run) -> None:
     rgba = Image.fromarray(np.dstack([smooth(), smooth(channels=1)]))
     rgba.save("a.png")
@@ -238,6 +245,7 @@ def test_the_format_can_be_chosen(run: Run, ext: str) -> None:
 # ---- kept, from file to file ----
 
 
+@pytest.mark.integration
 def test_gray_stays_gray_and_a_palette_gives_its_colors(run: Run) -> None:
     Image.fromarray(smooth(channels=1)[..., 0]).save("gray.png")
     Image.fromarray(smooth()).quantize(16).save("palette.png")
@@ -251,6 +259,7 @@ def test_gray_stays_gray_and_a_palette_gives_its_colors(run: Run) -> None:
     assert clear_one.alpha is not None
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_sixteen_bits_in_sixteen_bits_out(run: Run, suffix: str, channels: int) -> None:
@@ -271,6 +280,7 @@ def test_cmyk_becomes_rgb(run: Run) -> None:
         assert im.mode == "RGB"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "a.avif"])
 def test_profile_and_exif_are_kept_and_orientation_applied_once(run: Run, name: str) -> None:
     exif = Image.Exif()
@@ -292,6 +302,7 @@ def test_profile_and_exif_are_kept_and_orientation_applied_once(run: Run, name: 
 # ---- nothing is overwritten ----
 
 
+@pytest.mark.integration
 def test_the_input_is_never_overwritten(run: Run) -> None:
     photo("a.png"), photo("b.png")
     Path("link.png").symlink_to("a.png")
@@ -312,6 +323,7 @@ def test_the_input_is_never_overwritten(run: Run) -> None:
         assert contents() == before
 
 
+@pytest.mark.integration
 def test_nor_another_input_nor_by_a_smaller_factor_or_a_map(run: Run) -> None:
     photo("a.png"), photo("a_x1.png"), photo("b.jpg"), photo("b.png"), photo("c.png"), photo("c_x2_confidence.png")
     before = contents()
@@ -325,6 +337,7 @@ def test_nor_another_input_nor_by_a_smaller_factor_or_a_map(run: Run) -> None:
     assert {name: data for name, data in contents().items() if name in before} == before
 
 
+@pytest.mark.integration
 def test_two_results_never_share_a_file(run: Run) -> None:
     photo("x/a.png"), photo("y/a.png"), photo("x/b.gif"), photo("x/b.png"), photo("x/c.jpg"), photo("x/c.png")
     outcome = run("-i", "x", "y", "-o", "out", "--json")
@@ -335,6 +348,7 @@ def test_two_results_never_share_a_file(run: Run) -> None:
     assert files("out") == ["a_x1.png", "b_gif_x1.png", "b_png_x1.png", "c_jpg_x1.jpg", "c_png_x1.png"]
 
 
+@pytest.mark.integration
 def test_names_that_differ_in_their_suffix_alone_keep_it_in_their_results(run: Run) -> None:
     photo("in/a.jpg"), photo("in/a.png"), photo("in/b.png"), photo("in/deep/a.png"), photo("in/c"), photo("in/c.gif")
     assert run("-i", "in", "in/c", "-o", "out", "-r").status == 0
@@ -347,6 +361,7 @@ def test_names_that_differ_in_their_suffix_alone_keep_it_in_their_results(run: R
     assert [row["outputs"] for row in again.rows] == [{"x1": "png/a_jpg.png"}]
 
 
+@pytest.mark.integration
 def test_results_are_no_pictures_of_the_next_run(run: Run) -> None:
     """As long as nothing but them tells so: their names, or the list of what was written."""
     photo("p.jpg"), photo("q.png"), photo("sub/r.png")
@@ -362,6 +377,7 @@ def test_results_are_no_pictures_of_the_next_run(run: Run) -> None:
     assert "p_x1_x1.jpg" in files()
 
 
+@pytest.mark.integration
 def test_the_list_knows_results_by_any_name(run: Run) -> None:
     photo("p.jpg")
     assert run("-i", ".", "-o", ".", "--suffix", "_big").status == 0
@@ -385,6 +401,7 @@ def test_earlier_results_are_replaced_through_links_too(run: Run) -> None:
 # ---- what is said ----
 
 
+@pytest.mark.integration
 def test_each_picture_prints_a_plain_line(run: Run) -> None:
     photo("a.png"), photo("b.png")
     outcome = run("-i", "a.png", "b.png", "-o", "out", "-s", 2)
@@ -411,6 +428,7 @@ def test_json_prints_one_object_per_file(run: Run) -> None:
     assert gone["input"] == "gone.png"
 
 
+@pytest.mark.integration
 def test_long_work_in_a_pipe_says_now_and_then_where_it_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress_lines.ProgressLines, "EVERY", 0.0)
     photo("a.png", size=(200, 20))
@@ -447,6 +465,7 @@ def test_a_job_can_be_bounded(run: Run) -> None:
     assert run("-i", "a.png", "-o", "out", "--max-tiles", -1).status == 2
 
 
+@pytest.mark.integration
 def test_a_terminal_gets_bars_and_the_pipe_its_lines(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -480,6 +499,7 @@ def test_names_that_the_terminal_cannot_print_are_escaped(run: Run) -> None:
     assert run("-i", odd, "-o", "out", "--json").rows[0]["input"] == odd
 
 
+@pytest.mark.integration
 def test_version() -> None:
     for words in (["version"], ["--version"]):
         result = subprocess.run([sys.executable, "-m", "nextscale", *words], cwd=ROOT, capture_output=True, text=True)
@@ -689,6 +709,7 @@ def test_contradictions_exit_with_2(run: Run, arguments: tuple[str, ...], said: 
     assert files() == ["a.png", "b.png", "text"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("words", [[], ["restore"], ["upscale", "-h", "--tint"]])
 def test_wrong_commands_exit_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -697,6 +718,7 @@ def test_wrong_commands_exit_with_2(words: list[str], capsys: pytest.CaptureFixt
     assert capsys.readouterr()
 
 
+@pytest.mark.integration
 def test_an_interrupt_exits_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -805,6 +827,7 @@ finally:
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "words",
     [
@@ -829,6 +852,7 @@ def test_help_is_instant_and_without_torch(words: tuple[str, ...]) -> None:
     assert float(seconds) < 1.5
 
 
+@pytest.mark.integration
 def test_every_option_has_its_promised_spelling(run: Run) -> None:
     photo("a.png")
     text = help_of("upscale").stdout
@@ -858,6 +882,7 @@ def test_options_reach_the_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert (options.seed, options.temperature, options.top_k, options.top_p, options.cfg) == (7, 0.5, 9, 0.8, 1.5)
 
 
+@pytest.mark.integration
 def test_the_same_command_gives_the_same_bytes(run: Run) -> None:
     photo("a.png")
     drawn = ("--temperature", 1)

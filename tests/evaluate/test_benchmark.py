@@ -224,6 +224,7 @@ def test_factors_come_from_one_option_only(model: NextScale) -> None:
         Restorer(model, UpscaleOptions(), (3.0,))
 
 
+@pytest.mark.integration
 def test_a_model_is_scored_beside_its_peers(model_folder: Path, bench: Path, tmp_path: Path) -> None:
     options = BenchOptions(factors=(1.0,), peers=("bicubic",), limit=1)
     out = tmp_path / "out"

@@ -151,6 +151,7 @@ def test_decoders_stop_for_the_fusion_at_the_inputs_resolution() -> None:
             assert decoder.picture(h, base).shape == (1, 3, 16 * canvas, 16 * canvas)  # type: ignore[operator]
 
 
+@pytest.mark.integration
 def test_the_codebook_phase_fits_the_principal_components() -> None:
     torch.manual_seed(0)
     ladder = Ladder((1, 2, 4), (1, 2, 3), (0, 0, 0), input_canvas=1)
@@ -181,6 +182,7 @@ def test_the_codebook_phase_fits_the_principal_components() -> None:
     assert all(run.advance()[0] > 0 for _ in range(2))
 
 
+@pytest.mark.integration
 def test_a_whole_model_on_it_is_saved_loaded_and_restores(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = ModelConfig(

@@ -29,6 +29,7 @@ def report(*words: object) -> int:
     return main(["report", *map(str, words), "--device", "cpu", "--fp32"])
 
 
+@pytest.mark.integration
 def test_a_table_is_printed_and_kept(
     bench: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -401,6 +401,7 @@ def test_the_commands_chain_from_nothing_to_a_model(
     assert "needs --start" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_a_plan_tells_the_cost_and_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     command = ["train", "tokenizer", "--phase", "autoencoder", "--data", str(EXAMPLES), "--out", str(out), "--plan"]

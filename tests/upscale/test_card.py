@@ -18,6 +18,7 @@ FACTS = CardFacts(
 )
 
 
+@pytest.mark.integration
 def test_saving_writes_a_card_and_loading_keeps_its_facts(model: NextScale, tmp_path: Path) -> None:
     folder = model.save_pretrained(tmp_path / "one", facts=FACTS)
     text = (folder / "README.md").read_text(encoding="utf-8")

@@ -155,6 +155,7 @@ def test_pictures_share_batches_and_get_what_they_would_alone(model: NextScale, 
         assert result.timings.keys() == alone.timings.keys()
 
 
+@pytest.mark.integration
 def test_a_batch_that_does_not_fit_is_run_in_smaller_ones(model: NextScale) -> None:
     watched = Watched(model, most=2)
     shared = sharing(watched)
@@ -222,6 +223,7 @@ def test_a_restoring_model_gives_a_folder_what_it_gives_single_pictures(
         assert bool(alone.codes) is not bool(how)
 
 
+@pytest.mark.integration
 def test_a_restoring_model_shares_batches_and_keeps_its_expected_error(restoring_folder: Path) -> None:
     model = NextScale.from_pretrained(restoring_folder, device="cpu", fp32=True)
     options = UpscaleOptions(scale=2, confidence=True)
@@ -311,6 +313,7 @@ def rows(state: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in state.read_text().splitlines() if line.endswith("}")]
 
 
+@pytest.mark.integration
 def test_the_list_is_kept_outside_of_the_output(model_folder: Path, tmp_path: Path) -> None:
     source, out = folder(tmp_path / "in", 2), tmp_path / "out"
     assert main(command(model_folder, "-i", source, "-o", out, "-s", 1)) == 0

@@ -167,6 +167,7 @@ def test_all_factors_are_the_native_ones_below_the_scale(
     assert result.picture is result.images[scale]
 
 
+@pytest.mark.integration
 def test_smaller_factors_equal_those_asked_for_alone(model: NextScale) -> None:
     photo = smooth(100, 140)
     together = model.upscale(photo, options(all_factors=True))
@@ -182,6 +183,7 @@ def test_a_result_beyond_memory_is_refused_before_the_work_begins(enlarger: Next
 # ---- tiles ----
 
 
+@pytest.mark.integration
 @settings(max_examples=12, deadline=None)
 @given(st.integers(100, 400), st.integers(100, 400), st.sampled_from([1, 2, 4]))
 def test_tiled_equals_untiled(enlarger: NextScale, height: int, width: int, factor: int) -> None:
@@ -194,6 +196,7 @@ def test_tiled_equals_untiled(enlarger: NextScale, height: int, width: int, fact
     assert np.abs(got[inner].astype(int) - want[inner]).max() <= 1
 
 
+@pytest.mark.integration
 def test_one_tile_is_the_decoders_image_itself(model: NextScale) -> None:
     photo = smooth(128, 128)
     (stage,) = model.restore_tiles(as_tile(photo), [(0, 0)], 0, options(), [4])
@@ -201,6 +204,7 @@ def test_one_tile_is_the_decoders_image_itself(model: NextScale) -> None:
     np.testing.assert_array_equal(model.upscale(photo).picture.rgb, want)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("tile", "rows", "columns"), [(64, 2, 4), (80, 2, 3), (144, 1, 2), (192, 1, 1)])
 def test_tiles_of_another_side_work(model: NextScale, tile: int, rows: int, columns: int) -> None:
     result = model.upscale(smooth(100, 150), options(scale=2, tile=tile))
@@ -223,6 +227,7 @@ def test_tiles_that_do_not_fit_the_model_are_refused_by_name(
         model.upscale(noise(10, 10, 3), options(**changes))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("size", [(130, 130), (128, 128), (240, 250)])
 def test_tiles_that_grew_are_what_the_option_gives(model: NextScale, size: tuple[int, int]) -> None:
     """A picture of two pixels more than a tile is one larger tile; one that fits the model's own stays as it was."""
@@ -236,6 +241,7 @@ def test_tiles_that_grew_are_what_the_option_gives(model: NextScale, size: tuple
     np.testing.assert_array_equal(grown.confidence[2], same.confidence[2])
 
 
+@pytest.mark.integration
 def test_a_plan_says_what_then_happens(model: NextScale) -> None:
     rgba = np.dstack([smooth(60, 150), smooth(60, 150, 1)])
     for scale in (2.0, 6.0):
@@ -252,6 +258,7 @@ def test_a_plan_says_what_then_happens(model: NextScale) -> None:
         assert shares[-1] == pytest.approx(1)
 
 
+@pytest.mark.integration
 def test_alpha_beyond_four_comes_from_its_largest_factor(model: NextScale) -> None:
     """The first of two passes is x2; alpha needs one pass alone, at x4."""
     rgba = disc()
@@ -314,6 +321,7 @@ def test_codes_are_kept_per_tile_and_decode(model: NextScale) -> None:
 # ---- sampling ----
 
 
+@pytest.mark.integration
 def test_the_same_seed_gives_the_same_bytes_and_another_others(model: NextScale) -> None:
     how = partial(options, scale=1, temperature=1.0)
     photo = smooth(64, 200)
@@ -335,6 +343,7 @@ def test_the_result_does_not_depend_on_the_tile_batch(model: NextScale, temperat
             assert all(map(torch.equal, other.codes[place].steps, codes.steps))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "changes",
     [
@@ -368,6 +377,7 @@ def check_stream(model: NextScale, photo: Array, scale: float) -> list[tuple[flo
     return seen
 
 
+@pytest.mark.integration
 def test_one_tile_streams_x1_x2_x4(model: NextScale) -> None:
     assert check_stream(model, smooth(90, 120), 4) == [(1, True), (2, True), (4, True)]
 
@@ -387,6 +397,7 @@ def test_the_stream_ends_with_the_scale_asked_for(enlarger: NextScale, scale: fl
     assert seen == [1, 2, *([4] if scale > 4 else []), scale]
 
 
+@pytest.mark.integration
 def test_a_partly_filled_canvas_shows_the_tile_and_the_input_enlarged(model: NextScale) -> None:
     photo = smooth(128, 230)
     stream = model.upscale(photo, options(tile_batch=1, color_fix="none"), stream=True)
@@ -400,6 +411,7 @@ def test_a_partly_filled_canvas_shows_the_tile_and_the_input_enlarged(model: Nex
     np.testing.assert_array_equal(first.picture.rgb, kept)  # a canvas once given does not change
 
 
+@pytest.mark.integration
 def test_progress_counts_every_step_of_every_tile_and_pass(model: NextScale) -> None:
     seen: list[Progress] = []
     rgba = np.dstack([smooth(128, 230), smooth(128, 230, 1)])
@@ -413,12 +425,14 @@ def test_progress_counts_every_step_of_every_tile_and_pass(model: NextScale) -> 
 # ---- what is kept ----
 
 
+@pytest.mark.integration
 def test_gray_stays_gray(model: NextScale) -> None:
     result = model.upscale(smooth(40, 60, 1)[..., 0], options(all_factors=True))
     assert [p.rgb.shape for p in result.images.values()] == [(40, 60, 1), (80, 120, 1), (160, 240, 1)]
     assert result.pil.mode == "L"
 
 
+@pytest.mark.integration
 def test_sixteen_bits_stay_sixteen_bits(enlarger: NextScale, model: NextScale) -> None:
     ramp = np.linspace(20000, 21000, 100 * 100).reshape(100, 100, 1).astype(np.uint16)
     got = enlarger.upscale(ramp, options(scale=1)).picture.rgb
@@ -429,6 +443,7 @@ def test_sixteen_bits_stay_sixteen_bits(enlarger: NextScale, model: NextScale) -
     assert deep.rgb.dtype == deep.alpha.dtype == np.uint16
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("value", [0, 77, 255])
 def test_flat_alpha_is_untouched(model: NextScale, value: int) -> None:
     rgba = np.dstack([smooth(30, 40), np.full((30, 40), value, np.uint8)])
@@ -458,6 +473,7 @@ def test_a_disc_on_transparent_black_gets_no_halo(enlarger: NextScale, side: int
     assert np.abs(seen - (230, 120, 30)).max() <= 2
 
 
+@pytest.mark.integration
 def test_alpha_is_restored_apart_from_color(model: NextScale) -> None:
     rgba = disc()
     gray = rgba[..., 3].copy()
@@ -497,6 +513,7 @@ def test_what_is_opaque_or_clear_stays_so(enlarger: NextScale, scale: float, dty
         np.testing.assert_array_equal(got, alpha)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("factor", [1, 2, 4])
 def test_flat_places_stay_flat_to_the_border(tiny: NextScale, factor: int) -> None:
     photo = np.zeros((100, 110, 3), np.uint8)
@@ -565,6 +582,7 @@ def test_profile_and_exif_travel_with_every_result(enlarger: NextScale) -> None:
 # ---- the confidence map ----
 
 
+@pytest.mark.integration
 def test_the_confidence_map_comes_only_when_asked_for(model: NextScale) -> None:
     assert model.upscale(smooth(30, 30), options(all_factors=True)).confidence == {}
 
@@ -580,6 +598,7 @@ def test_every_picture_has_a_confidence_map_of_its_size(model: NextScale, scale:
         assert values.any()
 
 
+@pytest.mark.integration
 def test_the_confidence_is_the_probability_of_the_codes(model: NextScale) -> None:
     stages = list(model.restore_tiles(as_tile(smooth(128, 128)), [(0, 0)], 0, options(), [1, 2, 4]))
     result = model.upscale(smooth(128, 128), options(all_factors=True, confidence=True))
@@ -635,6 +654,7 @@ def test_floats_keep_sixteen_bits(model: NextScale) -> None:
     np.testing.assert_allclose(result.tensor.permute(1, 2, 0).numpy() * 65535, result.picture.rgb, atol=0.01)
 
 
+@pytest.mark.integration
 def test_a_list_or_a_batch_gives_a_list(model: NextScale) -> None:
     photos = [smooth(20, 30), smooth(24, 16, 1)]
     results = model.upscale(photos, scale=1, fidelity=0.5)
@@ -661,6 +681,7 @@ def test_keywords_take_the_place_of_options(model: NextScale) -> None:
         model.upscale(smooth(20, 30), scale=0)
 
 
+@pytest.mark.integration
 def test_the_model_is_a_module(model_folder: Path) -> None:
     model = NextScale.from_pretrained(model_folder, device="cpu", fp32=True)
     assert isinstance(model, torch.nn.Module)
@@ -878,6 +899,7 @@ def peak(work: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("channels", [3, 4])
 def test_floats_do_not_grow_with_the_picture(enlarger: NextScale, channels: int) -> None:
     """Beyond the input and the outputs at their own depth, a tall picture takes no more than a short one."""
@@ -908,6 +930,7 @@ def test_a_large_picture_takes_little_more_than_its_own_size(model: NextScale) -
     assert most - before <= result.picture.rgb.nbytes + 3 * 128 * 6000 + 512 * 24000 * 4 * 4 + (200 << 20)
 
 
+@pytest.mark.integration
 def test_timings_account_for_the_whole(model: NextScale) -> None:
     timings = model.upscale(smooth(128, 230), options(all_factors=True)).timings
     parts = {name: seconds for name, seconds in timings.items() if name != "total"}
@@ -936,6 +959,7 @@ def test_sixteen_bit_is_used_where_it_is_fast_and_fp32_on_request(model_folder: 
     assert NextScale.from_pretrained(model_folder, device="cpu", fp32=True).dtype == torch.float32
 
 
+@pytest.mark.integration
 def test_bfloat16_gives_whole_pictures_too(model_folder: Path) -> None:
     model = NextScale.from_pretrained(model_folder, device="cpu", fp32=True)
     model.bfloat16()
