@@ -28,7 +28,7 @@ COPY constraints.txt ./
 # hadolint ignore=DL3013
 RUN pip install -c constraints.txt torch --index-url "${TORCH_INDEX}"
 
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY examples ./examples
 COPY nextscale ./nextscale
 RUN pip install -c constraints.txt '.[web]'

@@ -5,8 +5,11 @@ python docs/make_api.py
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
+import itertools
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -82,20 +85,15 @@ def text(thing: Any) -> list[str]:
 
 def fields(kind: type) -> list[str]:
     """A dataclass's fields, their defaults and the strings that follow them."""
-    source = inspect.getsource(kind).splitlines()
+    (made,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    meanings = {}
+    for line, after in itertools.pairwise(made.body if isinstance(made, ast.ClassDef) else []):
+        if isinstance(line, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            meanings[ast.unparse(line.target)] = " ".join(str(after.value.value).split()).replace("|", "\\|")
     rows = ["| field | default | meaning |", "| --- | --- | --- |"]
     for field in dataclasses.fields(kind):
-        at = next(i for i, line in enumerate(source) if line.strip().startswith(f"{field.name}:"))
-        meaning = ""
-        if at + 1 < len(source) and source[at + 1].strip().startswith('"""'):
-            lines = []
-            for line in source[at + 1 :]:
-                lines.append(line.strip())
-                if "".join(lines).count('"""') == 2:
-                    break
-            meaning = " ".join(lines).replace('"""', "").replace("|", "\\|").strip()
         default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
-        rows.append(f"| `{field.name}` | {default} | {meaning} |")
+        rows.append(f"| `{field.name}` | {default} | {meanings.get(field.name, '')} |")
     return [*rows, ""]
 
 

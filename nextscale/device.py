@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -19,7 +20,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: CUDA, then MPS, then the CPU.
+    """The device of a name; auto: CUDA, then MPS, then the CPU. A number is that of a GPU, and -1 the CPU, as other
+    upscalers count them.
 
     Raises:
         OptionError: the device is unknown or absent.
@@ -28,10 +30,12 @@ def pick_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if re.fullmatch(r"-1|\d+", name):
+        name = "cpu" if name == "-1" else f"cuda:{name}"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise OptionError(f"unknown device {name}; use auto, cpu, cuda or mps") from None
+        raise OptionError(f"unknown device {name}; use auto, cpu, cuda, mps or a GPU's number") from None
     try:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:

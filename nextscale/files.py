@@ -69,8 +69,11 @@ def has_mark(path: Path, mark: Mark) -> bool:
     try:
         if path.stat().st_size != mark[0]:
             return False
+        digest = hashlib.sha256()  # by parts: hashlib.file_digest is new in Python 3.11
         with path.open("rb") as file:
-            return [mark[0], hashlib.file_digest(file, "sha256").hexdigest()] == list(mark)
+            while part := file.read(1 << 20):
+                digest.update(part)
+        return [mark[0], digest.hexdigest()] == list(mark)
     except OSError:
         return False
 

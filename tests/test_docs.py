@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import tyro
 
 from benchmarks.bench import Bench
@@ -95,6 +97,22 @@ def test_the_quick_start_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.M
     assert done.returncode == 0, done.stderr
     assert 0 < float(done.stdout) < 255
     assert Path("chelsea_x2.png").is_file()
+
+
+def test_the_descriptor_for_spandrel_restores_a_picture() -> None:
+    try:
+        importlib.import_module("spandrel")
+    except Exception as error:  # it needs torchvision, and fails in many ways where that does not fit
+        pytest.skip(f"spandrel does not import here: {error}")
+    (code,) = [code for code in blocks(ROOT / "docs" / "integrate.md", "python") if "spandrel" in code]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    made = names["descriptor"]("tiny")
+    assert (made.scale, made.architecture.name, made.tiling.name) == (4, "nextscale", "INTERNAL")
+    image = torch.rand(1, 3, 20, 32, generator=torch.Generator().manual_seed(0))
+    large = made(image)
+    assert large.shape == (1, 3, 80, 128)
+    torch.testing.assert_close(torch.nn.functional.avg_pool2d(large, 4).mean(), image.mean(), atol=0.05, rtol=0)
 
 
 @pytest.mark.slow

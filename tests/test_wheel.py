@@ -40,6 +40,9 @@ def test_the_wheel_holds_all_that_a_user_needs(tmp_path: Path) -> None:
         "web/static/icon.svg",
     ):
         assert f"nextscale/{name}" in sizes
+    # The shipped weights come from others', whose license asks for its text beside them.
+    notice = next(size for name, size in sizes.items() if name.endswith(".dist-info/licenses/NOTICE"))
+    assert notice == (ROOT / "NOTICE").stat().st_size
     assert sum(name.startswith("nextscale/examples/") and name.endswith(".jpg") for name in sizes) == 5
     assert not [name for name in sizes if name.startswith(("tests", "reproduce", "benchmarks", "work", "docs"))]
     assert sum(sizes.values()) < 40e6

@@ -57,8 +57,8 @@ class Upscale:
     """Format of the files in a folder; auto keeps the input's (lossless and transparent pictures stay so)."""
     max_tiles: int = 0
     """Refuse a picture that takes more tiles than this (0: any); a tile is about 128 px of the input a side."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    device: Annotated[str, tyro.conf.arg(aliases=["-g"])] = "auto"
+    """auto, cpu, cuda, cuda:1, mps; or a GPU's number (1 is cuda:1, -1 the CPU)."""
     fp32: bool = False
     """Compute in float32 even where 16 bit is faster."""
     json: bool = False

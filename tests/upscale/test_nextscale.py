@@ -945,6 +945,9 @@ def test_timings_account_for_the_whole(model: NextScale) -> None:
 def test_devices_are_chosen_or_refused_by_name() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type in ("cpu", "cuda", "mps")
+    assert pick_device("-1") == torch.device("cpu")
+    with pytest.raises(OptionError, match="device cuda:77 is not available"):
+        pick_device("77")
     for absent in ("nonsense", "meta", "cuda:77"):
         with pytest.raises(OptionError, match=f"device {absent}"):
             pick_device(absent)

@@ -15,13 +15,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
+from nextscale.evaluate.metrics.fid import Gaussian, Inception, frechet
 from nextscale.evaluate.metrics.lpips import Lpips, LpipsNet
 from nextscale.evaluate.metrics.psnr_ssim import luma, ssim
-from nextscale.evaluate.options import ScoreOptions
-from nextscale.evaluate.scores import score_folders
 from tests.evaluate.conftest import photograph
 from tests.evaluate.inception_shapes import random_state
 
@@ -88,47 +86,45 @@ def test_ssim_equals_pyiqas() -> None:
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> tuple[str, str]:
-    """Two folders of three pictures of the size that FID's network takes: the packages resize in different ways."""
-    for folder, batch in zip(("a", "b"), photographs(), strict=True):
-        (tmp_path / folder).mkdir()
-        for number, image in enumerate(F.interpolate(batch, size=(299, 299), mode="bicubic").clamp(0, 1)):
-            pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / folder / f"{number}.png")
-    return str(tmp_path / "a"), str(tmp_path / "b")
-
-
-def ours_of(folders: tuple[str, str]) -> float:
-    """Our FID of two folders."""
-    first, second = map(Path, folders)
-    found = score_folders(first, second, ScoreOptions(metrics=("fid",)), device="cpu").metrics["fid"].mean
-    assert isinstance(found, float)
-    return found
-
-
-def test_fid_equals_torch_fidelitys(
-    folders: tuple[str, str], random_weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fidelity = package("torch_fidelity")
+def pictures(random_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """6 x 3 x 299 x 299 of uint8, the size that FID's network takes: the packages resize in different ways."""
     monkeypatch.setenv("NEXTSCALE_WEIGHTS", str(random_weights))
-    theirs = fidelity.calculate_metrics(
-        input1=folders[0],
-        input2=folders[1],
-        fid=True,
-        cuda=False,
-        cache=False,
-        verbose=False,
-        feature_extractor_weights_path=str(random_weights / INCEPTION),
-    )
-    assert ours_of(folders) == pytest.approx(theirs["frechet_inception_distance"], rel=5e-2)
+    images = F.interpolate(torch.cat(photographs()), size=(299, 299), mode="bicubic").clamp(0, 1)
+    return (images * 255).round().byte()
 
 
-def test_fid_equals_clean_fids(folders: tuple[str, str], random_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fids_features_equal_clean_fids(pictures: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """In its mode legacy_pytorch; its mode `clean` resizes otherwise and gives other numbers on purpose."""
-    fid = package("cleanfid.fid")
-    network = package("cleanfid.inception_pytorch")
-    monkeypatch.setenv("NEXTSCALE_WEIGHTS", str(random_weights))
+    features, network = package("cleanfid.features"), package("cleanfid.inception_pytorch")
     monkeypatch.setattr(network, "load_state_dict_from_url", lambda *_, **__: random_state())
-    how = {"mode": "legacy_pytorch", "num_workers": 0, "device": torch.device("cpu"), "use_dataparallel": False}
-    theirs = fid.compute_fid(*folders, verbose=False, **how)
-    assert ours_of(folders) == pytest.approx(theirs, rel=1e-3)
+    theirs = features.build_feature_extractor("legacy_pytorch", torch.device("cpu"), use_dataparallel=False)
+    with torch.no_grad():
+        torch.testing.assert_close(Inception()(pictures / 255), theirs(pictures.float()), atol=1e-4, rtol=1e-4)
+
+
+def test_fids_features_equal_torch_fidelitys(pictures: Tensor, random_weights: Path) -> None:
+    """At the same scale: it takes (x - 128) / 128 of 0 to 255, as TensorFlow's release did, ours and pytorch-fid
+    from -1 to 1."""
+    network = package("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+    theirs = network("inception", ["2048"], feature_extractor_weights_path=str(random_weights / INCEPTION))
+    same_scale = ((pictures.float() - 128) / 128 + 1) / 2
+    torch.testing.assert_close(Inception()(same_scale), theirs(pictures)[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [40, 400])
+def test_fids_distance_equals_that_of_both_packages(count: int) -> None:
+    """Of 64 features, for fewer and for more pictures than these: their time grows with the cube of the features."""
+    rng = np.random.default_rng(0)
+    sets = [rng.normal(mean, 1, (count, 64)) @ rng.normal(0, 1, (64, 64)) for mean in (0, 0.5)]
+    ours = []
+    for features in sets:
+        ours.append(Gaussian())
+        ours[-1].add(torch.from_numpy(features))
+    found = frechet(*ours)
+    means, covariances = [x.mean(0) for x in sets], [np.cov(x, rowvar=False) for x in sets]
+    fidelity = package("torch_fidelity.metric_fid")
+    statistics = [{"mu": m, "sigma": c} for m, c in zip(means, covariances, strict=True)]
+    theirs = fidelity.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert found == pytest.approx(theirs, rel=1e-5)
+    clean = package("cleanfid.fid").frechet_distance(means[0], covariances[0], means[1], covariances[1])
+    assert found == pytest.approx(clean, rel=1e-5)
