@@ -115,10 +115,10 @@ class TrainTokenizer:
         self._refuse_options_without_effect()
         if self.plan:
             side = self.codebook.side if quantizing else self.reconstruction.side
-            start = None if self.start is None else tokenizer_config(self.start)
-            wanted = read_difference(ModelConfig(start or _preset(self.preset).tokenizer), self.config)
-            if start is not None:
-                _check_ladder_alone(start, wanted.tokenizer, self.start)
+            trained = _preset(self.preset).tokenizer if self.start is None else tokenizer_config(self.start)
+            wanted = read_difference(ModelConfig(trained), self.config)
+            if self.start is not None:
+                _check_ladder_alone(trained, wanted.tokenizer, self.start)
             _show(self, wanted, self.phase, (side,))
             return 0
         torch.manual_seed(self.loop.seed)
