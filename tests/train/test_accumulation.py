@@ -63,6 +63,23 @@ def test_two_accumulated_batches_are_one_of_twice_the_size(make: Callable[[], An
         torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.integration
+def test_the_cycle_of_the_fusion_counts_the_samples_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    task, places = fusion(), []
+
+    def batch(place: int, size: int) -> None:
+        places.append(place)
+        assert size == 2
+        raise StopIteration
+
+    monkeypatch.setattr(task.stream, "batch", batch)
+    for step in range(5):
+        with pytest.raises(StopIteration):
+            task.losses(step, 2)
+    assert places == [0, 1, 0, 1, 0]  # twice two samples, of a cycle of eight
+
+
 def test_windows_and_sizes_belong_to_the_step() -> None:
     pictures = torch.rand(4, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     chance = chances(0, 2, 5)

@@ -13,7 +13,7 @@ from nextscale.model.fusion import laplace_loss
 from nextscale.model.sampler import sample, tile_noise
 from nextscale.model.tokenizer import Codes
 from nextscale.train.config import FusionTrainingConfig, LoopConfig
-from nextscale.train.distributed import positions
+from nextscale.train.distributed import positions, world
 from nextscale.train.log import Numbers
 from nextscale.train.loop import decay_groups
 from nextscale.train.pairs import draws
@@ -67,7 +67,7 @@ class FusionTask:
     def losses(self, step: int, batch: int) -> tuple[Tensor, Numbers]:
         config, tokenizer = self.config, self.whole_model.tokenizer
         seed = self.stream.samples.photographs.seed
-        place = step % max(1, config.cycle // batch)
+        place = step % max(1, config.cycle // (batch * world()))
         samples = self.stream.batch(place, batch)
         inputs = samples.inputs.contiguous(memory_format=torch.channels_last)
         optimizer_step, first = step // self.grad_accum_steps, positions(step, batch).start
