@@ -98,16 +98,18 @@ class Terms:
             picture, target = picture[textured], target[textured]
         if not len(picture):
             return terms, None
+        # Means over all samples, as of the other terms, however many of a batch are smooth.
+        share = len(picture) / len(difference)
         if self.lpips is not None:
             low, high = config.lpips_scale if number else (0.8, 1.6)
-            terms["lpips"] = resampled_lpips(self.lpips, picture, target, low + (high - low) * chance[2])
+            terms["lpips"] = share * resampled_lpips(self.lpips, picture, target, low + (high - low) * chance[2])
         if self.vgg is None:
             return terms, None
         window, target_window = (window_of(images, chance, config.window) for images in (picture, target))
         with torch.no_grad():
             real = self.vgg((target_window / 2 + 0.5).contiguous(memory_format=torch.channels_last))
         made = self.vgg((window / 2 + 0.5).contiguous(memory_format=torch.channels_last))
-        terms["feature"] = feature_distance(made, real)
+        terms["feature"] = share * feature_distance(made, real)
         return terms, Activations([window, *made[1:]], [target_window, *real[1:]])
 
 

@@ -21,7 +21,8 @@ from nextscale.train.stream import Samples
 from nextscale.train.tasks.fusion import FusionTask
 from nextscale.train.tasks.reconstruction import ReconstructionTask
 from nextscale.train.tasks.restorer import RestorerTask
-from nextscale.train.terms import chances, resampled_lpips, window_of
+from nextscale.train.tasks.transformer import _distance
+from nextscale.train.terms import Terms, chances, resampled_lpips, window_of
 from tests.conftest import random_model, restoring_model
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
@@ -78,6 +79,31 @@ def test_the_cycle_of_the_fusion_counts_the_samples_of_all_processes(monkeypatch
         with pytest.raises(StopIteration):
             task.losses(step, 2)
     assert places == [0, 1, 0, 1, 0]  # twice two samples, of a cycle of eight
+
+
+def test_terms_are_means_over_all_samples_however_many_are_smooth() -> None:
+    config = RestorationConfig(feature=0, lpips=0, factor_weights=(1.0,))
+    terms = Terms(config, 1, torch.device("cpu"))
+    terms.lpips = lambda a, b: (a - b).abs().mean(dim=(1, 2, 3))  # type: ignore[assignment]
+    terms.vgg = lambda x: [x]  # type: ignore[assignment]
+    generator = torch.Generator().manual_seed(0)
+    picture, target = (torch.rand(4, 3, 40, 40, generator=generator) for _ in range(2))
+    smooth = torch.tensor([True, False, False, False])
+    chance = (0.2, 0.5, 0.5)
+    whole, _ = terms.terms(0, picture, target, smooth, chance)
+    halves = [terms.terms(0, picture[s], target[s], smooth[s], chance)[0] for s in (slice(0, 2), slice(2, 4))]
+    assert set(whole) == {"pixel", "smooth", "lpips", "feature"}
+    for name, value in whole.items():
+        parts = [half.get(name, torch.zeros(())) for half in halves]
+        torch.testing.assert_close(torch.stack(parts).mean(), value)
+
+
+def test_the_distance_to_latents_is_a_mean_over_the_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    condition = torch.randn(4, 8, 4, 4, generator=generator)
+    latent = torch.randn(4, 6, 4, 4, generator=generator) * torch.tensor([0.5, 1.0, 2.0, 4.0]).view(4, 1, 1, 1)
+    halves = [_distance(condition[s], latent[s]) for s in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close(torch.stack(halves).mean(), _distance(condition, latent))
 
 
 def test_windows_and_sizes_belong_to_the_step() -> None:

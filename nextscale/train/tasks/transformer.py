@@ -231,9 +231,10 @@ def _by_step(logits: Tensor, hr_ids: Tensor, hr_log_p: Tensor, hr_codes: list[Te
 
 
 def _distance(condition: Tensor, latent: Tensor) -> Tensor:
-    """Squared distance of the first channels of a condition B D h w to latents B Z h w, over the latents' spread."""
+    """Squared distance of the first channels of a condition B D h w to latents B Z h w, over their own squares."""
     difference = condition[:, : latent.shape[1]].float() - latent
-    return difference.square().mean() / latent.square().mean()
+    apart, size = (x.square().mean(dim=(1, 2, 3)) for x in (difference, latent))
+    return (apart / size.clamp(min=1e-6)).mean()
 
 
 @torch.no_grad()
