@@ -54,6 +54,11 @@ class Samples(Dataset[tuple[Tensor, ...]]):
         self.factor = photographs.side // config.side
 
     def __getitem__(self, position: int) -> tuple[Tensor, ...]:
+        # A loop's autocast, which worker processes inherit, would run the codec's transforms in 16 bits.
+        with torch.autocast("cpu", enabled=False):
+            return self._sample(position)
+
+    def _sample(self, position: int) -> tuple[Tensor, ...]:
         config = self.config
         draw = random.Random(self.photographs.seed * 1_000_003 + position)
         if config.smooth_share and draw.random() < config.smooth_share:

@@ -96,6 +96,14 @@ def test_smooth_samples_are_ramps_under_noise_that_pixels_alone_judge() -> None:
     assert float(loss) == pytest.approx(2 * 3)
 
 
+def test_samples_are_made_in_float32_whatever_the_loop_casts() -> None:
+    config = dataclasses.replace(PLAIN, presets=("compressed",))
+    plain = samples(config)[3]
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = samples(config)[3]
+    assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(inside, plain, strict=True))
+
+
 def test_the_target_at_a_factor_is_the_area_mean_plus_the_kept_noise() -> None:
     batch = Stream(samples(dataclasses.replace(PLAIN, presets=("noisy",), grain=1.0)), CPU).batch(0, 2)
     x1 = batch.target_at(16)
