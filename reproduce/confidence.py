@@ -28,7 +28,8 @@ from nextscale.upscale.options import UpscaleOptions
 Map = NDArray[np.float64]
 BLOCK = 8
 """Side in pixels of the blocks whose means are compared."""
-MAPS = ("confidence", "smoothness of the input")
+BASELINE = "smoothness of the input"
+"""The map that needs no model."""
 NUMBERS = {
     "pixels": "rank correlation, pixels",
     "blocks": "rank correlation, 8 x 8 blocks",
@@ -86,18 +87,19 @@ def study_confidence(
             error = np.abs(images.rgb8(result.images[factor]) - target).mean(axis=2)
             if min(error.shape) < BLOCK:
                 raise ImageError(f"{pair.lr}: x{factor:g} is smaller than a block of {BLOCK} pixels; leave it out")
-            both = (sureness_of(result, factor), smoothness(lr, error.shape))
-            for kind, sureness in zip(MAPS, both, strict=True):
+            for kind, sureness in (sureness_of(result, factor), (BASELINE, smoothness(lr, error.shape))):
                 rows.append({"name": pair.name, "map": kind, "factor": factor} | compare(sureness, error))
         if on_picture is not None:
             on_picture(number, len(chosen), pair.name, False)
     return ConfidenceStudy(bench, rows)
 
 
-def sureness_of(result: UpscaleResult, factor: float) -> Map:
-    """The model's own estimate: minus the expected error or, for models without one, the confidence."""
+def sureness_of(result: UpscaleResult, factor: float) -> tuple[str, Map]:
+    """The model's own estimate and what it is: minus the expected error or, for models without one, the confidence."""
     expected = result.expected_error.get(factor)
-    return result.confidence[factor].astype(np.float64) if expected is None else -expected.astype(np.float64)
+    if expected is None:
+        return "confidence", result.confidence[factor].astype(np.float64)
+    return "expected error", -expected.astype(np.float64)
 
 
 def compare(sureness: Map, error: Map) -> dict[str, float]:
@@ -176,14 +178,14 @@ def confidence_markdown(study: ConfidenceStudy) -> str:
     """One line per factor and map: means over pictures with their 95% intervals."""
     header, lines = ["factor", "map", *NUMBERS.values()], []
     for factor in sorted({row["factor"] for row in study.rows}):
-        for kind in MAPS:
+        for kind in dict.fromkeys(row["map"] for row in study.rows):
             found = study.summary(kind, factor)
             lines.append([f"x{factor:g}", kind, *(_cell(name, found[name]) for name in NUMBERS)])
     pictures = len({row["name"] for row in study.rows})
     note = (
         f"{pictures} pictures of {study.bench}; means with 95% bootstrap intervals. Spearman's rank correlation of "
         "doubt and error; errors are mean absolute differences in 8-bit levels. The smoothness of the input (minus "
-        "the local deviation of its luma) knows nothing of the model: what confidence has over it is its own."
+        "the local deviation of its luma) knows nothing of the model: what the other map has over it is its own."
     )
     return f"{markdown_table(header, lines)}\n{note}\n"
 

@@ -1,10 +1,10 @@
 """The recipe of `tiny` on one GPU: all its parts at once, each as long as the clock says.
 
-    NEXTSCALE_WEIGHTS=METRICS python runs/tiny_gpu.py DATA START WORK [PART]
+    NEXTSCALE_WEIGHTS=METRICS python runs/tiny_gpu.py DATA START WORK [PART ...]
 
 DATA holds photos*.tar (shards may come while it runs), faces.tar and pages/ (`nextscale data pages`); START the folders
 tokenizer/ and restorer/ where the parts begin, as `nextscale train` leaves them; WORK gets the pool, the logs and, in
-WORK/out, the averaged weights in 16 bits. With PART, one part is trained again.
+WORK/out, the averaged weights in 16 bits. With PARTs, only those are trained, on what the others left in WORK.
 
 Worker processes make training pairs into a pool that all processes see; one process per part trains from it, by the
 tasks of `nextscale train`. SCHEDULE says from when to when, in seconds; the learning rates follow the clock.
@@ -19,13 +19,38 @@ import os
 import random
 import sys
 import time
-import traceback
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+
+from nextscale.console import complain, say
+from nextscale.data.crops import Crops
+from nextscale.model.config import FusionConfig, ModelConfig, StemConfig, tiny
+from nextscale.model.tokenizer import Tokenizer
+from nextscale.model.transformer import Transformer
+from nextscale.train.adversarial import CRITIC, load_critic, save_critic
+from nextscale.train.code_samples import CodeBatch
+from nextscale.train.config import (
+    CodebookConfig,
+    CodesConfig,
+    FusionTrainingConfig,
+    LoopConfig,
+    ReconstructionConfig,
+    RestorationConfig,
+)
+from nextscale.train.log import Tally
+from nextscale.train.loop import Run
+from nextscale.train.stream import Batch, Samples
+from nextscale.train.tasks.codebook import CodebookTask
+from nextscale.train.tasks.fusion import FusionTask
+from nextscale.train.tasks.reconstruction import ReconstructionTask
+from nextscale.train.tasks.restorer import RestorerTask
+from nextscale.train.tasks.transformer import CodesTask, start_from_codebook
+from nextscale.upscale.nextscale import NextScale, read_restorer, with_restorer
 
 SCHEDULE = {
     "codebook": (12.0, 48.0),
@@ -42,7 +67,6 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def restoration(side: int):
-    from nextscale.train.config import RestorationConfig
 
     return RestorationConfig(
         side=side,
@@ -93,14 +117,12 @@ class Pool:
 def work_on_pool(work: Path, data: Path, side: int, worker: int) -> None:
     torch.set_num_threads(1)
     os.nice(5)
-    from nextscale.data.crops import Crops
-    from nextscale.train.stream import Samples
 
     pool = Pool(work, side)
     config = restoration(side)
     seen: list[str] = []
     samples = None
-    n = failed = 0
+    n = 0
     while True:
         shards = sorted(str(p) for p in data.glob("photos*.tar"))
         if shards != seen and n % 50 == 0:
@@ -108,12 +130,7 @@ def work_on_pool(work: Path, data: Path, side: int, worker: int) -> None:
             parts += [Crops([str(data / name)], 4 * side, seed=1) for name in ("faces.tar", "pages")]
             samples, seen = Samples(*parts, config), shards
         assert samples is not None
-        try:
-            hr, lr, grain, *marks = samples[n * pool.workers + worker + failed]
-        except Exception:
-            traceback.print_exc()
-            failed += 1_000_003
-            continue
+        hr, lr, grain, *marks = samples[n * pool.workers + worker]
         slot = (n * pool.workers + worker) % pool.slots
         pool.arrays["hr"][slot] = (hr * 127.5 + 127.5).round().clamp(0, 255).byte().numpy()
         pool.arrays["lr"][slot] = (lr * 127.5 + 127.5).round().clamp(0, 255).byte().numpy()
@@ -175,12 +192,11 @@ class PoolStream:
     def __init__(self, work: Path, side: int, seed: int) -> None:
         self.source = OnDevice(work, side, ("hr", "lr", "grain"), seed=seed)
         self.calls = 0
-        self.samples = type("Samples", (), {"photographs": type("Crops", (), {"seed": seed})})
+        self.samples = SimpleNamespace(photographs=SimpleNamespace(seed=seed))
         self.kinds: list[torch.Tensor] = []
         self.cpu = torch.Generator().manual_seed(seed)
 
     def batch(self, step: int, size: int):  # noqa: ARG002
-        from nextscale.train.stream import Batch
 
         parts = self.source.parts
         if self.calls % 20 == 0:
@@ -252,7 +268,6 @@ class PoolCodes:
         self.restorer = restorer
 
     def batch(self, side: int, step: int, batch: int):  # noqa: ARG002
-        from nextscale.train.code_samples import CodeBatch
 
         kept = self.latents[side]
         kept.grow(8 if SMALL else 48 * 64**2 // side**2)
@@ -300,28 +315,25 @@ class Clock:
 
 def train(work: Path, part: str, task, config, save, every: float = 60.0):
     """Steps until the clock says stop; the learning rate warms up and falls along a cosine."""
-    from nextscale.console import say
-    from nextscale.train import loop
 
     clock = Clock(work, part)
     floor, warm = config.final_lr, 0.03
 
-    def learning_rate(step: int, _config) -> float:
+    def schedule(step: int) -> float:
         done = min(1.0, max(0.0, clock.share()))
         rise = min(1.0, (step + 1) / max(1, config.warmup))
         if SMALL:
             return rise
         return rise * (floor + (1 - floor) * 0.5 * (1 + np.cos(np.pi * min(1.0, max(0.0, (done - warm) / (1 - warm))))))
 
-    loop.learning_rate = learning_rate
-    run = loop.Run(task, config)
+    run = Run(task, config, schedule)
     saved = shown = time.time()
     while clock.share() < 1 or (SMALL and run.step < 3):
         loss, rate = run.advance()
         if run.step == 5 or time.time() - shown > 15:
             means = " ".join(f"{k} {v:.4f}" for k, v in run.tally.means().items())
             say(f"{time.time() - clock.first:6.1f} s step {run.step} lr {rate:.2e} loss {loss:.4f} {means}")
-            run.tally = loop.Tally()
+            run.tally = Tally()
             shown = time.time()
         if time.time() - saved > every:
             save(run.averaged())
@@ -344,7 +356,6 @@ def wait_for(path: Path) -> Path:
 
 
 def load_tokenizer(start: Path, work: Path, *, codebook: bool = False, decoders: bool = False):
-    from nextscale.model.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_pretrained(start / "tokenizer")
     for wanted, name in ((codebook, "codebook"), (decoders, "decoders")):
@@ -355,7 +366,6 @@ def load_tokenizer(start: Path, work: Path, *, codebook: bool = False, decoders:
 
 
 def load_restorer(start: Path, work: Path, *, trained: bool):
-    from nextscale.upscale.nextscale import read_restorer
 
     restorer = read_restorer(start / "restorer")
     if trained:
@@ -372,7 +382,6 @@ def in_half(holder) -> None:
 
 
 def config(**changes):
-    from nextscale.train.config import LoopConfig
 
     base = LoopConfig(
         betas=(0.9, 0.99), clip=1.0, weight_decay=0.0, warmup=30, final_lr=0.01, bf16=DEVICE.type == "cuda"
@@ -381,25 +390,12 @@ def config(**changes):
 
 
 def transformer_config():
-    from nextscale.model.config import StemConfig, TransformerConfig
 
-    return TransformerConfig(
-        depth=6,
-        width=256,
-        heads=4,
-        shared_adaln=True,
-        aligned_conditioning=True,
-        attention="step",
-        prefix=False,
-        position_grid=32,
-        condition="restorer",
-        stem=StemConfig(channels=64),
-    )
+    changes = {"depth": 6, "position_grid": 32, "condition": "restorer", "stem": StemConfig(channels=64)}
+    return replace(tiny().transformer, **changes)
 
 
 def codebook(start: Path, work: Path) -> None:
-    from nextscale.train.config import CodebookConfig
-    from nextscale.train.tasks.codebook import CodebookTask
 
     tokenizer = load_tokenizer(start, work)
     kept = Latents(work, SIDE, tokenizer)
@@ -410,7 +406,7 @@ def codebook(start: Path, work: Path) -> None:
         places = kept.draw(batch)
         return [z[places].float() for z in kept.latents]
 
-    task._latents = latents
+    task.latents = latents
 
     def save(average) -> None:
         half(
@@ -424,8 +420,6 @@ def codebook(start: Path, work: Path) -> None:
 
 
 def restorer(start: Path, work: Path) -> None:
-    from nextscale.train.adversarial import CRITIC, load_critic, save_critic
-    from nextscale.train.tasks.restorer import RestorerTask
 
     model = load_restorer(start, work, trained=False).train()
     stream = PoolStream(work, SIDE, 2)
@@ -444,8 +438,6 @@ def restorer(start: Path, work: Path) -> None:
 
 
 def decoders(start: Path, work: Path) -> None:
-    from nextscale.train.config import ReconstructionConfig
-    from nextscale.train.tasks.reconstruction import ReconstructionTask
 
     tokenizer = load_tokenizer(start, work, codebook=True)
     settings = ReconstructionConfig(side=SIDE, pixel=0.5, feature=0.6, lpips=1.0, unquantized_prob=0.1, grid=0.0)
@@ -463,10 +455,6 @@ def decoders(start: Path, work: Path) -> None:
 
 
 def transformer(start: Path, work: Path) -> None:
-    from nextscale.model.config import FusionConfig, ModelConfig
-    from nextscale.train.config import CodesConfig
-    from nextscale.train.tasks.transformer import CodesTask, start_from_codebook
-    from nextscale.upscale.nextscale import NextScale
 
     tokenizer = load_tokenizer(start, work, codebook=True)
     model_restorer = load_restorer(start, work, trained=True).eval().requires_grad_(False)
@@ -500,11 +488,6 @@ def transformer(start: Path, work: Path) -> None:
 
 
 def fusion(start: Path, work: Path) -> None:
-    from nextscale.model.transformer import Transformer
-    from nextscale.train.adversarial import load_critic
-    from nextscale.train.config import FusionTrainingConfig
-    from nextscale.train.tasks.fusion import FusionTask
-    from nextscale.upscale.nextscale import with_restorer
 
     stream = PoolStream(work, SIDE, 5)
     trained = load_file(wait_for(work / "transformer.done"))
@@ -515,10 +498,8 @@ def fusion(start: Path, work: Path) -> None:
     model.load_state_dict({k: v.float() for k, v in trained.items()})
     whole = with_restorer(tokenizer.cpu(), model, load_restorer(start, work, trained=True).cpu())
     whole.to(str(DEVICE), fp32=True)
-    plain = restoration(SIDE)
     settings = FusionTrainingConfig(
-        **{f: getattr(plain, f) for f in plain.__dataclass_fields__}
-        | {"side": SIDE, "predicted": 0.9, "predicted_after": 300, "cycle": 10**9, "grain": 0.0, "adversarial": 0.15}
+        **vars(restoration(SIDE)) | {"predicted": 0.9, "predicted_after": 300, "cycle": 10**9}
     )
     task = FusionTask(whole, stream.samples, settings)
     task.stream = stream
@@ -536,50 +517,47 @@ def part_process(name: str, start: Path, work: Path) -> None:
     log = (work / "out" / f"{name}.txt").open("w", buffering=1)
     sys.stdout = sys.stderr = log
     os.dup2(log.fileno(), 2)
-    from nextscale.console import say
-
-    try:
-        torch.set_num_threads(1)
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
-        import nextscale.train.loop  # noqa: F401
-
-        clock = Clock(work, name)
-        while time.time() < clock.bounds()[0]:
-            time.sleep(0.1)
-        globals()[name](start, work)
-    except BaseException:
-        traceback.print_exc()
-        say("FAILED")
-        raise
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")
+    clock = Clock(work, name)
+    while time.time() < clock.bounds()[0]:
+        time.sleep(0.1)
+    PARTS[name](start, work)
 
 
-def main() -> None:
+PARTS = {part.__name__: part for part in (codebook, restorer, decoders, transformer, fusion)}
+
+
+def main() -> int:
     data, start, work = map(Path, sys.argv[1:4])
-    if len(sys.argv) > 4:  # one part again
-        part_process(sys.argv[4], start, work)
-        return
-    (work / "pool").mkdir(parents=True, exist_ok=True)
-    (work / "out").mkdir(exist_ok=True)
+    names = sys.argv[4:] or list(PARTS)
+    for folder in ("pool", "out"):
+        (work / folder).mkdir(parents=True, exist_ok=True)
     for side in SLOTS:
         Pool(work, side)
     schedule = SCHEDULE if not SMALL else dict.fromkeys(SCHEDULE, (20.0, 21.0))
     (work / "schedule.json").write_text(json.dumps({"zero": time.time(), **schedule}))
     context = mp.get_context("spawn")
+    running = {
+        name: context.Process(target=part_process, args=(name, start, work), name=name, daemon=True) for name in names
+    }
     makers = [
-        context.Process(target=work_on_pool, args=(work, data, side, i), daemon=True)
+        context.Process(target=work_on_pool, args=(work, data, side, i), name=f"pool {side}, {i}", daemon=True)
         for side in SLOTS
         for i in range(WORKERS[side])
     ]
-    parts = [context.Process(target=part_process, args=(name, start, work)) for name in SCHEDULE]
-    for process in makers + parts:
+    for process in (*makers, *running.values()):
         process.start()
-    for process in parts:
-        process.join()
-    for process in makers:
-        process.terminate()
-    (work / "out" / "finished").write_text(" ".join(str(p.exitcode) for p in parts))
+    # The processes are daemons: they end with this one, which ends with the first that fails.
+    while running:
+        for process in (*makers, *running.values()):
+            if process.exitcode:
+                complain(f"{process.name}: failed; see {work / 'out'}")
+                return 1
+        running = {name: process for name, process in running.items() if process.exitcode is None}
+        time.sleep(0.5)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,7 +9,7 @@ import copy
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -96,12 +96,17 @@ class Losses(nn.Module):
 
 
 class Run:
-    """Everything that changes from step to step, as it is saved and restored."""
+    """Everything that changes from step to step, as it is saved and restored.
 
-    def __init__(self, task: Task, config: LoopConfig) -> None:
+    Args:
+        schedule: from the step to the share of the peak learning rate (default: `learning_rate` of the config).
+    """
+
+    def __init__(self, task: Task, config: LoopConfig, schedule: Callable[[int], float] | None = None) -> None:
         self.task = task
         self.adversary: Adversary | None = getattr(task, "adversary", None)
         self.config = config
+        self.schedule = schedule or functools.partial(learning_rate, config=config)
         self.average = copy.deepcopy(task.model).eval().requires_grad_(False)
         self.losses = distributed.wrap(Losses(task), checkpoint_units(task.model), config.parallel)
         self.device = next(task.model.parameters()).device
@@ -125,7 +130,7 @@ class Run:
             NextScaleError: the loss or the gradient is no longer finite; the weights are those before.
         """
         config, started = self.config, time.monotonic()
-        share = learning_rate(self.step, config)
+        share = self.schedule(self.step)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * share
         self.optimizer.zero_grad(set_to_none=True)
@@ -150,6 +155,7 @@ class Run:
                 self.tally.add(self.adversary.step())
         decay = min(config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
+            # In one call: on a GPU one for each tensor takes as long as a small model's step.
             torch._foreach_lerp_(self.means, list(self.task.model.parameters()), 1 - decay)
         self.step += 1
         self.tally.add({"grad_norm": norm})

@@ -13,7 +13,7 @@ from nextscale.evaluate.options import BenchOptions
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.options import UpscaleOptions
 from reproduce.confidence import (
-    MAPS,
+    BASELINE,
     block_means,
     compare,
     confidence_markdown,
@@ -88,7 +88,9 @@ def test_a_models_maps_are_judged_at_every_factor(model: NextScale, tmp_path: Pa
     study = study_confidence(
         model, found, "noise", upscale=UpscaleOptions(tile=64), options=BenchOptions(factors=(1.0, 2.0))
     )
-    assert [(row["factor"], row["map"]) for row in study.rows] == [(f, kind) for f in (1.0, 2.0) for kind in MAPS]
+    assert [(row["factor"], row["map"]) for row in study.rows] == [
+        (f, kind) for f in (1.0, 2.0) for kind in ("confidence", BASELINE)
+    ]
     assert all(-1 <= row["pixels"] <= 1 and row["error"] > 0 for row in study.rows)
     # Both maps are compared with the same error.
     assert study.rows[0]["error"] == study.rows[1]["error"]

@@ -52,7 +52,7 @@ class CodebookTask:
             {"params": list(quantizer.phi.parameters()), "lr": config.lr * self.config.phi_lr, "weight_decay": 0.0},
         ]
 
-    def _latents(self, position: int, batch: int) -> list[Tensor]:
+    def latents(self, position: int, batch: int) -> list[Tensor]:
         """Latents of the crops at `batch` positions from one on: B Z h w per stage."""
         kept = self.config.kept_crops
         if not kept:
@@ -85,7 +85,7 @@ class CodebookTask:
             self._fit_projection()
         latents = [
             torch.cat(z)
-            for z in zip(*(self._latents(i, 8) for i in range(0, self.config.kmeans_images, 8)), strict=True)
+            for z in zip(*(self.latents(i, 8) for i in range(0, self.config.kmeans_images, 8)), strict=True)
         ]
         gathered: list[Tensor] = []
         scan = Scan(quantizer, self.ladder)
@@ -120,7 +120,7 @@ class CodebookTask:
 
     def losses(self, step: int, batch: int) -> tuple[Tensor, Numbers]:
         quantizer = self.model.quantizer
-        latents = self._latents(positions(step, batch).start, batch)
+        latents = self.latents(positions(step, batch).start, batch)
         scan = Scan(quantizer, self.ladder)
         total = latents[0].new_zeros(())
         numbers: dict[str, float | Tensor] = {}

@@ -120,16 +120,13 @@ class FusionTask:
             probabilities = torch.cat([step.flatten(1) for step in last.probabilities], dim=1).half()
             for row, i in enumerate(missing):
                 self.predicted[places[i]] = [ids[row].clone(), probabilities[row].clone()]
-        rows = self.predicted
+        rows = {i: self.predicted[places[i]] for i in np.flatnonzero(use_predicted).tolist()}
         own = np.flatnonzero(~use_predicted).tolist()
         if own:
             encoded = whole.tokenizer.encode(targets[own], ladder=ladder)
             ids = torch.cat([step.flatten(1) for step in encoded.steps], dim=1).short()
-            rows = rows | {
-                places[i]: [row, torch.full_like(row, 0.5, dtype=torch.float16)]
-                for i, row in zip(own, ids, strict=True)
-            }
-        ids, probabilities = (torch.stack(part) for part in zip(*(rows[place] for place in places), strict=True))
+            rows |= {i: [row, torch.full_like(row, 0.5, dtype=torch.float16)] for i, row in zip(own, ids, strict=True)}
+        ids, probabilities = (torch.stack(part) for part in zip(*(rows[i] for i in range(len(places))), strict=True))
 
         def split(part: Tensor) -> list[Tensor]:
             sides = ladder.sides
