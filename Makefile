@@ -6,7 +6,7 @@
 #   make test-integration   tests of whole runs: browser, cluster, torchrun, recipes, commands on whole pictures
 #   make test-core   the tests of the core in an environment without extras
 #   make test-slow   tests that take many minutes, download or need weights; not in CI
-#   make check       lint and types only
+#   make check       lint, types and the rules of the house
 #   make clean       remove what was made, except .venv
 
 PYTHON ?= python3
@@ -25,7 +25,8 @@ demo: .venv/core.stamp
 test: check test-unit test-integration
 
 test-unit: .venv/dev.stamp
-	scripts/test -m "not slow and not integration"
+	OMP_NUM_THREADS=1 scripts/test -m "not slow and not integration and not rules" \
+	  -n auto --maxprocesses 4 --dist worksteal -p no:logging
 
 test-integration: .venv/dev.stamp
 	scripts/test -m "integration and not slow"

@@ -11,6 +11,8 @@ import pytest
 
 from tests.skips import LIST, allowed_skips, shared
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 TESTS = """
 import pytest

@@ -20,6 +20,8 @@ from benchmarks.work import Work
 from nextscale.errors import ModelError
 from nextscale.install import how_to_install
 
+pytestmark = pytest.mark.integration
+
 WORK = Work({"float32": 3e9, "bfloat16": 1e9}, 2e9, 5e9)
 PARTS = [Part("encode", 1.5, 2**20, WORK, 0.5, "memory"), Part("step_2", 0.5, 3 * 2**20, WORK, 0.5, "compute")]
 REPORT = ModelReport(

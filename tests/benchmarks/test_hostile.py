@@ -12,6 +12,8 @@ import pytest
 from benchmarks import hostile
 from nextscale import image
 
+pytestmark = pytest.mark.integration
+
 
 def test_kinds_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = image.Picture(np.zeros((8, 9, 3), np.uint8))

@@ -11,6 +11,8 @@ import torch
 from benchmarks.peaks import PeakMemory, Peaks, copy_rate
 from nextscale.device import Timer, product_rate
 
+pytestmark = pytest.mark.integration
+
 CPU = torch.device("cpu")
 MIB = 2**20
 

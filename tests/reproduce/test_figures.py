@@ -9,6 +9,8 @@ from nextscale import image as images
 from nextscale.errors import ImageError, OptionError
 from reproduce.figures import Crop, Strip, figure, fitted, gray, grid, most_lost
 
+pytestmark = pytest.mark.integration
+
 
 def plain(side: int, color: tuple[int, int, int]) -> np.ndarray:
     return np.broadcast_to(np.array(color, np.uint8), (side, side, 3)).copy()

@@ -6,6 +6,8 @@ import pytest
 
 from reproduce.published import Table, published, set_of
 
+pytestmark = pytest.mark.integration
+
 
 def numbers(table: Table, bench: str, method: str) -> dict[float, dict[str, float]]:
     return {row.factor: row.metrics for row in published(table, bench) if row.method == method}

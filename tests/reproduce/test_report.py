@@ -14,6 +14,8 @@ from nextscale.evaluate.datasets import Pair
 from reproduce.__main__ import main
 from reproduce.report import chosen, fill, named
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -29,7 +31,6 @@ def report(*words: object) -> int:
     return main(["report", *map(str, words), "--device", "cpu", "--fp32"])
 
 
-@pytest.mark.integration
 def test_a_table_is_printed_and_kept(
     bench: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

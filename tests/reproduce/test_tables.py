@@ -39,6 +39,8 @@ from reproduce.tables import (
     stage_pictures,
 )
 
+pytestmark = pytest.mark.integration
+
 ALONE = dataclasses.replace(CODES_ALONE, tile=64)
 PSNR = ScoreOptions(metrics=("psnr",))
 SETTING = Setting(PSNR, BenchOptions(peers=()), device="cpu", fp32=True)
@@ -105,7 +107,6 @@ def test_flat_codes_read_flat_give_the_largest_stage_alone(model: NextScale, pai
     assert np.abs(flat[4.0].astype(int) - prefixes[4.0]).max() <= 1
 
 
-@pytest.mark.integration
 def test_table_1a_has_the_papers_rows_and_two_more(model_folder: Path, flat_folder: Path, pair: Pair) -> None:
     readings = readings_of_table_1a(model_folder, flat_folder)
     evaluation = reconstruct(readings, pair.hr.parent, SETTING, {})
@@ -160,7 +161,6 @@ def test_a_baseline_of_other_steps_or_tiles_is_refused(model: NextScale, flat: N
         compare_models({}, {"flat": "nowhere"}, [pair], "set", SETTING)
 
 
-@pytest.mark.integration
 def test_models_stand_side_by_side_at_the_factors_they_have(model_folder: Path, flat_folder: Path, pair: Pair) -> None:
     models = {"three": str(model_folder), "one": str(flat_folder)}
     evaluation = compare_models(models, {"prefixes": str(flat_folder)}, [pair], "RealSR", SETTING, ALONE)
@@ -208,7 +208,6 @@ def test_clean_inputs_are_the_photograph_reduced_as_in_training(model: NextScale
     assert np.abs(made.astype(int) - wanted).max() <= 1
 
 
-@pytest.mark.integration
 def test_figure_2_shows_codes_or_models(model: NextScale, flat: NextScale, pair: Pair) -> None:
     for baseline in (None, flat):
         labels, (columns,) = stage_pictures(model, baseline, [pair], ALONE)

@@ -43,6 +43,8 @@ from nextscale.train.tasks.restorer import RestorerTask
 from nextscale.train.tasks.transformer import CodesTask
 from tests.conftest import small_config
 
+pytestmark = pytest.mark.integration
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Planned = ReconstructionTask | CodesTask | CodebookTask | RestorerTask
 SMALL = RestorerConfig(channels=8, convs=2)
@@ -109,7 +111,6 @@ def kept_bytes(task: Planned, held: dict[int, Tensor]) -> torch.autograd.graph.s
     return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("training", TASKS)
 def test_a_real_step_has_the_flops_and_activations_that_are_planned(crops: Crops, training: Training) -> None:
     task = TASKS[training](crops)
@@ -133,7 +134,6 @@ def test_a_sample_of_paper_has_4476_tokens() -> None:
     assert tokens_per_sample(paper(), stages=1) == (1024, 116)
 
 
-@pytest.mark.integration
 def test_checkpointing_keeps_less_and_costs_time_and_not_model_flops() -> None:
     plain, again = (
         plan(plain_config(), "transformer", LoopConfig(activation_checkpointing=value), PlanConfig("h100"), sides=(64,))
@@ -168,7 +168,6 @@ def test_a_step_sees_batch_times_accumulation_times_processes() -> None:
     assert "100 epochs" in text(made)
 
 
-@pytest.mark.integration
 def test_larger_sides_take_fewer_samples() -> None:
     made = plan(plain_config(), "transformer", LoopConfig(batch=8), PlanConfig("a100-80"), sides=(64, 64, 64, 128))
     assert made.batches == {64: 8, 128: 2}
@@ -197,7 +196,6 @@ def test_fsdp_divides_weights_and_optimizer() -> None:
     ("batch", "memory_gib", "advice"),
     [(1, 80, ""), (64, 1.1, "--activation-checkpointing"), (1, 0.5, "--parallel fsdp")],
 )
-@pytest.mark.integration
 def test_whether_it_fits_is_told_with_the_remedy(batch: int, memory_gib: float, advice: str) -> None:
     made = plan(
         plain_config(),
@@ -247,7 +245,6 @@ def test_a_gpu_here_is_measured_and_named_by_its_memory(monkeypatch: pytest.Monk
     assert PlanConfig().hardware == Hardware(3.0, 5.0, 24.0)
 
 
-@pytest.mark.integration
 def test_the_fusion_trains_on_what_all_other_parts_say() -> None:
     parts = pieces(whole_config(), "fusion", 64)
     assert {part.name: part.passes for part in parts} == {"tokenizer": 1, "transformer": 1, "restorer": 1, "fusions": 3}

@@ -34,6 +34,8 @@ from nextscale.upscale.nextscale import NextScale
 from tests.conftest import random_model, small_config
 from tests.train.toy import Stopped, stop_after
 
+pytestmark = pytest.mark.integration
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PLAIN = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=1.0)
 """The autoencoder phase without the perceptual terms, whose weights a fresh clone does not have."""
@@ -107,7 +109,6 @@ def test_pairs_of_sharpened_photographs(small_crops: Crops) -> None:
     assert not torch.equal(inputs, other)
 
 
-@pytest.mark.integration
 def test_reconstruction_learns_and_keeps_the_quantizer(crops: Crops, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(small_config().tokenizer)
@@ -138,7 +139,6 @@ def test_decoder_training_freezes_the_encoder(crops: Crops, tmp_path: Path) -> N
     assert all(torch.equal(tensor, before[name]) for name, tensor in tokenizer.encoder.state_dict().items())
 
 
-@pytest.mark.integration
 def test_the_codebook_lowers_its_error_from_k_means(crops: Crops, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(small_config().tokenizer)
@@ -173,7 +173,6 @@ def test_kept_crops_come_again_and_are_encoded_once(crops: Crops, monkeypatch: p
     assert float(new.losses(1, 2)[0].detach()) != pytest.approx(first, rel=1e-4)
 
 
-@pytest.mark.integration
 def test_the_transformer_learns_codes_and_logs_each_step(crops: Crops, tmp_path: Path) -> None:
     model = random_model()
     transformer = model.transformer.requires_grad_(True)
@@ -243,7 +242,6 @@ def test_the_vocabulary_trains_with_the_decoders_where_asked(crops: Crops, tmp_p
     assert not torch.equal(tokenizer.quantizer.codebook.weight, before)
 
 
-@pytest.mark.integration
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(crops: Crops, tmp_path: Path) -> None:
     def run(folder: Path, steps: int) -> dict[str, Tensor]:
         model = random_model()
@@ -329,7 +327,6 @@ def test_a_mixed_canvas_holds_own_codes_and_has_targets_of_its_own(crops: Crops)
     assert not all(torch.equal(codes[k][1], plain.steps[k][1]) for k in range(1, ladder.num_steps))
 
 
-@pytest.mark.integration
 def test_a_model_whose_codes_follow_the_restorer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -381,7 +378,6 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
-@pytest.mark.integration
 def test_the_commands_chain_from_nothing_to_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -402,7 +398,6 @@ def test_the_commands_chain_from_nothing_to_a_model(
     assert "needs --start" in capsys.readouterr().err
 
 
-@pytest.mark.integration
 def test_a_plan_tells_the_cost_and_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     command = ["train", "tokenizer", "--phase", "autoencoder", "--data", str(EXAMPLES), "--out", str(out), "--plan"]

@@ -19,6 +19,8 @@ from nextscale.model.tokenizer import Tokenizer
 from nextscale.upscale.card import CardFacts
 from nextscale.upscale.nextscale import NextScale
 
+pytestmark = pytest.mark.integration
+
 FACTS = CardFacts(title="A drawing model", data="Forty drawings, CC0.", license="Apache-2.0")
 SHA = {"main": "a" * 40, "v1": "b" * 40}
 

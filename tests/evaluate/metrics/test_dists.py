@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchmetrics.functional.image import dists as oracle
 
 from nextscale.evaluate.metrics import dists as module
 from nextscale.evaluate.metrics.dists import Dists
@@ -31,7 +30,10 @@ def vgg(monkeypatch: pytest.MonkeyPatch) -> nn.Sequential:
     return features
 
 
+@pytest.mark.integration
 def test_agrees_with_torchmetrics(vgg: nn.Sequential, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchmetrics.functional.image import dists as oracle
+
     # Its backbone comes from a library that is not here; its pools, channels' weights and formula are its own.
     monkeypatch.setattr(oracle, "_TORCHVISION_AVAILABLE", True)
     monkeypatch.setattr(oracle, "vgg16", lambda **_: SimpleNamespace(features=vgg), raising=False)

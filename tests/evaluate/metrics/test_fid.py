@@ -118,6 +118,7 @@ def inception(random_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Inceptio
     return Inception()
 
 
+@pytest.mark.integration
 def test_features_are_those_of_pytorch_fid(inception: Inception) -> None:
     """Padding counted in a mean, a mean for the last maximum or another resize change them by a hundredth or more."""
     images = torch.from_numpy(np.random.RandomState(1).rand(2, 3, 80, 101).astype(np.float32))
@@ -131,10 +132,12 @@ def test_features_are_those_of_pytorch_fid(inception: Inception) -> None:
     torch.testing.assert_close(alone, features, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.integration
 def test_the_state_has_the_official_names_and_shapes(inception: Inception) -> None:
     assert {name: tuple(tensor.shape) for name, tensor in inception.state_dict().items()} == shapes()
 
 
+@pytest.mark.integration
 def test_weights_of_torchvisions_inception_are_refused(
     random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

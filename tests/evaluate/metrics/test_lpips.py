@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchmetrics.functional.image import lpips as oracle
 
 from nextscale.errors import NextScaleError
 from nextscale.evaluate.metrics.lpips import Lpips, LpipsNet, Vgg19Features
@@ -105,6 +104,8 @@ def vgg16_tensors() -> dict[str, Tensor]:
 
 
 def assert_agrees_with_oracle(net: LpipsNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchmetrics.functional.image import lpips as oracle
+
     ours = Lpips(net)
     # Its backbone comes from a library that is not here; its taps, normalization and heads are its own.
     monkeypatch.setattr(oracle, "_get_tv_model_features", lambda *_: ours.features)
@@ -114,12 +115,14 @@ def assert_agrees_with_oracle(net: LpipsNet, monkeypatch: pytest.MonkeyPatch) ->
         torch.testing.assert_close(ours(a, b), theirs(a, b).flatten(), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize("net", ["alex", "squeeze"])
 def test_agrees_with_torchmetrics(net: LpipsNet, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_agrees_with_oracle(net, monkeypatch)
 
 
+@pytest.mark.integration
 def test_vgg_reads_the_official_file_from_the_hub_cache(no_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_weights.mkdir()
     file = no_weights / "vgg16-397923af.pth"

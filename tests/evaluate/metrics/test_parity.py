@@ -24,7 +24,7 @@ from tests.evaluate.conftest import photograph
 from tests.evaluate.inception_shapes import random_state
 
 # The packages compared with warn of what is no concern here.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
 
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 

@@ -15,8 +15,6 @@ from PIL import Image
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetrics_psnr
-from torchmetrics.functional.image import structural_similarity_index_measure as torchmetrics_ssim
 
 from nextscale.evaluate.metrics.psnr_ssim import Channel, psnr, ssim
 
@@ -71,9 +69,13 @@ def test_agrees_with_scikit_image(pair: str, channel: Channel, border: int) -> N
         assert measured_ssim.item() == pytest.approx(expected_ssim, abs=1e-9)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("channel", ["y", "rgb"])
 @pytest.mark.parametrize("pair", PAIRS)
 def test_agrees_with_torchmetrics(pair: str, channel: Channel) -> None:
+    from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetrics_psnr
+    from torchmetrics.functional.image import structural_similarity_index_measure as torchmetrics_ssim
+
     pred, target = PAIRS[pair]()
     a, b = (
         torch.stack([torch.from_numpy(planes(image, channel)) for image in batch]).permute(0, 3, 1, 2)
