@@ -22,7 +22,7 @@ from nextscale.console import run_program
 from nextscale.errors import NextScaleError
 from nextscale.evaluate.table import markdown_table
 from nextscale.model.config import paper
-from nextscale.train.plan import pieces, preparation_flops, training_flops
+from nextscale.train.costs import pieces, preparation_flops, training_flops
 
 SETS = ("val", "RealSR")
 # Paper section 4.1 as runs/paper.sh has it: 25,274 photographs for 200 epochs, and 25,000 iterations of 384.

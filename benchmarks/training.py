@@ -34,8 +34,9 @@ from nextscale.model.config import PRESETS, ModelConfig
 from nextscale.model.tokenizer import Codes, Tokenizer
 from nextscale.model.transformer import Condition, Transformer, enlarge
 from nextscale.train.config import LoopConfig
+from nextscale.train.costs import pieces, preparation_flops, tokens_per_sample, training_flops_per_sample
 from nextscale.train.loop import checkpoint_units, checkpointed, decay_groups
-from nextscale.train.plan import count, pieces, preparation_flops, tokens_per_sample, training_flops_per_sample
+from nextscale.train.plan import count
 
 TARGET = 0.40
 """Share of the peak that a GPU should reach."""

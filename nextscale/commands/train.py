@@ -26,7 +26,7 @@ from nextscale.train.hardware import PlanConfig
 if TYPE_CHECKING:
     from nextscale.data.crops import Crops
     from nextscale.model.tokenizer import Tokenizer
-    from nextscale.train.plan import Training
+    from nextscale.train.costs import Training
     from nextscale.train.stream import Samples
     from nextscale.train.validation import Validation
 
@@ -267,9 +267,9 @@ class TrainTransformer:
 
         from nextscale.model.tokenizer import Tokenizer
         from nextscale.model.transformer import Transformer
+        from nextscale.train.costs import rates_of_sides
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
-        from nextscale.train.plan import rates_of_sides
         from nextscale.train.tasks.transformer import CodesTask, start_from_codebook
         from nextscale.upscale.nextscale import NextScale, read_restorer, with_restorer
 

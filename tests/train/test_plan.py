@@ -21,21 +21,18 @@ from nextscale.model.restorer import Restorer
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.model.transformer import Transformer
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig, RestorationConfig
-from nextscale.train.hardware import HARDWARE, Hardware, PlanConfig, this_cpu
-from nextscale.train.plan import (
+from nextscale.train.costs import (
     ATTENTION,
-    Plan,
     Training,
     pieces,
-    plan,
     preparation_flops,
     rates_of_sides,
-    remedy,
-    render,
     tokens_per_sample,
     training_flops,
     training_flops_per_sample,
 )
+from nextscale.train.hardware import HARDWARE, Hardware, PlanConfig, this_cpu
+from nextscale.train.plan import Plan, plan, remedy, render
 from nextscale.train.stream import Samples
 from nextscale.train.tasks.codebook import CodebookTask
 from nextscale.train.tasks.reconstruction import ReconstructionTask
