@@ -15,9 +15,16 @@ from torch import Tensor
 from nextscale.data.crops import Crops
 from nextscale.model.config import RestorerConfig
 from nextscale.model.restorer import Restorer
-from nextscale.train.config import FusionTrainingConfig, LoopConfig, ReconstructionConfig, RestorationConfig
+from nextscale.train.config import (
+    CodebookConfig,
+    FusionTrainingConfig,
+    LoopConfig,
+    ReconstructionConfig,
+    RestorationConfig,
+)
 from nextscale.train.loop import as_floats
 from nextscale.train.stream import Samples
+from nextscale.train.tasks.codebook import CodebookTask
 from nextscale.train.tasks.fusion import FusionTask
 from nextscale.train.tasks.reconstruction import ReconstructionTask
 from nextscale.train.tasks.restorer import RestorerTask
@@ -62,6 +69,24 @@ def test_two_accumulated_batches_are_one_of_twice_the_size(make: Callable[[], An
     assert len(found) == len(wanted) > 0
     for one, other in zip(wanted, found, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.integration
+def test_the_codebook_is_revived_from_all_accumulated_batches() -> None:
+    def step(batch: int, count: int) -> Tensor:
+        tokenizer = random_model().tokenizer
+        tokenizer.quantizer.codebook.weight.data[:8] = 1e6  # never chosen
+        task = CodebookTask(tokenizer, Crops([EXAMPLES], 256), CodebookConfig(revive_every=1))
+        optimizer = torch.optim.AdamW(task.groups(LoopConfig()), lr=0.0)
+        losses = [task.losses(count + place, batch)[0] / count for place in range(count)]
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        task.after(0, optimizer)
+        return tokenizer.quantizer.codebook.weight.detach()
+
+    whole, parts = step(4, 1), step(2, 2)
+    assert whole.abs().max() < 1e5
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.integration

@@ -39,8 +39,8 @@ class CodebookTask:
         tokenizer.quantizer.requires_grad_(True)
         self.counts = torch.zeros(tokenizer.config.codebook_size, device=tokenizer.quant_conv.weight.device)
         """How often each codebook row was chosen since the last replacement."""
-        self.residuals: Tensor | None = None
-        """Of the last step: rows N C."""
+        self.residuals: list[list[Tensor]] = [[] for _ in self.ladder.sides]
+        """Of this optimizer step: for each scale, the rows N C of its batches."""
         self.latents_of: dict[int, list[Tensor]] = {}
         """By the number of a crop (`kept_crops`)."""
         tokenizer.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -124,7 +124,6 @@ class CodebookTask:
         scan = Scan(quantizer, self.ladder)
         total = latents[0].new_zeros(())
         numbers: dict[str, float | Tensor] = {}
-        residuals: list[Tensor] = []
         for stage, latent in enumerate(latents):
             for k in self.ladder.steps_of(stage):
                 residual = scan.residual(latent)
@@ -137,24 +136,25 @@ class CodebookTask:
                 self.counts += counts
                 share = counts / counts.sum()
                 numbers[f"perplexity_{k + 1}"] = torch.special.entr(share).sum().exp()
-                residuals.append(residual.detach().permute(0, 2, 3, 1).flatten(0, 2))
+                self.residuals[k].append(residual.detach().permute(0, 2, 3, 1).flatten(0, 2))
             total = total + error
             numbers[f"l2_{stage + 1}"] = error.detach()
-        self.residuals = torch.cat(residuals)
         numbers["usage"] = (self.counts > 0).float().mean()
         return total, numbers
 
     @torch.no_grad()
     def after(self, step: int, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        residuals, self.residuals = self.residuals, [[] for _ in self.ladder.sides]
         every = self.config.revive_every
-        if not every or (step + 1) % every or self.residuals is None:
+        if not every or (step + 1) % every:
             return {}
+        rows = torch.cat([row for batches in residuals for row in batches])
         weight = self.model.quantizer.codebook.weight
         # The same rows in every process, or their codebooks would drift apart.
         dead = (summed(self.counts) < 1).nonzero().flatten()
         generator = torch.Generator().manual_seed(step)
-        chosen = torch.randint(len(self.residuals), (len(dead),), generator=generator)
-        weight[dead] = from_first(self.residuals[chosen].contiguous())
+        chosen = torch.randint(len(rows), (len(dead),), generator=generator)
+        weight[dead] = from_first(rows[chosen].contiguous())
         for moment in ("exp_avg", "exp_avg_sq"):
             optimizer.state[weight][moment][dead] = 0
         self.counts.zero_()
