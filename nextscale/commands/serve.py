@@ -94,6 +94,7 @@ class Serve:
                     stall=limits.stall_seconds,
                     proxies=",".join(self.proxy),
                     ready=lambda: say(f"nextscale: open http://{shown}:{port} in a browser; Ctrl+C stops"),
+                    ending=server.end,
                 )
             except KeyboardInterrupt:
                 pass

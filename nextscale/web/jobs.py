@@ -264,13 +264,20 @@ class Jobs:
             await asyncio.get_running_loop().run_in_executor(self.saver, self._convert, job, key, suffix)
         return path
 
-    def close(self) -> None:
-        """End all work and the threads; the files stay for their owner to remove."""
+    def end(self) -> None:
+        """Take no more work, stop what there is at its next step, and wake those who watch it."""
         with self.changed:
             self.closing = True
-            for job in (*self.waiting, *self.active):
+            jobs = [*self.waiting, *self.active]
+            for job in jobs:
                 job.stopping = True
             self.changed.notify_all()
+        for job in jobs:
+            job.changed()
+
+    def close(self) -> None:
+        """End all work and the threads; the files stay for their owner to remove."""
+        self.end()
         self.worker.join(30)
         self.reader.shutdown(cancel_futures=True)
         self.saver.shutdown(cancel_futures=True)

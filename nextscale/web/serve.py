@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import shutil
@@ -163,13 +164,23 @@ def patient(seconds: float) -> type[Any]:
     return Patient
 
 
-def listen(app: Any, host: str, port: int, *, stall: float, proxies: str, ready: Callable[[], None]) -> None:
+def listen(
+    app: Any,
+    host: str,
+    port: int,
+    *,
+    stall: float,
+    proxies: str,
+    ready: Callable[[], None],
+    ending: Callable[[], None],
+) -> None:
     """Serve an ASGI application until SIGINT or SIGTERM.
 
     Args:
         stall: seconds for a request's headers.
         proxies: addresses, with commas between, whose X-Forwarded-For is believed; empty: nobody's.
         ready: called when it listens.
+        ending: called when it begins to end, so that those who wait for something get an answer.
     """
     import uvicorn
 
@@ -178,6 +189,12 @@ def listen(app: Any, host: str, port: int, *, stall: float, proxies: str, ready:
             await super().startup(sockets)
             if self.started:
                 ready()
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            # What is cut off from here on is cut off on purpose, and no fault of the application.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
+            ending()
+            await super().shutdown(sockets)
 
     config = uvicorn.Config(
         app,

@@ -94,6 +94,10 @@ class Server:
             Starlette(routes=routes, exception_handlers=cast(Any, handlers)), self.limits, hosts=hosts, auth=auth
         )
 
+    def end(self) -> None:
+        """Stop all work and answer who waits for it; at once, without waiting for a step to end."""
+        self.jobs.end()
+
     def close(self) -> None:
         """End all work."""
         self.jobs.close()
@@ -226,7 +230,7 @@ class Server:
                     if now != before:
                         yield f"event: {_kind(before, now)}\ndata: {json.dumps(now)}\n\n"
                         before = now
-                    if now["state"] in ("done", "stopped", "failed"):
+                    if now["state"] in ("done", "stopped", "failed") or self.jobs.closing:
                         return
                     try:
                         await asyncio.wait_for(news.wait(), _BEAT_SECONDS)
@@ -253,6 +257,8 @@ class Server:
             with self._watch(job) as news:
                 while not job.has_ended:
                     news.clear()
+                    if self.jobs.closing:
+                        raise RefusedError(503, "the server is ending")
                     if await request.is_disconnected():
                         raise RefusedError(400, "the client has gone")
                     try:

@@ -6,12 +6,16 @@ import os
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
+from nextscale import image
 from nextscale.commands.main import main
+from nextscale.image import Picture
 from nextscale.install import how_to_install
 from nextscale.web.serve import credentials, free_port, own_folder, sweep
 from tests.server import command
@@ -40,6 +44,24 @@ def test_it_serves_with_a_password_and_leaves_nothing(model_folder: Path) -> Non
         server.process.terminate()
         assert server.process.wait(60) == 0
         assert not own.exists()
+        assert server.errors() == ""
+
+
+def test_it_ends_without_a_word_while_somebody_waits(model_folder: Path, tmp_path: Path) -> None:
+    image.write(tmp_path / "large.png", Picture(np.zeros((900, 900, 3), np.uint8)))
+    data = (tmp_path / "large.png").read_bytes()
+    with command(model_folder) as server, ThreadPoolExecutor() as waiting:
+        whole = waiting.submit(httpx.post, f"{server.url}/api/upscale?scale=4", content=data, timeout=120)
+        job = httpx.post(f"{server.url}/api/jobs?scale=4", content=data, timeout=60).json()["id"]
+        events = waiting.submit(httpx.get, f"{server.url}/api/jobs/{job}/events", timeout=120)
+        with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as slow:
+            slow.sendall(b"POST /api/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9999\r\n\r\nsome")
+            time.sleep(1)
+            server.process.terminate()
+            assert server.process.wait(60) == 0
+        assert whole.result().status_code == 503
+        assert whole.result().json() == {"error": "The server is ending."}
+        assert events.result().text.startswith("event: ")
         assert server.errors() == ""
 
 
