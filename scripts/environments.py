@@ -83,7 +83,7 @@ def run(python: str, packages: list[str], borrow: bool) -> bool:
         check = "import importlib.util as u; bad = [n for n in ('httpx', 'aiohttp', 'gradio') if u.find_spec(n)]"
         subprocess.run([inside, "-c", f"{check}; assert not bad, bad"], check="httpx" not in _brought(inside))
         clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        tests = [inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+        tests = [inside, "-m", "pytest", "-p", "no:cacheprovider", *TESTS]
         return subprocess.run(tests, cwd=ROOT, env=clean).returncode == 0
 
 

@@ -87,7 +87,7 @@ class Batch:
             failed = 0
             if todo:
                 if not ray.is_initialized():
-                    ray.init(address=self.address, log_to_driver=False, configure_logging=False)
+                    self._connect()
                 for row in self._rows(todo):
                     error = row["error"] or None
                     marks = {output.path(name): mark for name, mark in json.loads(row["outputs"]).items()}
@@ -100,6 +100,29 @@ class Batch:
             counts = f"{done} done, {before} finished before, {failed} failed"
             say(f"{len(listed)} pictures: {counts}, in {lasting(seconds)}")
         return 1 if failed else 0
+
+    def _connect(self) -> None:
+        """Join the cluster of the address, or start one of this machine alone.
+
+        Raises:
+            NextScaleError: there is none, or this machine alone has less than one worker takes: Ray would wait forever.
+        """
+        import ray
+
+        try:
+            ray.init(address=self.address, log_to_driver=False, configure_logging=False)
+        except Exception as error:  # ConnectionError, or Exception itself where a node does not start
+            cluster = f"the cluster {self.address}" if self.address else "a cluster of this machine"
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise NextScaleError(f"{cluster} cannot be used: {reason}") from error
+        if self.address or os.environ.get("RAY_ADDRESS"):  # these may grow
+            return
+        there = ray.cluster_resources()
+        for kind, wanted in (("CPU", self.cpus_per_worker), ("GPU", self.gpus_per_worker)):
+            if wanted > there.get(kind, 0):
+                raise OptionError(
+                    f"{kind.lower()}s-per-worker is {wanted:g}, and this machine has {there.get(kind, 0):g}"
+                )
 
     def _rows(self, todo: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
         """The row of every picture (name, stem of its results) as its task ends.

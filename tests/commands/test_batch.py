@@ -255,6 +255,40 @@ def test_without_ray_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, capsys
     assert how_to_install("ray") in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["--address", "auto"], 1, "the cluster auto cannot be used: Could not find any running Ray instance."),
+        (["--cpus-per-worker", "16"], 2, "cpus-per-worker is 16, and this machine has 2"),
+        (["--gpus-per-worker", "1"], 2, "gpus-per-worker is 1, and this machine has 0"),
+    ],
+)
+def test_a_cluster_that_cannot_do_the_work_is_one_line(
+    words: list[str],
+    code: int,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import ray
+
+    def init(address: str | None, **_: Any) -> None:
+        if address:
+            raise ConnectionError("Could not find any running Ray instance.\nPlease specify one.")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    photos(tmp_path / "in", 1)
+    assert main(["batch", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), *words]) == code
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_batch_and_upscale_give_the_same_files(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     names = ("a.png", "b.jpg", "c.webp", "d.bmp")
