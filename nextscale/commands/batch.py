@@ -117,12 +117,11 @@ class Batch:
             raise NextScaleError(f"{cluster} cannot be used: {reason}") from error
         if self.address or os.environ.get("RAY_ADDRESS"):  # these may grow
             return
-        there = ray.cluster_resources()
+        there = ray.cluster_resources()  # type: ignore[no-untyped-call]
         for kind, wanted in (("CPU", self.cpus_per_worker), ("GPU", self.gpus_per_worker)):
-            if wanted > there.get(kind, 0):
-                raise OptionError(
-                    f"{kind.lower()}s-per-worker is {wanted:g}, and this machine has {there.get(kind, 0):g}"
-                )
+            has = there.get(kind, 0)
+            if wanted > has:
+                raise OptionError(f"{kind.lower()}s-per-worker is {wanted:g}, and this machine has {has:g}")
 
     def _rows(self, todo: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
         """The row of every picture (name, stem of its results) as its task ends.
