@@ -298,5 +298,10 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def half_precision(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict in 16 bit, except for the quantizer: rounding its rows would change the ids."""
-    return {name: t if "quantizer." in name else t.half() for name, t in state.items()}
+    """A state dict in 16 bit, but for what they cannot hold exactly of the quantizer: rounding would change the ids."""
+
+    def halved(name: str, tensor: Tensor) -> Tensor:
+        half = tensor.half()
+        return tensor if "quantizer." in name and not torch.equal(half.to(tensor.dtype), tensor) else half
+
+    return {name: halved(name, tensor) for name, tensor in state.items()}

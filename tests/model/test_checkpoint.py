@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -45,6 +46,19 @@ def test_half_precision_keeps_the_quantizer_whole(model: NextScale, tmp_path: Pa
     for name, tensor in state.items():
         assert tensor.dtype == (torch.float32 if "quantizer." in name else torch.float16), name
     NextScale.from_pretrained(tmp_path)
+
+
+def test_a_quantizer_that_16_bit_hold_is_saved_in_16_bit(model: NextScale, tmp_path: Path) -> None:
+    exact = copy.deepcopy(model)
+    weights = [p.data for p in exact.tokenizer.quantizer.parameters()]
+    for weight in weights:
+        weight.copy_(weight.half())
+    state = load_file(exact.save_pretrained(tmp_path) / "model.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float16}
+    again = NextScale.from_pretrained(tmp_path, fp32=True).tokenizer.quantizer.parameters()
+    for before, after in zip(weights, again, strict=True):
+        assert after.dtype == torch.float32
+        assert torch.equal(after, before)
 
 
 def test_a_tokenizer_saves_and_loads_alone(model: NextScale, tmp_path: Path) -> None:
