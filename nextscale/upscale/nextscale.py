@@ -179,7 +179,7 @@ class NextScale(ModelHubMixin, nn.Module):
         push_to_hub: bool = False,
         **hub: Any,
     ) -> Path:
-        """Write config.json, weights in 16 bit (the quantizer where that loses nothing) unless `half` is off, and the model card.
+        """Write config.json, weights (in 16 bit unless `half` is off; the quantizer where that is exact), the card.
 
         Args:
             facts: what the card says of training, licenses and metrics (None: what it said when this model was loaded).
