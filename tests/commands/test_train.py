@@ -225,7 +225,7 @@ def test_the_tokenizer_of_a_whole_model_is_one(model: NextScale, model_folder: P
 
 
 def test_a_shipped_name_and_a_hub_id_name_a_tokenizer(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Tokenizer.from_pretrained("tiny").config.codebook_size == 1024
+    assert Tokenizer.from_pretrained("tiny").config.codebook_size == 4096
     monkeypatch.setattr("nextscale.model.checkpoint._download", lambda name: {"owner/name": model_folder}[name])
     assert Tokenizer.from_pretrained("owner/name").config.codebook_size == 64
 
