@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The recipe of `tiny`, from photographs to a model; each command resumes where it was stopped.
+# A recipe of the preset `tiny`, from photographs to a model; each command resumes where it was stopped.
 # usage: runs/tiny.sh DATA START OUT
 #   DATA   folder of .tar shards or photographs
 #   START  realesr-general-x4v3.pth of Real-ESRGAN (or its safetensors, or one trained on from it)
@@ -10,7 +10,7 @@
 #   PIXELS=1          without perceptual terms and critic, to try the recipe out where their weights are missing
 # The perceptual terms need VGG19 and SqueezeNet weights: NEXTSCALE_WEIGHTS names their folder.
 # `runs/tiny_gpu.py` trains all parts on one GPU in a quarter of an hour.
-# The shipped codes (tokenizer and transformer) are those of version 4, which had further trainings; LOG.md tells which.
+# The shipped model has TAEF2 as its autoencoder, and its parts come from that script and from the runs in LOG.md.
 set -euo pipefail
 data=$1
 start=$2

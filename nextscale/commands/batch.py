@@ -121,7 +121,9 @@ class Batch:
         for kind, wanted in (("CPU", self.cpus_per_worker), ("GPU", self.gpus_per_worker)):
             has = there.get(kind, 0)
             if wanted > has:
-                raise OptionError(f"{kind.lower()}s-per-worker is {wanted:g}, and this machine has {has:g}")
+                raise OptionError(
+                    f"{kind.lower()}s-per-worker is {wanted:g}, and this machine has {has:g}; give no more"
+                )
 
     def _rows(self, todo: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
         """The row of every picture (name, stem of its results) as its task ends.

@@ -358,7 +358,7 @@ def paper() -> ModelConfig:
 
 
 def tiny() -> ModelConfig:
-    """The shipped model: same classes, narrow widths, for a laptop's CPU."""
+    """Narrow widths for a laptop's CPU. Its autoencoder is VAR's; the shipped model has TAEF2 (runs/tiny_gpu.py)."""
     autoencoder = AutoencoderConfig(
         channels=48, multipliers=(1, 2, 2), blocks=1, patch=4, attention=False, linear_path=True
     )

@@ -66,7 +66,7 @@ class NextScale(ModelHubMixin, nn.Module):
     """A tokenizer, a transformer and, in newer models, a restorer and a fusion: ready to restore pictures.
 
     A module like any other: `state_dict`, `parameters`, `to`, `half`, `cuda` do what they say. Only the transformer
-    computes in 16 bit; the quantizer computes in float32, so that the ids do not change.
+    computes in 16 bit; the quantizer stays in float32, so that the ids do not change.
     """
 
     def __init__(
@@ -179,7 +179,9 @@ class NextScale(ModelHubMixin, nn.Module):
         push_to_hub: bool = False,
         **hub: Any,
     ) -> Path:
-        """Write config.json, weights (in 16 bit unless `half` is off; the quantizer where that is exact), the card.
+        """Write config.json, the weights and the model card.
+
+        Weights are in 16 bit unless `half` is off. What 16 bit cannot hold exactly of the quantizer stays in 32.
 
         Args:
             facts: what the card says of training, licenses and metrics (None: what it said when this model was loaded).

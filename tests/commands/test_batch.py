@@ -259,8 +259,8 @@ def test_without_ray_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, capsys
     ("words", "code", "expected"),
     [
         (["--address", "auto"], 1, "the cluster auto cannot be used: Could not find any running Ray instance."),
-        (["--cpus-per-worker", "16"], 2, "cpus-per-worker is 16, and this machine has 2"),
-        (["--gpus-per-worker", "1"], 2, "gpus-per-worker is 1, and this machine has 0"),
+        (["--cpus-per-worker", "16"], 2, "cpus-per-worker is 16, and this machine has 2; give no more"),
+        (["--gpus-per-worker", "1"], 2, "gpus-per-worker is 1, and this machine has 0; give no more"),
     ],
 )
 def test_a_cluster_that_cannot_do_the_work_is_one_line(

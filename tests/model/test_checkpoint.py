@@ -48,7 +48,7 @@ def test_half_precision_keeps_the_quantizer_whole(model: NextScale, tmp_path: Pa
     NextScale.from_pretrained(tmp_path)
 
 
-def test_a_quantizer_that_16_bit_hold_is_saved_in_16_bit(model: NextScale, tmp_path: Path) -> None:
+def test_a_quantizer_that_16_bits_hold_exactly_is_saved_in_16_bits(model: NextScale, tmp_path: Path) -> None:
     exact = copy.deepcopy(model)
     weights = [p.data for p in exact.tokenizer.quantizer.parameters()]
     for weight in weights:
