@@ -289,6 +289,27 @@ class Confidence(OnSet):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodesByStep:
+    """Usage, perplexity and bits of photographs' codes, and by step how often they are predicted and how surely."""
+
+    bench: Bench
+    """A set of small and large pictures, one tile each (128 and 512 px)."""
+    model: Model = "tiny"
+    """A shipped model's name, a model folder, or a hub id (owner/name)."""
+    run_options: Run = field(default_factory=RunOptions)
+
+    def run(self) -> int:
+        from reproduce.codes import codes_markdown, study_codes
+
+        run = self.run_options
+        model, found = load(run, self.model), run.pairs(self.bench)
+        with progress() as done:
+            steps = study_codes(model, found, limit=run.limit, on_picture=done)
+        pictures = len(found[: run.limit or None])
+        return run.give(codes_markdown(steps, model.tokenizer.ladder, pictures, self.bench.name))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figure(OnSet):
     """A sheet of pictures: LR, bicubic, peers, the model at x1, x2, x4, truth, confidence; below each a crop."""
 
@@ -466,6 +487,7 @@ Part = (
     | Annotated[Reconstructions, tyro.conf.subcommand("reconstructions")]
     | Annotated[Inference, tyro.conf.subcommand("inference")]
     | Annotated[Confidence, tyro.conf.subcommand("confidence")]
+    | Annotated[CodesByStep, tyro.conf.subcommand("codes")]
     | Annotated[Figure, tyro.conf.subcommand("figure")]
     | Annotated[Figure2, tyro.conf.subcommand("figure-2")]
     | Annotated[Page, tyro.conf.subcommand("page")]

@@ -34,7 +34,7 @@ def adain_color(images: Tensor, source: Tensor) -> Tensor:
     return (images - mean) / (spread + 1e-5).sqrt() * (wanted_spread + 1e-5).sqrt() + wanted_mean
 
 
-FLAT_RADII = (1, 2, 3)
+FLAT_RADIUS = 3
 """Input pixels around a flat place over which the input's colors take over from the image's."""
 FLAT_RANGE = 2.5 / 255
 """In [-1, 1], by how much a flat place may change: one level of 8 bits, as JPEG and dithering leave it."""
@@ -51,13 +51,18 @@ def keep_flat(images: Tensor, inputs: Tensor) -> Tensor:
         inputs: B 3 s s, where H is a multiple of s.
     """
     weight = inputs.new_zeros(len(inputs), 1, *inputs.shape[-2:])
-    # max_pool2d pads with minus infinity: beyond the edge there is nothing to differ.
-    around = [[F.max_pool2d(x, 2 * radius + 1, 1, radius) for x in (inputs, -inputs)] for radius in FLAT_RADII]
-    for highest, lowest in around:
-        weight += (highest + lowest <= FLAT_RANGE).all(1, keepdim=True).to(weight) / len(FLAT_RADII)
+    around = torch.cat([inputs, -inputs], dim=1)
+    limits = []
+    for _ in range(FLAT_RADIUS):
+        # Axis by axis, each radius from the one before. Padding is minus infinity: beyond the edge nothing differs.
+        around = F.max_pool2d(F.max_pool2d(around, (1, 3), 1, (0, 1)), (3, 1), 1, (1, 0))
+        highest, lowest = around.chunk(2, dim=1)
+        limits = limits or [highest, -lowest]
+        weight += (highest + lowest <= FLAT_RANGE).all(1, keepdim=True).to(weight) / FLAT_RADIUS
     if not weight.any():
         return images
     size = images.shape[-2:]
-    limits = (around[0][0], -around[0][1], weight)
-    highest, lowest, weight = (F.interpolate(x, size=size, mode="nearest-exact").to(images) for x in limits)
+    highest, lowest, weight = (
+        F.interpolate(x, size=size, mode="nearest-exact").to(images) for x in (*limits, weight)
+    )
     return torch.lerp(images, images.clamp(lowest, highest), weight)
