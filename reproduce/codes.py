@@ -31,6 +31,8 @@ class StepNumbers:
     """Predicted codes that equal the photograph's."""
     fitting: float = 0.0
     """Predicted codes that equal what the photograph's code would be after the codes predicted so far."""
+    restored: float = 0.0
+    """Predicted codes that equal what the code of the restored picture would be then, where there is a restorer."""
     enlarged: float = 0.0
     """Codes of the enlarged input that equal the photograph's."""
     probability: float = 0.0
@@ -91,7 +93,10 @@ def study_codes(
         *_, last = sample(
             model.transformer, tokenizer.quantizer, ladder, condition, SamplingOptions(), noise=tile_noise(0, [(0, 0)])
         )
-        fitting = _fitting(model, latents, last.codes)
+        fitting = restored = _fitting(model, latents, last.codes)
+        if model.restorer is not None:
+            drafts = [tokenizer.latents(draft.clamp(-1, 1)) for draft in model.restorer(inputs)]
+            restored = _fitting(model, drafts, last.codes)
         log_p = model.transformer(condition, tokenizer.step_inputs(own)).float().log_softmax(-1)
         ends = [sum(side**2 for side in ladder.sides[: k + 1]) for k in range(len(steps))]
         for k, row in enumerate(steps):
@@ -99,6 +104,7 @@ def study_codes(
             row.counts += torch.bincount(ids.flatten(), minlength=size)
             row.predicted += float((last.codes.steps[k].cpu() == ids).sum())
             row.fitting += float((last.codes.steps[k] == fitting[k]).sum())
+            row.restored += float((last.codes.steps[k] == restored[k]).sum())
             row.enlarged += float((enlarged.steps[k].cpu() == ids).sum())
             row.probability += float(last.probabilities[k].sum())
             of_step = log_p[:, ends[k] - ids.numel() : ends[k]]
@@ -124,16 +130,16 @@ def codes_markdown(steps: Sequence[StepNumbers], ladder: Ladder, pictures: int, 
     """One line per step."""
     header = [
         "step", "side", "codes used", "perplexity", "predicted = photograph's", "enlarged input's = photograph's",
-        "predicted = fitting", "mean probability", "difference", "-log2 p a token",
+        "predicted = fitting", "predicted = restored", "mean probability", "-log2 p a token",
     ]  # fmt: skip
     lines = []
     for k, (side, row) in enumerate(zip(ladder.sides, steps, strict=True), 1):
-        probability, fitting = row.probability / row.tokens, row.fitting / row.tokens
         lines.append(
             [
                 str(k), str(side), f"{row.usage:.0%}", f"{2**row.entropy:.0f}", f"{row.predicted / row.tokens:.3f}",
-                f"{row.enlarged / row.tokens:.3f}", f"{fitting:.3f}", f"{probability:.3f}",
-                f"{probability - fitting:+.3f}", f"{row.nats / math.log(2) / row.tokens:.2f}",
+                f"{row.enlarged / row.tokens:.3f}", f"{row.fitting / row.tokens:.3f}",
+                f"{row.restored / row.tokens:.3f}", f"{row.probability / row.tokens:.3f}",
+                f"{row.nats / math.log(2) / row.tokens:.2f}",
             ]
         )  # fmt: skip
     tokens = sum(side**2 for side in ladder.sides)
@@ -142,9 +148,9 @@ def codes_markdown(steps: Sequence[StepNumbers], ladder: Ladder, pictures: int, 
     frequent = sum(row.tokens * row.entropy for row in steps) / pictures / 1000
     left = sum(row.nats for row in steps) / math.log(2) / pictures / 1000
     note = (
-        f"{pictures} pictures of {bench}, the likeliest code at each step. A picture is {tokens} tokens of {size} codes: "
-        f"{plain:.1f} kbit plainly, {frequent:.1f} by each step's frequencies on this set, {left:.1f} under the "
-        "transformer, which sees the input. Fitting: the photograph's code after the codes predicted so far, which the "
-        "transformer is trained for; the difference is of its mean probability and of how often it is right."
+        f"{pictures} pictures of {bench}, the likeliest code at each step. A picture is {tokens} tokens of {size} "
+        f"codes: {plain:.1f} kbit plainly, {frequent:.1f} by each step's frequencies on this set, {left:.1f} under the "
+        "transformer, which sees the input. Fitting: the photograph's code after the codes predicted so far; restored: "
+        "that of the restorer's picture (of the photograph, without a restorer)."
     )
     return f"{markdown_table(header, lines)}\n{note}\n"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# A recipe of the preset `tiny`, from photographs to a model; each command resumes where it was stopped.
-# usage: runs/tiny.sh DATA START OUT
+# The recipe of `tiny`, from photographs and two published checkpoints to a model; each command resumes where it was stopped.
+# usage: runs/tiny.sh DATA TAEF2 START OUT
 #   DATA   folder of .tar shards or photographs
+#   TAEF2  taef2_encoder.pth of TAESD (or its safetensors), with taef2_decoder beside it
 #   START  realesr-general-x4v3.pth of Real-ESRGAN (or its safetensors, or one trained on from it)
 #   STEPS=20          no phase longer than this, to try the recipe out
 #   SIDE=128          side in pixels of the training inputs of the codes, a multiple of 64 (64)
@@ -9,12 +10,13 @@
 #   FACES=, PAGES=    folders or shards of photographs with faces and of rendered pages (`nextscale data pages`)
 #   PIXELS=1          without perceptual terms and critic, to try the recipe out where their weights are missing
 # The perceptual terms need VGG19 and SqueezeNet weights: NEXTSCALE_WEIGHTS names their folder.
-# `runs/tiny_gpu.py` trains all parts on one GPU in a quarter of an hour.
-# The shipped model has TAEF2 as its autoencoder, and its parts come from that script and from the runs in LOG.md.
+# The shipped tokenizer and restorer 4 come from `runs/tiny_gpu.py`, which trains all parts on one GPU at once; the rest is as
+# here. LOG.md has each run, and where it differed.
 set -euo pipefail
 data=$1
-start=$2
-out=$3
+taef2=$2
+start=$3
+out=$4
 side=${SIDE:-64}
 train() { python -m nextscale train "$@" --data "$data"; }
 steps() { echo $((${STEPS:-$1} < $1 ? ${STEPS:-$1} : $1)); }
@@ -22,28 +24,23 @@ terms=(
   --restoration.pixel 0.3 --restoration.feature 0.3 --restoration.lpips 1.6 --restoration.lpips-scale 0.55 1.25
   --restoration.grain 0
 )
-restoration=() seen=()
+sources=() restoration=() seen=()
 if [[ -n ${PIXELS:-} ]]; then
   restoration=(--restoration.feature 0 --restoration.lpips 0 --restoration.adversarial 0)
   seen=(--reconstruction.feature 0 --reconstruction.lpips 0)
 fi
-[[ -z ${FACES:-} ]] || restoration+=(--restoration.faces "$FACES")
-[[ -z ${PAGES:-} ]] || restoration+=(--restoration.pages "$PAGES")
+[[ -z ${FACES:-} ]] || sources+=(--restoration.faces "$FACES")
+[[ -z ${PAGES:-} ]] || sources+=(--restoration.pages "$PAGES")
+restoration+=("${sources[@]}")
 
-# The codes.
-train tokenizer --phase autoencoder --out "$out/autoencoder" \
-  --steps "$(steps 940)" --batch 4 --lr 6e-4 --warmup 30 --final-lr 0.1 --ema 0.99 \
-  --reconstruction.side "$side" --reconstruction.noise 0.2 \
-  --reconstruction.feature 0.25 --reconstruction.lpips 0.3 "${seen[@]}"
-train tokenizer --phase codebook --out "$out/codebook" --start "$out/autoencoder/model" \
+# The tokenizer: codebook and Phi on TAEF2's latents, then a decoder per stage on codes.
+python -m nextscale convert "$taef2" "$out/taef2" --from taesd --part tokenizer
+train tokenizer --phase codebook --out "$out/codebook" --start "$out/taef2" \
   --steps "$(steps 500)" --batch 16 --lr 0.02 --warmup 10 --weight-decay 0 --final-lr 0.01 --ema 0.98 \
   --codebook.side "$side"
 train tokenizer --phase decoders --out "$out/decoders" --start "$out/codebook/model" \
   --steps "$(steps 1150)" --batch 4 --lr 6e-4 --warmup 20 --final-lr 0.03 --ema 0.99 \
   --reconstruction.side "$side" --reconstruction.pixel 0.4 --reconstruction.feature 0.6 --reconstruction.lpips 0.4 "${seen[@]}"
-train transformer --out "$out/transformer" --tokenizer "$out/decoders/model" \
-  --steps "$(steps 900)" --batch 8 --lr 6e-4 --warmup 12 --ema 0.97 --codes.beta 3 \
-  --codes.sides "$side" "$side" "$side" "$((2 * side))"
 
 # The restorer: four times trained and averaged with where the training began, which is better than either end (LOG.md). The
 # second time has smooth ramps under noise, where pixels alone count; each goes on from the critic of the one before.
@@ -109,12 +106,28 @@ restorer 4 "$out/mean-3" 1023 --warmup 30 --final-lr 0.01 --ema 0.997 \
   --restoration.presets stablesr stablesr stablesr x4plus x4plus x4plus camera camera compressed noisy
 mean "$out/restorer" "$out/start" "$out/restorer-4/model" 0.7
 
-# The fusion of both. The shipped one gives the restorer's pictures: only its expected error is trained (LOG.md).
-train fusion --out "$out/fusion" --start "$out/transformer/model" --restorer "$out/restorer" \
-  --steps "$(steps 340)" --batch 4 --lr 6e-4 --warmup 10 --final-lr 0.03 --ema 0.96 \
-  --betas 0.9 0.99 --clip 1 --weight-decay 0 \
+# The transformer: the stem alone until it knows the latents of the restored picture, then all of it on the codes of that.
+# (The shipped one had learned photographs' codes before, 340 + 600 steps with another stem.)
+train transformer --out "$out/transformer" --tokenizer "$out/decoders/model" --restorer "$out/restorer" \
+  --steps "$(steps 1600)" --batch 8 --lr 1e-3 --warmup 15 --final-lr 0.03 --ema 0.97 --cache "$out/samples" \
+  --codes.target restored --codes.latent-steps "$(steps 700)" --codes.kept-crops 1500 --codes.sides "$side" \
+  --codes.presets stablesr stablesr stablesr x4plus camera camera compressed noisy --codes.soft 0.35 --codes.clean 0.1 \
+  --codes.preference 0 --codes.mixed 0.5 --codes.class-free 0.05 --codes.balance 0.5
+
+# What becomes of the codes: the decoders on those that the transformer predicts, and the error that the fusion expects.
+# The shipped fusion gives the restorer's pictures; trained on them, it was worse to look at (LOG.md).
+codes=(
+  --batch 4 --final-lr 0.03 --weight-decay 0 --restoration.side "$side" --restoration.soft 0.35
+  --restoration.presets stablesr stablesr stablesr x4plus x4plus camera camera compressed noisy
+)
+train fusion --part decoders --out "$out/decoded" --start "$out/transformer/model" "${codes[@]}" \
+  --steps "$(steps 300)" --lr 3e-4 --warmup 15 --ema 0.97 --betas 0.9 0.97 --restoration.grain 0 \
+  --restoration.pixel 0.4 --restoration.feature 0.3 --restoration.lpips 1.6 --restoration.lpips-scale 0.55 1.25 \
+  --restoration.smooth-share 0.05 --restoration.predicted 0.7 --restoration.predicted-after 10 "${restoration[@]}"
+train fusion --out "$out/fusion" --start "$out/decoded/model" "${codes[@]}" \
+  --steps "$(steps 120)" --lr 6e-4 --warmup 10 --ema 0.96 --betas 0.9 0.99 --clip 1 \
   --restoration.pixel 0 --restoration.smooth 0 --restoration.feature 0 --restoration.lpips 0 --restoration.error 1 \
-  --restoration.predicted 1 --restoration.predicted-after 0 --restoration.cycle 120 "${restoration[@]}"
+  --restoration.predicted 1 --restoration.predicted-after 0 --restoration.cycle 120 "${sources[@]}"
 python - "$out" <<'PYTHON'
 import sys
 from nextscale import NextScale

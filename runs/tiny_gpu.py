@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from nextscale.console import complain, say
 from nextscale.data.crops import Crops
-from nextscale.model.config import FusionConfig, ModelConfig, StemConfig, tiny
+from nextscale.model.config import FusionConfig, ModelConfig, tiny
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.model.transformer import Transformer
 from nextscale.train.adversarial import CRITIC, load_critic, save_critic
@@ -221,14 +221,15 @@ class PoolStream:
 
 
 class Latents:
-    """Latents of the pool's photographs, made once per slot and kept on the GPU.
+    """Latents of the pool's photographs, or of their inputs as a restorer makes them; made once per slot and kept on
+    the GPU.
 
     Slots are not renewed: the latents would no longer be those of their photographs.
     """
 
-    def __init__(self, work: Path, side: int, tokenizer, seed: int = 0) -> None:
+    def __init__(self, work: Path, side: int, tokenizer, seed: int = 0, restorer=None) -> None:
         self.source = OnDevice(work, side, ("hr", "lr"), seed=seed)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.restorer = tokenizer, restorer
         self.ladder = tokenizer.ladder.for_input(side)
         channels = tokenizer.config.autoencoder.latent_channels
         slots = self.source.pool.slots
@@ -245,13 +246,19 @@ class Latents:
         if places.start == places.stop:
             return
         with torch.autocast(DEVICE.type, enabled=False):
-            hr = self.source.parts["hr"][places].float().div_(127.5).sub_(1)
-            hr = hr.contiguous(memory_format=torch.channels_last)
-            for kept, z in zip(self.latents, self.tokenizer.stage_latents(hr, ladder=self.ladder), strict=True):
+            if self.restorer is None:
+                hr = self.source.parts["hr"][places].float().div_(127.5).sub_(1)
+                latents = self.tokenizer.stage_latents(
+                    hr.contiguous(memory_format=torch.channels_last), ladder=self.ladder
+                )
+            else:
+                pictures = self.restorer(self.inputs(places))
+                latents = [self.tokenizer.latents(picture.clamp(-1, 1)) for picture in pictures]
+            for kept, z in zip(self.latents, latents, strict=True):
                 kept[places] = z.half()
         self.made = places.stop
 
-    def inputs(self, places: torch.Tensor) -> torch.Tensor:
+    def inputs(self, places: torch.Tensor | slice) -> torch.Tensor:
         lr = self.source.parts["lr"][places].float().div_(127.5).sub_(1)
         return lr.contiguous(memory_format=torch.channels_last)
 
@@ -263,7 +270,7 @@ class PoolCodes:
     """Takes the place of `CodeSamples`."""
 
     def __init__(self, work: Path, tokenizer, restorer) -> None:
-        self.latents = {side: Latents(work, side, tokenizer, seed=side) for side in (SIDE, LARGE)}
+        self.latents = {side: Latents(work, side, tokenizer, seed=side, restorer=restorer) for side in (SIDE, LARGE)}
         self.ladders = {side: kept.ladder for side, kept in self.latents.items()}
         self.restorer = restorer
 
@@ -389,12 +396,6 @@ def config(**changes):
     return replace(base, **changes)
 
 
-def transformer_config():
-
-    changes = {"depth": 6, "position_grid": 32, "condition": "restorer", "stem": StemConfig(channels=64)}
-    return replace(tiny().transformer, **changes)
-
-
 def codebook(start: Path, work: Path) -> None:
 
     tokenizer = load_tokenizer(start, work)
@@ -458,17 +459,19 @@ def transformer(start: Path, work: Path) -> None:
 
     tokenizer = load_tokenizer(start, work, codebook=True)
     model_restorer = load_restorer(start, work, trained=True).eval().requires_grad_(False)
-    wanted = transformer_config()
+    wanted = tiny().transformer
     whole = ModelConfig(tokenizer.config, wanted, model_restorer.config, FusionConfig())
     torch.manual_seed(0)
     model = NextScale.create(whole).transformer
     start_from_codebook(model, tokenizer.cpu())
+    model.stem.start_from(tokenizer.encoder, tokenizer.quant_conv)
     tokenizer.to(DEVICE)
     model.to(DEVICE).train().requires_grad_(True)
     latent_steps = 1 if SMALL else 150
     settings = CodesConfig(
-        sides=(SIDE, SIDE, SIDE, LARGE), mixed=0.6, preference=0.1, latent_steps=latent_steps, latent=1.0, balance=0.5
-    )
+        sides=(SIDE, SIDE, SIDE, LARGE), mixed=0.6, preference=0.0, latent_steps=latent_steps, latent=1.0, balance=0.5,
+        target="restored",
+    )  # fmt: skip
     crops = {side: PoolCrops(work, side) for side in (SIDE, LARGE)}
     task = CodesTask(model, tokenizer, crops, settings, restorer=model_restorer)
     task.samples = PoolCodes(work, tokenizer, model_restorer)
@@ -492,7 +495,7 @@ def fusion(start: Path, work: Path) -> None:
     stream = PoolStream(work, SIDE, 5)
     trained = load_file(wait_for(work / "transformer.done"))
     tokenizer = load_tokenizer(start, work, codebook=True, decoders=True)
-    wanted = transformer_config()
+    wanted = tiny().transformer
     channels = tokenizer.config.autoencoder.latent_channels
     model = Transformer(wanted, tokenizer.ladder, tokenizer.config.codebook_size, channels)
     model.load_state_dict({k: v.float() for k, v in trained.items()})

@@ -28,12 +28,13 @@ from nextscale.train.hardware import PlanConfig
 from nextscale.train.plan import plan
 from reproduce.__main__ import main as reproduce
 from tests.model.test_restorer import compact_state
+from tests.model.test_taesd import official
 from tests.skips import shared
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "runs").glob("*.sh"))
 ARGUMENTS = {
-    "tiny": ["data", "start.pth", "{out}"],
+    "tiny": ["data", "taef2_encoder.pth", "start.pth", "{out}"],
     "paper": ["openimages", "photos", "benches", "checkpoints", "{out}"],
     "ablations": ["data", "bench", "{out}"],
     "results": ["tiny", "benches", "{out}"],
@@ -210,11 +211,11 @@ def test_paper_keeps_384_samples_on_fewer_gpus(tmp_path: Path, monkeypatch: pyte
         commands("paper", tmp_path / "other", GPUS="5")
 
 
-def run_tiny(out: Path, start: Path, **settings: str) -> NextScale:
+def run_tiny(out: Path, taef2: Path, start: Path, **settings: str) -> NextScale:
     """The whole recipe of `tiny` on the examples, at a small size; the model that it makes."""
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
-        ["bash", str(ROOT / "runs" / "tiny.sh"), str(ROOT / "examples"), str(start), str(out)],
+        ["bash", str(ROOT / "runs" / "tiny.sh"), str(ROOT / "examples"), str(taef2), str(start), str(out)],
         env={name: value for name, value in os.environ.items() if name != "RANK"}
         | {"PATH": search, "SIDE": "64"}
         | settings,
@@ -231,11 +232,16 @@ def run_tiny(out: Path, start: Path, **settings: str) -> NextScale:
 
 
 def test_one_step_of_each_training_of_tiny_makes_a_model(tmp_path: Path) -> None:
-    """With random weights in place of Real-ESRGAN's files, and without perceptual networks."""
+    """With random weights in place of the published files, and without perceptual networks."""
+    for name, state in zip(("encoder", "decoder"), official(0), strict=True):
+        save_file(state, tmp_path / f"taef2_{name}.safetensors")
     for seed, name in enumerate(("quiet", "noisy")):
         save_file(compact_state(64, 32, seed=seed), tmp_path / f"{name}.safetensors")
     quiet, noisy = tmp_path / "quiet.safetensors", tmp_path / "noisy.safetensors"
-    model = run_tiny(tmp_path / "out", quiet, STEPS="1", PIXELS="1", NOISY=f"{quiet} {noisy}")
+    model = run_tiny(
+        tmp_path / "out", tmp_path / "taef2_encoder.safetensors", quiet, STEPS="1", PIXELS="1", NOISY=f"{quiet} {noisy}"
+    )
+    assert model.config == tiny()
     restorer = model.pipeline.restorer
     assert restorer is not None
     assert restorer.grain is not None
@@ -250,6 +256,9 @@ def test_twenty_steps_of_tiny_make_a_model(tmp_path: Path) -> None:
     weights = shared("NEXTSCALE_WEIGHTS", "weights")
     ends = " ".join(str(weights / f"realesr-general-{name}x4v3.safetensors") for name in ("", "wdn-"))
     start = weights / "restorer-start.safetensors"
-    model = run_tiny(tmp_path / "out", start, STEPS="20", NEXTSCALE_WEIGHTS=str(weights), NOISY=ends)
+    model = run_tiny(
+        tmp_path / "out", weights / "taef2_encoder.safetensors", start,
+        STEPS="20", NEXTSCALE_WEIGHTS=str(weights), NOISY=ends,
+    )  # fmt: skip
     result = model.upscale(ROOT / "examples" / "rocket.jpg", UpscaleOptions(scale=2.0))
     assert result.picture.size == (238, 400)

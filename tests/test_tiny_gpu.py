@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -60,9 +60,19 @@ def test_a_batch_is_of_whole_samples_and_of_one_kind(recipe: Any, tmp_path: Path
     assert kinds == {(1.0, 1.0, 1.0), (0.5, 0.5, 0.5)}
 
 
+class Repeating:
+    """A restorer that makes pixels larger."""
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs
+
+    def __call__(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.nn.functional.interpolate(inputs, scale_factor=float(factor)) for factor in (1, 2, 4)]
+
+
 def test_latents_stay_those_of_their_photographs(recipe: Any, tmp_path: Path) -> None:
     tokenizer = random_model().tokenizer
-    restorer = SimpleNamespace(features=lambda inputs: inputs)
+    restorer = Repeating()
     write(recipe, tmp_path, 0, 8)
     (tmp_path / "pool").mkdir(exist_ok=True)
     recipe.Pool(tmp_path, 128).arrays["counts"][:] = 0

@@ -171,7 +171,7 @@ class TrainTokenizer:
 
 @dataclass(frozen=True)
 class TrainFusion:
-    """Train a whole model's fusion of codes and restorer, and the error it expects; the rest stays as it is."""
+    """Train what a whole model makes of its codes: the fusion with the restorer, or the decoders; the rest stays."""
 
     data: tuple[str, ...]
     """Folders, .tar shards, globs or addresses of photographs."""
@@ -179,6 +179,9 @@ class TrainFusion:
     """Folder of the run: state, log, and the result in `model/`."""
     start: Path
     """The whole model, as `train transformer` or an earlier run leaves it."""
+    part: Literal["fusion", "decoders"] = "fusion"
+    """What is trained: the fusion and the error it expects, or the decoders for codes alone (fidelity 0), on predicted
+    codes too. A fusion reads the decoders: train it after them."""
     restorer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The restorer, as `train restorer` leaves it: the model gets it, and a fusion that starts as nothing (default: the
     model's own)."""
@@ -197,6 +200,7 @@ class TrainFusion:
         from nextscale.train.adversarial import CRITIC, load_critic, save_critic
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
+        from nextscale.train.pairs import whole_factor
         from nextscale.train.tasks.fusion import FusionTask
         from nextscale.upscale.nextscale import NextScale, read_restorer, restorer_config, with_restorer
 
@@ -207,25 +211,26 @@ class TrainFusion:
                 part = dataclasses.replace(config.tokenizer, fusion=None)
                 sizes = restorer_config(self.restorer)
                 config = ModelConfig(part, config.transformer, sizes, config.fusion or FusionConfig())
-            if config.restorer is None:
+            if config.restorer is None and self.part == "fusion":
                 raise OptionError(f"{self.start}: has no restorer; name one with --restorer")
-            _show(self, config, "fusion", (self.restoration.side,))
+            trained: Training = "fusion" if self.part == "fusion" else "predicted decoders"
+            _show(self, config, trained, (self.restoration.side,))
             return 0
         torch.manual_seed(self.loop.seed)
         model = NextScale.from_pretrained(self.start, device="cpu", fp32=True)
         if self.restorer is not None:
             fusion = model.config.fusion
             model = with_restorer(model.tokenizer, model.transformer, read_restorer(self.restorer), fusion)
-        if model.restorer is None:
+        if model.restorer is None and self.part == "fusion":
             raise OptionError(f"{self.start}: has no restorer; name one with --restorer")
         model.to(str(device()), fp32=True)
-        factor = max(model.restorer.config.factors)
-        task = FusionTask(model, _samples(self, factor), self.restoration, _validation(self, factor))
+        factor = whole_factor(model.tokenizer.ladder)
+        samples, validation = _samples(self, factor), _validation(self, factor)
+        task = FusionTask(model, samples, self.restoration, validation, part=self.part)
         load_critic(task.adversary, (self.restorer or self.start) / CRITIC)
-        fusions = train(task, self.loop, self.out)
+        average = train(task, self.loop, self.out)
         if rank() == 0:
-            assert model.fusions is not None
-            model.fusions.load_state_dict(fusions.state_dict())
+            task.model.load_state_dict(average.state_dict())
             model.save_pretrained(self.out / "model", half=False)
             save_critic(task.adversary, self.out / "model" / CRITIC)
         return end(0)
@@ -244,8 +249,8 @@ class TrainTransformer:
     start: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A converted transformer, or a model whose transformer to continue from."""
     restorer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """The restorer on whose features the codes are conditioned, by itself or in a whole model ({"transformer":
-    {"condition": "restorer"}}; default: that of --start)."""
+    """The restorer on whose features the codes are conditioned, by itself or in a whole model (default: that of
+    --start; without any, the condition is the latents of the enlarged input)."""
     cache: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Folder where samples are kept once they are degraded and encoded: a later epoch, or another transformer on the
     same photographs, reads them."""
@@ -265,6 +270,7 @@ class TrainTransformer:
     def run(self) -> int:
         import torch
 
+        from nextscale.model.taesd import TaesdEncoder
         from nextscale.model.tokenizer import Tokenizer
         from nextscale.model.transformer import Transformer
         from nextscale.train.costs import rates_of_sides
@@ -286,6 +292,9 @@ class TrainTransformer:
             model = NextScale.create(config)
             if config.transformer.aligned_conditioning:
                 start_from_codebook(model.transformer, tokenizer)
+            stem = model.transformer.stem
+            if stem is not None and isinstance(tokenizer.encoder, TaesdEncoder):
+                stem.start_from(tokenizer.encoder, tokenizer.quant_conv)
         else:
             model = NextScale.assemble(self.tokenizer, self.start)
             restorer = restorer or model.restorer
@@ -323,7 +332,9 @@ class TrainTransformer:
         restorer = None if self.restorer is None else restorer_config(self.restorer)
         fusion = None if restorer is None else FusionConfig()
         if self.start is None:
-            base = ModelConfig(part, _preset(self.preset).transformer, restorer, fusion)
+            new = _preset(self.preset)
+            new = new.codes_alone() if restorer is None else new
+            base = ModelConfig(part, new.transformer, restorer, fusion)
             config = read_difference(base, self.config)
             _check_ladder_alone(part, config.tokenizer, self.tokenizer)
             return config
@@ -342,7 +353,7 @@ class TrainTransformer:
             raise OptionError("--preset has no effect beside --start, which brings its own configuration")
         if config.transformer.condition != "restorer":
             where = 'a transformer without {"condition": "restorer"}'
-            _refuse_changed("codes", self.codes, where, ("latent", "latent_steps"))
+            _refuse_changed("codes", self.codes, where, ("latent", "latent_steps", "target"))
             if self.restorer is not None:
                 raise OptionError(f"--restorer has no effect in {where}; leave it out")
         _refuse_idle(self)

@@ -261,7 +261,7 @@ class FusionConfig:
 
     channels: int = 64
     """Channels between the decoder's features and the scales and shifts made from them."""
-    blocks: int = 3
+    blocks: int = 1
     """Residual blocks after the features have been scaled and shifted."""
     error_channels: int = 32
     """Channels of the branch that predicts the error."""
@@ -273,14 +273,18 @@ class StemConfig:
 
     features: int = 64
     """Channels of the restorer's features."""
-    channels: int = 96
-    """Channels of its convolutions."""
+    channels: int = 64
+    """Channels of its convolutions; those of the tokenizer's encoder, if it is to start from that."""
+    blocks: int = 3
+    """Of its last level, as in the encoder."""
+    inner_channels: int = 32
+    """Channels at 1/8 of a stage's image, as in the encoder."""
     out_channels: int = 128
     """Channels of the condition; the first ones stand for the tokenizer's latents."""
 
     def __post_init__(self) -> None:
-        if min(self.features, self.channels, self.out_channels) < 1:
-            raise ModelError(f"a stem needs features, channels and out_channels from 1, got {self}")
+        if min(self.features, self.channels, self.inner_channels, self.out_channels) < 1:
+            raise ModelError(f"a stem needs features, channels, inner_channels and out_channels from 1, got {self}")
 
 
 @dataclass(frozen=True)
@@ -348,8 +352,9 @@ class ModelConfig:
                 raise ModelError("the stem needs at least as many out_channels as the tokenizer has latent_channels")
 
     def codes_alone(self) -> ModelConfig:
-        """The tokenizer and the transformer, without restorer and fusion, which are trained after them."""
-        return dataclasses.replace(self, restorer=None, fusion=None)
+        """The tokenizer and the transformer, without restorer and fusion; the condition is the input's latents then."""
+        transformer = dataclasses.replace(self.transformer, condition="latent")
+        return dataclasses.replace(self, transformer=transformer, restorer=None, fusion=None)
 
 
 def paper() -> ModelConfig:
@@ -358,20 +363,19 @@ def paper() -> ModelConfig:
 
 
 def tiny() -> ModelConfig:
-    """Narrow widths for a laptop's CPU. Its autoencoder is VAR's; the shipped model has TAEF2 (runs/tiny_gpu.py)."""
-    autoencoder = AutoencoderConfig(
-        channels=48, multipliers=(1, 2, 2), blocks=1, patch=4, attention=False, linear_path=True
-    )
+    """The shipped model's sizes, for a laptop's CPU: TAEF2's autoencoder, and codes conditioned on a restorer."""
     return ModelConfig(
-        tokenizer=TokenizerConfig(autoencoder=autoencoder, codebook_size=1024),
+        tokenizer=TokenizerConfig(autoencoder=TaesdConfig(), codebook_size=4096),
         transformer=TransformerConfig(
-            depth=8,
+            depth=6,
             width=256,
             heads=4,
-            shared_adaln=True,
-            aligned_conditioning=True,
             attention="step",
             prefix=False,
+            position_grid=32,
+            shared_adaln=True,
+            aligned_conditioning=True,
+            condition="restorer",
         ),
         restorer=RestorerConfig(),
         fusion=FusionConfig(),

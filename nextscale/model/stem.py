@@ -1,51 +1,96 @@
 """The stem: the restorer's features of a photograph -> the transformer's condition on every stage's canvas.
 
-A small encoder in place of the tokenizer's, which need not run where a photograph is restored: it reads what the
-restorer knows already, at the input's resolution, and halves it down to each canvas.
+It stands for the tokenizer's encoder, which need not run where a photograph is restored: convolutions bring what the
+restorer knows to the resolution of the encoder's last level, and a copy of that level goes on from there.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nextscale.errors import ModelError
 from nextscale.model.config import Ladder, StemConfig
 from nextscale.model.layers import PlainBlock, area_downsample
+from nextscale.model.taesd import TaesdBlock, TaesdEncoder
 
 
 class Stem(nn.Module):
-    """Features B C h w -> one map per stage, B D c c with c the stage's canvas.
+    """Features B C s s -> one map per stage, B D c c with c the stage's canvas.
 
-    The first channels of D are trained towards the latents of the photograph; the others are free.
+    The first channels of D stand for the latents of the stage's image; the others are free.
 
     Args:
         config: sizes.
         ladder: of the model; others for the same patch are told at each call.
+        latent_channels: of the tokenizer, at most D.
     """
 
-    def __init__(self, config: StemConfig, ladder: Ladder) -> None:
+    LEVELED = 4
+    """Side of what the last level reads, over the canvas: a convolution halves it, and so does space-to-depth."""
+
+    def __init__(self, config: StemConfig, ladder: Ladder, latent_channels: int) -> None:
         super().__init__()
-        # How often the input's side halves before it would fall below the canvas.
-        self.depths = [max(0, (ladder.input_side // canvas).bit_length() - 1) for canvas in ladder.canvases]
         width = config.channels
-        self.enter = nn.Conv2d(config.features, width, 1)
-        self.levels = nn.ModuleList(
+        sides = [self.LEVELED * canvas for canvas in ladder.canvases]
+        # How often the input's side halves before it would fall below what the last level reads.
+        self.depths = [max(0, (ladder.input_side // side).bit_length() - 1) for side in sides]
+        self.enter = nn.Conv2d(config.features, width, 3, padding=1)
+        self.block = PlainBlock(width)
+        self.down = nn.ModuleList(
             nn.Sequential(nn.Conv2d(width, width, 3, padding=1, stride=2), nn.ReLU(), PlainBlock(width))
             for _ in range(max(self.depths))
         )
-        self.leave = nn.ModuleList(nn.Conv2d(width, config.out_channels, 1) for _ in ladder.canvases)
+        self.leave = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in sides)
+        self.level = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, stride=2, bias=False),
+            *(TaesdBlock(width, pooled=True) for _ in range(config.blocks)),
+            nn.Conv2d(width, config.inner_channels, 3, padding=1),
+        )
+        self.latent = nn.Conv2d(4 * config.inner_channels, latent_channels, 1)
+        free = config.out_channels - latent_channels
+        self.free = nn.ModuleList(nn.Conv2d(width, free, 1) for _ in sides) if free else None
 
     def forward(self, features: Tensor, ladder: Ladder) -> list[Tensor]:
-        """The condition of each stage, the last one's canvas last.
+        """The condition of each stage, float32, the last one's canvas last.
 
         Args:
             features: B C s s, s the ladder's input side.
             ladder: the model's, or the same for another side.
         """
-        levels = [F.relu(self.enter(features))]
-        for level in self.levels:
-            levels.append(level(levels[-1]))
-        return [
-            leave(area_downsample(levels[depth], canvas)).float()
-            for leave, depth, canvas in zip(self.leave, self.depths, ladder.canvases, strict=True)
-        ]
+        levels = [self.block(F.relu(self.enter(features)))]
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        maps = []
+        for stage, (leave, depth, canvas) in enumerate(zip(self.leave, self.depths, ladder.canvases, strict=True)):
+            side = self.LEVELED * canvas
+            h = levels[depth]
+            if h.shape[-1] < side:
+                h = F.interpolate(h, size=(side, side), mode="nearest")
+            h = area_downsample(h, side)
+            z = self.latent(F.pixel_unshuffle(self.level(F.relu(leave(h))), 2))
+            if self.free is not None:
+                z = torch.cat([z, self.free[stage](area_downsample(h, canvas))], dim=1)
+            maps.append(z.float())
+        return maps
+
+    @torch.no_grad()
+    def start_from(self, encoder: TaesdEncoder, quant_conv: nn.Conv2d) -> None:
+        """Take the last level from a tokenizer's encoder.
+
+        Raises:
+            ModelError: its sizes are others.
+        """
+        layers = len(self.level)
+        try:
+            self.level.load_state_dict(
+                {
+                    f"{int(name.split('.')[0]) - len(encoder.net) + layers}.{name.partition('.')[2]}": tensor
+                    for name, tensor in encoder.net.state_dict().items()
+                    if int(name.split(".")[0]) >= len(encoder.net) - layers
+                }
+            )
+            self.latent.load_state_dict(quant_conv.state_dict())
+        except RuntimeError:
+            raise ModelError("the stem's sizes are not those of the tokenizer's encoder; change them") from None

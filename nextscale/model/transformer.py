@@ -126,7 +126,7 @@ class Transformer(nn.Module):
         self.start_tokens = nn.Parameter(torch.empty(1, width, ladder.sides[0], ladder.sides[0]))
         self.level_embed = nn.Embedding(1 + ladder.num_steps, width)
         self.position = nn.Parameter(torch.empty(1, width, config.position_grid, config.position_grid))
-        self.stem = Stem(config.stem, ladder) if config.condition == "restorer" else None
+        self.stem = Stem(config.stem, ladder, latent_channels) if config.condition == "restorer" else None
         conditioned = latent_channels if self.stem is None else config.stem.out_channels
         self.aligned = nn.Linear(conditioned, width) if config.aligned_conditioning else None
         self.stack = Stack(config, codebook_size)

@@ -30,7 +30,7 @@ class CodeBatch:
     """B samples, float32."""
 
     latents: list[Tensor]
-    """The photographs' latents, per stage B Z h w."""
+    """Those whose codes are learned: the photographs', or their restored inputs', per stage B Z h w."""
     own: list[Tensor]
     """The enlarged inputs'; none where the transformer is conditioned on the restorer's features."""
     features: Tensor | None
@@ -101,11 +101,17 @@ class CodeSamples:
         # What is quantized is encoded in float32.
         with torch.autocast(targets.device.type, enabled=False):
             targets, inputs = (x.contiguous(memory_format=torch.channels_last) for x in (targets, inputs))
-            latents = tokenizer.stage_latents(targets, ladder=ladder)
             if self.restorer is None:
-                own = tokenizer.stage_latents(enlarge(inputs, targets.shape[-1]), ladder=ladder)
+                latents, own = (
+                    tokenizer.stage_latents(images, ladder=ladder)
+                    for images in (targets, enlarge(inputs, targets.shape[-1]))
+                )
                 return CodeBatch(latents, own, None, classes)
-            return CodeBatch(latents, [], self.restorer.features(inputs), classes)
+            features = self.restorer.features(inputs)
+            if config.target == "photograph":
+                return CodeBatch(tokenizer.stage_latents(targets, ladder=ladder), [], features, classes)
+            drafts = [self.restorer.draft(features, inputs, factor) for factor in self.restorer.config.factors]
+            return CodeBatch([tokenizer.latents(draft.clamp(-1, 1)) for draft in drafts], [], features, classes)
 
     def _joined(self, samples: list[dict[str, Tensor]]) -> CodeBatch:
         def stacked(name: str) -> Tensor:
@@ -125,7 +131,7 @@ class CodeSamples:
         files = [(path, os.stat(path)) for path in sorted({source.path for source in crops.sources})]
         photographs = [(canonical(Path(path)), about.st_size, about.st_mtime_ns) for path, about in files]
         places = [(source.name, source.offset) for source in crops.sources]
-        settings = (config.presets, config.clean, config.soft, config.sharpen, crops.seed, crops.side)
+        settings = (config.presets, config.clean, config.soft, config.sharpen, config.target, crops.seed, crops.side)
         digest.update(repr((photographs, places, settings, self.ladders[side])).encode())
         for part in (self.tokenizer.encoder, self.tokenizer.quant_conv, self.restorer):
             for name, tensor in (part.state_dict() if part is not None else {}).items():

@@ -124,6 +124,9 @@ class CodesConfig:
     """Share of targets of which a part is enlarged 1.2 to 2.2 times, as most photographs are not sharp to the pixel."""
     sharpen: bool = False
     """Unsharp-mask the photographs before they are degraded, as Real-ESRGAN and StableSR do."""
+    target: Literal["photograph", "restored"] = "photograph"
+    """Whose codes are learned: the photograph's (the paper), or those of what the restorer makes of the input, which
+    follow from the input (condition: restorer)."""
     class_free: float = 0.1
     """Share of samples whose class is dropped (class 2)."""
     beta: float = 1.0

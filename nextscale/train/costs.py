@@ -23,7 +23,9 @@ from nextscale.model.transformer import Condition, Transformer
 from nextscale.train.loop import checkpoint_units
 from nextscale.upscale.nextscale import make_fusions
 
-Training = Literal["autoencoder", "codebook", "vocabulary", "decoders", "transformer", "restorer", "fusion"]
+Training = Literal[
+    "autoencoder", "codebook", "vocabulary", "decoders", "transformer", "restorer", "fusion", "predicted decoders"
+]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -161,6 +163,15 @@ def _forwards(config: ModelConfig, training: Training, ladder: Ladder, stages: i
             Piece("tokenizer", [tokenizer], 1, run.tokenize, exact=True),
             *([Piece("restorer", [run.restorer], 1, run.restore, exact=True)] if own else []),
             Piece("transformer", [run.transformer], 3, run.predict),
+        ]
+    if training == "predicted decoders":
+        return [
+            Piece(
+                "tokenizer", [tokenizer.encoder, tokenizer.quant_conv, tokenizer.quantizer], 1, run.tokenize, exact=True
+            ),
+            Piece("transformer", [run.transformer], 1, run.predict, exact=True),
+            *([Piece("restorer", [run.restorer], 1, run.restore, exact=True)] if config.restorer else []),
+            Piece("decoders", decoders, 3, run.decode),
         ]
     return _fusion_forwards(run)
 

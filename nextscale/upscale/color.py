@@ -52,7 +52,7 @@ def keep_flat(images: Tensor, inputs: Tensor) -> Tensor:
     """
     weight = inputs.new_zeros(len(inputs), 1, *inputs.shape[-2:])
     around = torch.cat([inputs, -inputs], dim=1)
-    limits = []
+    limits: list[Tensor] = []
     for _ in range(FLAT_RADIUS):
         # Axis by axis, each radius from the one before. Padding is minus infinity: beyond the edge nothing differs.
         around = F.max_pool2d(F.max_pool2d(around, (1, 3), 1, (0, 1)), (3, 1), 1, (1, 0))
@@ -62,7 +62,5 @@ def keep_flat(images: Tensor, inputs: Tensor) -> Tensor:
     if not weight.any():
         return images
     size = images.shape[-2:]
-    highest, lowest, weight = (
-        F.interpolate(x, size=size, mode="nearest-exact").to(images) for x in (*limits, weight)
-    )
+    highest, lowest, weight = (F.interpolate(x, size=size, mode="nearest-exact").to(images) for x in (*limits, weight))
     return torch.lerp(images, images.clamp(lowest, highest), weight)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nextscale.errors import ModelError, OptionError
+from nextscale.model.checkpoint import find_folder, read_config
 from nextscale.model.config import (
     PRESETS,
     DecoderFusionConfig,
@@ -136,7 +137,7 @@ def test_a_difference_changes_only_what_it_names(tmp_path: Path) -> None:
     file.write_text('{"tokenizer": {"ladder": {"stage_ends": [10]}}, "transformer": {"depth": 3}}')
     found = read_difference(tiny().codes_alone(), file)
     assert found.tokenizer.ladder == dataclasses.replace(tiny().tokenizer.ladder, stage_ends=(10,))
-    assert found.transformer == dataclasses.replace(tiny().transformer, depth=3)
+    assert found.transformer == dataclasses.replace(tiny().transformer, depth=3, condition="latent")
     assert found.tokenizer.autoencoder == tiny().tokenizer.autoencoder
     assert read_difference(tiny(), None) == tiny()
     assert changed(tiny(), {"tokenizer": {"fusion": None}}).tokenizer.fusion is None
@@ -183,3 +184,8 @@ def count(config: ModelConfig) -> int:
 
 def test_the_paper_transformer_has_310_million_parameters() -> None:
     assert abs(count(paper()) - 310e6) <= 3e6
+
+
+def test_the_shipped_model_is_the_preset() -> None:
+    folder = find_folder("tiny")
+    assert read_config(folder, "model", ModelConfig) == tiny()

@@ -13,9 +13,19 @@ from torch import Tensor
 
 from nextscale.data.crops import Crops
 from nextscale.errors import ModelError, OptionError
-from nextscale.model.config import FusionConfig, Ladder, ModelConfig, RestorerConfig, TaesdConfig, TokenizerConfig
+from nextscale.model.config import (
+    FusionConfig,
+    Ladder,
+    ModelConfig,
+    RestorerConfig,
+    StemConfig,
+    TaesdConfig,
+    TokenizerConfig,
+)
 from nextscale.model.config_io import from_dict, to_dict
 from nextscale.model.convert import convert
+from nextscale.model.stem import Stem
+from nextscale.model.taesd import TaesdEncoder
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.train.config import CodebookConfig, LoopConfig
 from nextscale.train.loop import Run
@@ -198,3 +208,25 @@ def test_a_whole_model_on_it_is_saved_loaded_and_restores(tmp_path: Path) -> Non
     first, second = (m.upscale(picture, UpscaleOptions(fidelity=0.5)) for m in (model, other))
     assert first.pil.size == (160, 120)
     assert first.pil.tobytes() == second.pil.tobytes()
+
+
+def test_a_stem_goes_on_from_the_encoders_last_level() -> None:
+    torch.manual_seed(0)
+    ladder = Ladder()
+    tokenizer = Tokenizer(TokenizerConfig(ladder, SMALL, codebook_size=8))
+    assert isinstance(tokenizer.encoder, TaesdEncoder)
+    sizes = StemConfig(features=8, channels=16, blocks=1, inner_channels=8, out_channels=20)
+    stem = Stem(sizes, ladder, 12)
+    stem.start_from(tokenizer.encoder, tokenizer.quant_conv)
+    h = torch.rand(1, 16, 32, 32)
+    last = len(tokenizer.encoder.net) - len(stem.level)
+    with torch.no_grad():
+        wanted = tokenizer.quant_conv(F.pixel_unshuffle(tokenizer.encoder.net[last:](h), 2))
+        torch.testing.assert_close(stem.latent(F.pixel_unshuffle(stem.level(h), 2)), wanted)
+        maps = stem(torch.rand(1, 8, 128, 128), ladder)
+        assert [m.shape for m in maps] == [(1, 20, side, side) for side in ladder.canvases]
+        halved = stem(torch.rand(2, 8, 64, 64), ladder.for_input(64))
+        assert [m.shape for m in halved] == [(2, 20, side // 2, side // 2) for side in ladder.canvases]
+    wide = Stem(StemConfig(features=8, channels=16, inner_channels=8, out_channels=20), ladder, 12)
+    with pytest.raises(ModelError, match="sizes are not those"):
+        wide.start_from(tokenizer.encoder, tokenizer.quant_conv)

@@ -42,6 +42,7 @@ def test_numbers_of_two_pictures(bench: Path, model_folder: Path) -> None:
     assert [row.tokens for row in steps] == [2 * side**2 for side in ladder.sides]
     # Nothing was predicted before the first step.
     assert steps[0].fitting == steps[0].predicted
+    assert [row.restored for row in steps] == [row.fitting for row in steps]  # there is no restorer
     single = [study_codes(model, [pair]) for pair in found]
     for k, row in enumerate(steps):
         for name in ("predicted", "fitting", "enlarged", "probability", "nats"):
@@ -53,7 +54,7 @@ def test_numbers_of_two_pictures(bench: Path, model_folder: Path) -> None:
     assert "2 pictures of two" in text
 
 
-def test_a_photograph_that_is_its_own_input_agrees_with_it(bench: Path, tmp_path: Path, model_folder: Path) -> None:
+def test_a_photograph_that_is_its_own_input_agrees_with_it(tmp_path: Path, model_folder: Path) -> None:
     """A flat picture: the enlarged input is the photograph."""
     for part, side in (("LR", 128), ("HR", 512)):
         (tmp_path / part).mkdir()

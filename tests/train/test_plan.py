@@ -249,3 +249,11 @@ def test_the_fusion_trains_on_what_all_other_parts_say() -> None:
     made = plan(whole_config(), "fusion", LoopConfig(batch=2), PlanConfig(tflops=50, memory_gib=12), sides=(64,))
     assert "given device" in text(made)
     assert made.memory["optimizer"] == 8 * parts[-1].parameters
+
+
+def test_decoders_on_predicted_codes_are_all_that_trains() -> None:
+    parts = {part.name: part for part in pieces(plain_config(), "predicted decoders", 64)}
+    assert {name for name, part in parts.items() if part.passes > 1} == {"decoders"}
+    own = {part.name: part for part in pieces(plain_config(), "decoders", 64)}
+    assert parts["decoders"].flops == own["decoders"].flops
+    assert parts["transformer"].flops > 0

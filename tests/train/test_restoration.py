@@ -12,15 +12,16 @@ from torch import Tensor
 
 from nextscale.data.crops import Crops
 from nextscale.data.degrade import usm_sharpen
-from nextscale.model.config import RestorerConfig
+from nextscale.model.config import RestorerConfig, TaesdConfig, TokenizerConfig
 from nextscale.model.restorer import Restorer
 from nextscale.train.adversarial import Adversary, load_critic, save_critic
 from nextscale.train.config import FusionTrainingConfig, LoopConfig, RestorationConfig
 from nextscale.train.loop import Run, train
 from nextscale.train.stream import Samples, Stream
-from nextscale.train.tasks.fusion import FusionTask
+from nextscale.train.tasks.fusion import MARGIN, FusionTask
 from nextscale.train.tasks.restorer import RestorerTask
 from nextscale.train.terms import Terms
+from nextscale.upscale.nextscale import NextScale
 from tests.conftest import restoring_model
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
@@ -178,3 +179,46 @@ def test_the_fusion_trains_alone_and_remembers_its_predictions() -> None:
     other.load_state_dict(saved)
     assert other.advance()[0] == run.advance()[0]
     assert all(torch.equal(value, frozen[name]) for name, value in model.state_dict().items() if name in frozen)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("taesd", [False, True])
+def test_the_decoders_train_alone_on_predicted_codes(taesd: bool) -> None:
+    plain = {f.name: getattr(PLAIN, f.name) for f in dataclasses.fields(PLAIN)} | {
+        "side": 64,
+        "presets": ("stablesr",),
+        "window": 48,
+    }
+    config = FusionTrainingConfig(**plain, predicted=1.0, predicted_after=0, cycle=4)
+    model = restoring_model(untrained=False)
+    if taesd:
+        part = TokenizerConfig(
+            model.config.tokenizer.ladder, TaesdConfig(16, 8, blocks=1, latent_channels=32), codebook_size=64
+        )
+        torch.manual_seed(0)
+        model = NextScale.create(dataclasses.replace(model.config, tokenizer=part))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    task = FusionTask(model, samples(config), config, part="decoders")
+    loop = LoopConfig(steps=4, batch=2, lr=1e-3, warmup=1, bf16=False, ema=0.5)
+    run = Run(task, loop)
+    assert np.isfinite([run.advance()[0] for _ in range(2)]).all()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith("tokenizer.decoders.") for name in changed)
+    # A training sees windows where the pictures are large, the same place of the target; whole pictures otherwise.
+    codes = model.tokenizer.encode(torch.rand(1, 3, 256, 256) * 2 - 1, ladder=task.ladder)
+    canvases = model.tokenizer.canvases(codes)
+    inputs = torch.zeros(1, 3, 64, 64)
+    with torch.no_grad():
+        whole = [picture for picture, *_ in task._pictures(task.model, inputs, 1.0, canvases, [])]
+        parts = list(task._pictures(task.model, inputs, 1.0, canvases, [], 3))
+    for stage, (picture, full, (_, _, (rows, columns))) in enumerate(
+        zip([p for p, *_ in parts], whole, parts, strict=True)
+    ):
+        assert picture.shape == full[..., rows, columns].shape
+        if taesd and stage == 2:
+            assert picture.shape[-1] == 4 * (48 // 4 + MARGIN)
+        inside = slice(24, -24)
+        torch.testing.assert_close(
+            picture[..., inside, inside], full[..., rows, columns][..., inside, inside], atol=1e-4, rtol=1e-4
+        )

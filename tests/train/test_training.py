@@ -288,6 +288,18 @@ def test_the_stem_learns_the_photographs_latents_first(crops: Crops, tmp_path: P
     assert {"latent", "cross_entropy_10", "confidence_10"} <= set(numbers)
 
 
+def test_the_codes_of_the_restored_picture_follow_from_the_input(crops: Crops) -> None:
+    task = stem_task(crops, CodesConfig(sides=(64,), presets=("camera",), clean=0.0, target="restored"))
+    assert task.restorer is not None
+    made = task.samples.batch(64, 0, 2)
+    _, inputs, _ = pairs(crops, range(2), ("camera",), 0.0, factor=4)
+    with torch.no_grad():
+        pictures = [picture.clamp(-1, 1) for picture in task.restorer(inputs)]
+        wanted = [task.tokenizer.latents(picture) for picture in pictures]
+    for latents, other in zip(made.latents, wanted, strict=True):
+        torch.testing.assert_close(latents, other)
+
+
 def test_samples_on_disk_are_the_samples(crops: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = CodesConfig(sides=(64,), presets=("stablesr", "camera"))
     made = as_floats(stem_task(crops, config).losses(3, 2)[1])

@@ -1,8 +1,12 @@
-"""Trains the fusions on the frozen restorer's features and on codes: the photograph's own or predicted ones."""
+"""Trains what turns codes into pictures, on the photograph's own codes and on those that the transformer predicts.
+
+That is the decoders, for codes alone, or the fusions of codes with the restorer's features.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,39 +22,51 @@ from nextscale.train.log import Numbers
 from nextscale.train.loop import decay_groups
 from nextscale.train.pairs import draws
 from nextscale.train.stream import Samples, Stream
-from nextscale.train.terms import Terms
+from nextscale.train.terms import Terms, chances
 from nextscale.train.validation import Validation
 from nextscale.upscale.nextscale import NextScale, mean_probability
 
+Window = tuple[slice, slice]
+WHOLE: Window = (slice(None), slice(None))
+MARGIN = 8
+"""Input pixels by which a decoded window is larger than what the perceptual terms see of it."""
+
 
 class FusionTask:
-    """The fusions of a whole model against photographs at every factor; all else is frozen.
+    """The fusions of a whole model, or its decoders, against photographs at every factor; all else is frozen.
 
     The samples repeat after `cycle` of them, and their predicted codes are kept: predicting them costs as much as the
     training.
 
     Args:
-        model: a whole model with restorer and fusions, which are trained in place.
+        model: a whole model, of which one part is trained in place; with restorer and fusions if these are the part.
         samples: of the training.
         config: weights of the terms, and where the codes come from.
         validation: photographs for `validation_pictures`.
+        part: what is trained.
 
     Raises:
         OptionError: the model has more factors than the config has weights.
     """
 
     def __init__(
-        self, model: NextScale, samples: Samples, config: FusionTrainingConfig, validation: Validation | None = None
+        self,
+        model: NextScale,
+        samples: Samples,
+        config: FusionTrainingConfig,
+        validation: Validation | None = None,
+        *,
+        part: Literal["fusion", "decoders"] = "fusion",
     ) -> None:
-        assert model.fusions is not None
-        assert model.restorer is not None
         self.whole_model = model
-        self.restorer = model.restorer
-        self.model: nn.Module = model.fusions
+        self.part = part
+        trained = model.fusions if part == "fusion" else model.tokenizer.decoders
+        assert trained is not None
+        self.model: nn.Module = trained
         self.config = config
         self.validation = validation
         model.requires_grad_(False)
-        model.fusions.requires_grad_(True)
+        trained.requires_grad_(True)
         self.device = model.device
         self.ladder = model.tokenizer.ladder.for_input(config.side)
         self.stream = Stream(samples, self.device)
@@ -75,28 +91,74 @@ class FusionTask:
         if optimizer_step < config.predicted_after:
             share *= optimizer_step / config.predicted_after
         use_predicted = draws(seed, 6, first, batch, 1)[:, 0] < share
-        with torch.no_grad():
-            restored = self.restorer.features(inputs, samples.denoise if bool((samples.denoise < 1).any()) else 1.0)
-            # The codes of the photographs and of the transformer are those of float32.
-            with torch.autocast(inputs.device.type, enabled=False):
-                codes, probabilities = self._codes(
-                    samples.targets, inputs, samples.clean, positions(place, batch), use_predicted
-                )
+        # The codes of the photographs and of the transformer are those of float32.
+        with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+            codes, probabilities = self._codes(
+                samples.targets, inputs, samples.clean, positions(place, batch), use_predicted
+            )
             canvases = tokenizer.canvases(codes)
+        denoise = samples.denoise if bool((samples.denoise < 1).any()) else 1.0
         total = inputs.new_zeros(())
         numbers: dict[str, float | Tensor] = {"predicted": float(use_predicted.mean())}
-        for stage, f in enumerate(canvases):
-            maps = [probabilities[k] for k in self.ladder.steps_of(stage)]
-            with torch.no_grad():
-                decoded, _ = tokenizer.decoders[stage].features(f)  # type: ignore[operator]
-            picture, error = self.model[stage](inputs, restored, decoded, mean_probability(maps, inputs))  # type: ignore[index]
-            target = samples.target_at(picture.shape[-1])
+        made = self._pictures(self.model, inputs, denoise, canvases, probabilities, optimizer_step)
+        for stage, (picture, error, (rows, columns)) in enumerate(made):
+            target = samples.target_at(self.ladder.image_sides[stage])[..., rows, columns]
             loss, logged = self.terms.loss(stage, picture, target, samples.smooth > 0, optimizer_step)
-            error_loss = laplace_loss(picture, target, error)
-            total = total + loss + config.error * error_loss
-            numbers |= logged | {f"error_{stage + 1}": error_loss.detach()}
+            total = total + loss
+            numbers |= logged
+            if error is not None:
+                error_loss = laplace_loss(picture, target, error)
+                total = total + config.error * error_loss
+                numbers[f"error_{stage + 1}"] = error_loss.detach()
         numbers["loss"] = total.detach()
         return total, numbers
+
+    def _pictures(
+        self,
+        trained: nn.Module,
+        inputs: Tensor,
+        denoise: Tensor | float,
+        canvases: Sequence[Tensor],
+        probabilities: Sequence[Tensor],
+        step: int | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor | None, Window]]:
+        """Per stage, the trained part's pictures B 3 H H, and the error they expect where the part is the fusions.
+
+        Decoding is most of a decoder's training and its terms look at windows: at a step, larger pictures are decoded
+        only around one. The last value says where it is.
+
+        Args:
+            trained: the part, or its average.
+            inputs: B 3 h h in [-1, 1].
+            denoise: of the inputs, B in [0, 1].
+            canvases: of all stages, B C h w.
+            probabilities: of each code, B rho rho per step.
+            step: which draws the windows; without it the pictures are whole.
+        """
+        decoders = self.whole_model.tokenizer.decoders
+        if self.part == "decoders":
+            for stage, (decoder, f) in enumerate(zip(trained.children(), canvases, strict=True)):
+                h, base = decoder.features(f)  # type: ignore[operator]
+                factor = 16 * f.shape[-1] // inputs.shape[-1]
+                window = WHOLE
+                if step is not None and base is None and h.shape[-1] == inputs.shape[-1]:
+                    size = min(h.shape[-1], self.config.window // factor + MARGIN)
+                    first = chances(self.stream.samples.photographs.seed, 100 + stage, step)[:2]
+                    top, left = (int(draw * (h.shape[-1] - size + 1)) for draw in first)
+                    h = h[..., top : top + size, left : left + size]
+                    rows, columns = (slice(factor * at, factor * (at + size)) for at in (top, left))
+                    window = (rows, columns)
+                yield decoder.picture(h, base), None, window  # type: ignore[operator]
+            return
+        restorer = self.whole_model.restorer
+        assert restorer is not None
+        with torch.no_grad():
+            restored = restorer.features(inputs, denoise)
+        for stage, (fusion, f) in enumerate(zip(trained.children(), canvases, strict=True)):
+            maps = [probabilities[k] for k in self.ladder.steps_of(stage)]
+            with torch.no_grad():
+                decoded, _ = decoders[stage].features(f)  # type: ignore[operator]
+            yield *fusion(inputs, restored, decoded, mean_probability(maps, inputs)), WHOLE
 
     def _codes(
         self, targets: Tensor, inputs: Tensor, clean: Tensor, places: range, use_predicted: np.ndarray
@@ -145,7 +207,7 @@ class FusionTask:
 
     @torch.no_grad()
     def validation_pictures(self, average: nn.Module) -> list[Tensor]:
-        """The validation photographs restored by the averaged fusions from predicted codes, at each stage."""
+        """The validation photographs restored by the averaged part from predicted codes, at each stage."""
         assert self.validation is not None
         whole = self.whole_model
         made = []
@@ -156,13 +218,10 @@ class FusionTask:
             condition = whole.pipeline.condition(inputs, 0, ladder)
             condition.classes.copy_(classes)
             noise = tile_noise(0, [(0, 0)] * len(inputs))
-            restored = self.restorer.features(inputs.contiguous(memory_format=torch.channels_last))
-            pictures = []
-            for stage in sample(
-                whole.transformer, whole.tokenizer.quantizer, ladder, condition, SamplingOptions(), noise=noise
-            ):
-                decoded, _ = whole.tokenizer.decoders[stage.stage].features(stage.f)  # type: ignore[operator]
-                confidence = mean_probability([stage.probabilities[k] for k in ladder.steps_of(stage.stage)], inputs)
-                pictures.append(average[stage.stage](inputs, restored, decoded, confidence)[0].clamp(-1, 1))  # type: ignore[index]
-            made.append(pictures)
+            stages = list(
+                sample(whole.transformer, whole.tokenizer.quantizer, ladder, condition, SamplingOptions(), noise=noise)
+            )
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            pictures = self._pictures(average, inputs, 1.0, [stage.f for stage in stages], stages[-1].probabilities)
+            made.append([picture.clamp(-1, 1) for picture, *_ in pictures])
         return [torch.cat(parts) for parts in zip(*made, strict=True)]
