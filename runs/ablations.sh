@@ -11,10 +11,10 @@
 #   SIDE=64     side in pixels of the training inputs, a multiple of 64
 #   LIMIT=0     only the first pictures of BENCH (0: all)
 #   RATE=6e-4   learning rate of decoders and transformers
-#   AUTOENCODER=  a trained tokenizer's or model's folder to start from, instead of an autoencoder trained here
+#   AUTOENCODER=tiny   the tokenizer or model whose autoencoder all rows have
 # The perceptual terms need VGG19 and SqueezeNet weights: NEXTSCALE_WEIGHTS names their folder.
 #
-# All rows are the paper's decoder (w = 0), so no fusion is trained. What they share is trained once: the autoencoder,
+# All rows are the paper's decoder (w = 0), so no fusion is trained. What they share is trained once:
 # base's tokenizer (all transformers but those of another number of stages), base's transformer (hybrid-off, which
 # changes the decoders alone).
 set -euo pipefail
@@ -46,12 +46,7 @@ transformer() { # NAME TOKENIZER [option ...]
     --codes.sides "$side" "$side" "$side" "$((2 * side))" --codes.beta 3 "${@:3}"
 }
 
-autoencoder=${AUTOENCODER:-$out/autoencoder/model}
-if [[ -z ${AUTOENCODER:-} ]]; then
-  train tokenizer --phase autoencoder --out "$out/autoencoder" \
-    --steps "$steps" --batch 4 --lr "$rate" --warmup 20 --final-lr 0.1 --ema 0.99 \
-    --reconstruction.side "$side" --reconstruction.noise 0.2
-fi
+autoencoder=${AUTOENCODER:-tiny}
 
 # The row all others differ from: three stages, hierarchical codes, half of the decoders' samples unquantized,
 # preference with beta 3, aligned conditioning.

@@ -28,6 +28,7 @@ for bench in val RealSR; do
   report table-2 --bench "$benches/$bench" -n "$model" --limit "$limit" --out "$out/table-2-$bench"
   report table-3 --bench "$benches/$bench" -n "$model" --peers "${peers[@]}" --limit "$limit" \
     --out "$out/table-3-$bench"
+  report codes --bench "$benches/$bench" -n "$model" --limit "$limit" --out "$out/codes-$bench"
   report confidence --bench "$benches/$bench" -n "$model" --limit "$limit" --out "$out/confidence-$bench"
   report figure --bench "$benches/$bench" -n "$model" -o "$out/figure-$bench.png"
   report figure-2 --bench "$benches/$bench" -n "$model" -o "$out/figure-2-$bench.png"

@@ -37,7 +37,7 @@ restoration+=("${sources[@]}")
 python -m nextscale convert "$taef2" "$out/taef2" --from taesd --part tokenizer
 train tokenizer --phase codebook --out "$out/codebook" --start "$out/taef2" \
   --steps "$(steps 500)" --batch 16 --lr 0.02 --warmup 10 --weight-decay 0 --final-lr 0.01 --ema 0.98 \
-  --codebook.side "$side"
+  --codebook.side "$side" --codebook.kmeans-rounds "$(steps 12)"
 train tokenizer --phase decoders --out "$out/decoders" --start "$out/codebook/model" \
   --steps "$(steps 1150)" --batch 4 --lr 6e-4 --warmup 20 --final-lr 0.03 --ema 0.99 \
   --reconstruction.side "$side" --reconstruction.pixel 0.4 --reconstruction.feature 0.6 --reconstruction.lpips 0.4 "${seen[@]}"

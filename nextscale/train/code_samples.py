@@ -115,7 +115,8 @@ class CodeSamples:
 
     def _joined(self, samples: list[dict[str, Tensor]]) -> CodeBatch:
         def stacked(name: str) -> Tensor:
-            return torch.stack([sample[name] for sample in samples]).to(self.device).float()
+            # As float32 before they meet: a CPU's autocast to bfloat16 does not stack float16.
+            return torch.stack([sample[name].float() for sample in samples]).to(self.device)
 
         stages = range(self.tokenizer.ladder.num_stages)
         latents = [stacked(f"latent_{n}") for n in stages]

@@ -312,6 +312,12 @@ def test_samples_on_disk_are_the_samples(crops: Crops, tmp_path: Path, monkeypat
     monkeypatch.setattr(cached.samples, "_made", lambda *_: pytest.fail("they are on disk"))
     assert float(cached.losses(3, 2)[1]["loss"]) == pytest.approx(first["loss"], rel=1e-5)
     assert first["loss"] == pytest.approx(made["loss"], rel=2e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = cached.samples.batch(64, 3, 2)
+    outside = cached.samples.batch(64, 3, 2)
+    assert inside.features is not None
+    assert outside.features is not None
+    assert torch.equal(inside.features, outside.features)
     # Other settings and other photographs of the same names have other samples.
     other = stem_task(crops, dataclasses.replace(config, clean=0.5), tmp_path)
     assert other.samples.folders != cached.samples.folders
