@@ -132,5 +132,9 @@ python - "$out" <<'PYTHON'
 import sys
 from nextscale import NextScale
 
-NextScale.from_pretrained(f"{sys.argv[1]}/fusion/model", device="cpu", fp32=True).save_pretrained(f"{sys.argv[1]}/tiny")
+model = NextScale.from_pretrained(f"{sys.argv[1]}/fusion/model", device="cpu", fp32=True)
+# What 16 bits hold exactly is saved in 16 bits.
+for weight in model.tokenizer.quantizer.parameters():
+    weight.data = weight.data.half().float()
+model.save_pretrained(f"{sys.argv[1]}/tiny")
 PYTHON
