@@ -3,7 +3,7 @@
     python benchmarks/codes.py DIR [--model tiny] [--limit N] [--fidelities 1 0]
 
 DIR holds pairs LR (of the model's own input side) and HR. One JSON object: codes -> w -> factor ->
-[PSNR-Y, LPIPS-alex], and the share of predicted codes and of the input's that equal the photograph's, by step.
+[PSNR-Y, LPIPS-alex]. `python -m reproduce report codes` tells how often these codes agree.
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ def main() -> int:
     tokenizer, ladder = model.tokenizer, model.tokenizer.ladder
     distance = Lpips("alex")
     scores: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
-    equal: dict[str, list[list[float]]] = {"predicted": [], "input": []}
     for pair in pairs(settings.bench)[: settings.limit or None]:
         inputs, truth = (to_tensor(read_pixels(path)).float() * 2 - 1 for path in (pair.lr, pair.hr))
         if inputs.shape[-2:] != (ladder.input_side, ladder.input_side):
@@ -73,9 +72,6 @@ def main() -> int:
             ),
             "input": tokenizer.encode(enlarge(inputs, truth.shape[-1])),
         }
-        for name, shares in equal.items():
-            both = zip(kinds[name].steps, kinds["truth"].steps, strict=True)
-            shares.append([float((a == b).float().mean()) for a, b in both])
         for name, codes in kinds.items():
             for stage, f in enumerate(tokenizer.canvases(codes)):
                 target = area_downsample(truth, ladder.image_sides[stage])
@@ -91,8 +87,7 @@ def main() -> int:
         }
         for name, fidelities in scores.items()
     }
-    shares_equal = {name: np.mean(rows, axis=0).round(3).tolist() for name, rows in equal.items()}
-    sys.stdout.write(json.dumps({"scores": table, "equal to the photograph's, by step": shares_equal}, indent=1) + "\n")
+    sys.stdout.write(json.dumps(table, indent=1) + "\n")
     return 0
 
 

@@ -44,7 +44,7 @@ train tokenizer --phase decoders --out "$out/decoders" --start "$out/codebook/mo
 
 # The restorer: four times trained and averaged with where the training began, which is better than either end (LOG.md). The
 # second time has smooth ramps under noise, where pixels alone count; each goes on from the critic of the one before.
-mean() { # mean OUT FIRST SECOND [SHARE]: two restorers' weights, SHARE (a half) of the second, with its critic and dial
+mean() { # mean OUT FIRST SECOND [SHARE]: two models' weights, SHARE (a half) of the second, with its critic and dial
   python - "$@" <<'PYTHON'
 import shutil
 import sys
@@ -121,10 +121,11 @@ codes=(
   --restoration.presets stablesr stablesr stablesr x4plus x4plus camera camera compressed noisy
 )
 train fusion --part decoders --out "$out/decoded" --start "$out/transformer/model" "${codes[@]}" \
-  --steps "$(steps 300)" --lr 3e-4 --warmup 15 --ema 0.97 --betas 0.9 0.97 --restoration.grain 0 \
-  --restoration.pixel 0.4 --restoration.feature 0.3 --restoration.lpips 1.6 --restoration.lpips-scale 0.55 1.25 \
+  --steps "$(steps 300)" --lr 3e-4 --warmup 15 --ema 0.97 --betas 0.9 0.97 --restoration.pixel 0.4 \
+  --restoration.feature 0.3 --restoration.lpips 1.6 --restoration.lpips-scale 0.55 1.25 \
   --restoration.smooth-share 0.05 --restoration.predicted 0.7 --restoration.predicted-after 10 "${restoration[@]}"
-train fusion --out "$out/fusion" --start "$out/decoded/model" "${codes[@]}" \
+mean "$out/half" "$out/transformer/model" "$out/decoded/model"
+train fusion --out "$out/fusion" --start "$out/half" "${codes[@]}" \
   --steps "$(steps 120)" --lr 6e-4 --warmup 10 --ema 0.96 --betas 0.9 0.99 --clip 1 \
   --restoration.pixel 0 --restoration.smooth 0 --restoration.feature 0 --restoration.lpips 0 --restoration.error 1 \
   --restoration.predicted 1 --restoration.predicted-after 0 --restoration.cycle 120 "${sources[@]}"

@@ -180,8 +180,8 @@ class TrainFusion:
     start: Path
     """The whole model, as `train transformer` or an earlier run leaves it."""
     part: Literal["fusion", "decoders"] = "fusion"
-    """What is trained: the fusion and the error it expects, or the decoders for codes alone (fidelity 0), on predicted
-    codes too. A fusion reads the decoders: train it after them."""
+    """What is trained: the fusion and the error it expects, or the decoders for codes alone (fidelity 0), which know
+    no denoise dial. A fusion reads the decoders: train it after them."""
     restorer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The restorer, as `train restorer` leaves it: the model gets it, and a fusion that starts as nothing (default: the
     model's own)."""
@@ -204,7 +204,7 @@ class TrainFusion:
         from nextscale.train.tasks.fusion import FusionTask
         from nextscale.upscale.nextscale import NextScale, read_restorer, restorer_config, with_restorer
 
-        _refuse_idle(self)
+        settings = self._settings()
         if self.plan:
             config = read_config(find_folder(self.start), "model", ModelConfig)
             if self.restorer is not None:
@@ -225,8 +225,8 @@ class TrainFusion:
             raise OptionError(f"{self.start}: has no restorer; name one with --restorer")
         model.to(str(device()), fp32=True)
         factor = whole_factor(model.tokenizer.ladder)
-        samples, validation = _samples(self, factor), _validation(self, factor)
-        task = FusionTask(model, samples, self.restoration, validation, part=self.part)
+        samples, validation = _samples(self, settings, factor), _validation(self, factor)
+        task = FusionTask(model, samples, settings, validation, part=self.part)
         load_critic(task.adversary, (self.restorer or self.start) / CRITIC)
         average = train(task, self.loop, self.out)
         if rank() == 0:
@@ -234,6 +234,13 @@ class TrainFusion:
             model.save_pretrained(self.out / "model", half=False)
             save_critic(task.adversary, self.out / "model" / CRITIC)
         return end(0)
+
+    def _settings(self) -> FusionTrainingConfig:
+        _refuse_idle(self)
+        if self.part == "fusion":
+            return self.restoration
+        _refuse_changed("restoration", self.restoration, "--part decoders", ("grain", "error"))
+        return dataclasses.replace(self.restoration, grain=0.0)
 
 
 @dataclass(frozen=True)
@@ -482,7 +489,7 @@ class TrainRestorer:
         restorer = Restorer(RestorerConfig()) if self.start is None else read_restorer(self.start)
         restorer.to(device()).requires_grad_(True)
         config = self.restoration
-        samples = _samples(self, max(restorer.config.factors))
+        samples = _samples(self, config, max(restorer.config.factors))
         validation = _validation(self, max(restorer.config.factors))
         task = RestorerTask(restorer, samples, config, validation)
         if self.start is not None:
@@ -494,11 +501,11 @@ class TrainRestorer:
         return end(0)
 
 
-def _samples(command: TrainRestorer | TrainFusion, factor: int) -> Samples:
+def _samples(command: TrainRestorer | TrainFusion, config: RestorationConfig, factor: int) -> Samples:
     from nextscale.data.crops import Crops
     from nextscale.train.stream import Samples
 
-    config, sources = command.restoration, command.sources
+    sources = command.sources
 
     def crops(patterns: tuple[str, ...]) -> Crops | None:
         if not patterns:

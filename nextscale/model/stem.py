@@ -27,13 +27,13 @@ class Stem(nn.Module):
         latent_channels: of the tokenizer, at most D.
     """
 
-    LEVELED = 4
+    LEVEL_SIDE = 4
     """Side of what the last level reads, over the canvas: a convolution halves it, and so does space-to-depth."""
 
     def __init__(self, config: StemConfig, ladder: Ladder, latent_channels: int) -> None:
         super().__init__()
         width = config.channels
-        sides = [self.LEVELED * canvas for canvas in ladder.canvases]
+        sides = [self.LEVEL_SIDE * canvas for canvas in ladder.canvases]
         # How often the input's side halves before it would fall below what the last level reads.
         self.depths = [max(0, (ladder.input_side // side).bit_length() - 1) for side in sides]
         self.enter = nn.Conv2d(config.features, width, 3, padding=1)
@@ -64,7 +64,7 @@ class Stem(nn.Module):
             levels.append(down(levels[-1]))
         maps = []
         for stage, (leave, depth, canvas) in enumerate(zip(self.leave, self.depths, ladder.canvases, strict=True)):
-            side = self.LEVELED * canvas
+            side = self.LEVEL_SIDE * canvas
             h = levels[depth]
             if h.shape[-1] < side:
                 h = F.interpolate(h, size=(side, side), mode="nearest")
@@ -93,4 +93,6 @@ class Stem(nn.Module):
             )
             self.latent.load_state_dict(quant_conv.state_dict())
         except RuntimeError:
-            raise ModelError("the stem's sizes are not those of the tokenizer's encoder; change them") from None
+            raise ModelError(
+                "the stem's sizes are not those of the tokenizer's encoder; change transformer.stem in the config"
+            ) from None

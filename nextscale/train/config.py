@@ -141,8 +141,7 @@ class CodesConfig:
     """Share of samples whose canvas holds some of the input's own codes; the targets are then the codes that suit that
     canvas. The model meets its own mistakes when it restores."""
     latent: float = 1.0
-    """Weight of the distance of the stem's first channels to the latents of the photograph (condition:
-    restorer)."""
+    """Weight of the distance of the stem's first channels to the latents of the target (condition: restorer)."""
     latent_steps: int = 0
     """First train the stem alone for so many steps, on that distance (condition: restorer)."""
     balance: float = 1.0

@@ -166,9 +166,7 @@ def _forwards(config: ModelConfig, training: Training, ladder: Ladder, stages: i
         ]
     if training == "predicted decoders":
         return [
-            Piece(
-                "tokenizer", [tokenizer.encoder, tokenizer.quant_conv, tokenizer.quantizer], 1, run.tokenize, exact=True
-            ),
+            Piece("tokenizer", [*encoder, *codebook], 1, lambda: (run.encode(), run.quantize()), exact=True),
             Piece("transformer", [run.transformer], 1, run.predict, exact=True),
             *([Piece("restorer", [run.restorer], 1, run.restore, exact=True)] if config.restorer else []),
             Piece("decoders", decoders, 3, run.decode),

@@ -234,3 +234,12 @@ def test_a_transformer_is_no_tokenizer(tmp_path: Path, model: NextScale) -> None
     save_folder(tmp_path, "transformer", model.config, model.transformer.state_dict())
     with pytest.raises(ModelError, match="holds a transformer, a tokenizer is needed"):
         Tokenizer.from_pretrained(tmp_path)
+
+
+def test_decoders_know_no_denoise_dial(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "fusion", *DATA, "--start", str(model_folder), "--out", str(tmp_path / "a"), "--plan"]
+    assert main([*words, "--part", "decoders", "--restoration.grain", "0.1"]) == 2
+    assert "--restoration.grain has no effect in --part decoders" in capsys.readouterr().err
+    assert main([*words, "--part", "decoders"]) == 0
+    assert main(words) == 2
+    assert "has no restorer" in capsys.readouterr().err

@@ -139,12 +139,13 @@ class FusionTask:
         if self.part == "decoders":
             for stage, (decoder, f) in enumerate(zip(trained.children(), canvases, strict=True)):
                 h, base = decoder.features(f)  # type: ignore[operator]
-                factor = 16 * f.shape[-1] // inputs.shape[-1]
+                factor = int(self.ladder.factors[stage])
                 window = WHOLE
                 if step is not None and base is None and h.shape[-1] == inputs.shape[-1]:
                     size = min(h.shape[-1], self.config.window // factor + MARGIN)
-                    first = chances(self.stream.samples.photographs.seed, 100 + stage, step)[:2]
-                    top, left = (int(draw * (h.shape[-1] - size + 1)) for draw in first)
+                    # Other numbers than those which place the terms' windows within this one.
+                    chance = chances(self.stream.samples.photographs.seed, self.ladder.num_stages + stage, step)
+                    top, left = (int(draw * (h.shape[-1] - size + 1)) for draw in chance[:2])
                     h = h[..., top : top + size, left : left + size]
                     rows, columns = (slice(factor * at, factor * (at + size)) for at in (top, left))
                     window = (rows, columns)
