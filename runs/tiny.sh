@@ -10,7 +10,7 @@
 #   FACES=, PAGES=    folders or shards of photographs with faces and of rendered pages (`nextscale data pages`)
 #   PIXELS=1          without perceptual terms and critic, to try the recipe out where their weights are missing
 # The perceptual terms need VGG19 and SqueezeNet weights: NEXTSCALE_WEIGHTS names their folder.
-# The shipped tokenizer and restorer 4 come from `runs/tiny_gpu.py`, which trains all parts on one GPU at once; the rest is as
+# The shipped tokenizer and restorers 4 and 5 come from `runs/tiny_gpu.py`, which trains all parts on one GPU at once; the rest is as
 # here. LOG.md has each run, and where it differed.
 set -euo pipefail
 data=$1
@@ -42,7 +42,7 @@ train tokenizer --phase decoders --out "$out/decoders" --start "$out/codebook/mo
   --steps "$(steps 1150)" --batch 4 --lr 6e-4 --warmup 20 --final-lr 0.03 --ema 0.99 \
   --reconstruction.side "$side" --reconstruction.pixel 0.4 --reconstruction.feature 0.6 --reconstruction.lpips 0.4 "${seen[@]}"
 
-# The restorer: four times trained and averaged with where the training began, which is better than either end (LOG.md). The
+# The restorer: five times trained and averaged with where the training began, which is better than either end (LOG.md). The
 # second time has smooth ramps under noise, where pixels alone count; each goes on from the critic of the one before.
 mean() { # mean OUT FIRST SECOND [SHARE]: two models' weights, SHARE (a half) of the second, with its critic and dial
   python - "$@" <<'PYTHON'
@@ -104,10 +104,18 @@ restorer 4 "$out/mean-3" 1023 --warmup 30 --final-lr 0.01 --ema 0.997 \
   --restoration.adversarial 0.15 --restoration.smooth-share 0.1 --restoration.smooth 4 --restoration.soft 0.35 \
   --restoration.pages-share 0.1 --restoration.faces-share 0.1 --restoration.grain 0.12 --restoration.pixel 0.4 \
   --restoration.presets stablesr stablesr stablesr x4plus x4plus x4plus camera camera compressed noisy
-mean "$out/restorer" "$out/start" "$out/restorer-4/model" 0.7
+mean "$out/mean-4" "$out/start" "$out/restorer-4/model" 0.7
+# Again on a GPU, with more ramps and camera pictures; its critic began anew.
+restorer 5 "$out/mean-4" 2662 --warmup 100 --final-lr 0.01 --ema 0.999 \
+  --restoration.adversarial 0.25 --restoration.adversarial-from 500 --restoration.smooth-share 0.18 --restoration.smooth 4 \
+  --restoration.soft 0.4 --restoration.pages-share 0.1 --restoration.faces-share 0.1 --restoration.grain 0.12 \
+  --restoration.pixel 0.4 \
+  --restoration.presets stablesr stablesr stablesr x4plus x4plus camera camera camera compressed noisy
+mean "$out/restorer" "$out/mean-4" "$out/restorer-5/model" 0.6
 
 # The transformer: the stem alone until it knows the latents of the restored picture, then all of it on the codes of that.
-# (The shipped one had learned photographs' codes before, 340 + 600 steps with another stem.)
+# (The shipped one had learned 340 + 600 steps with another stem, then 401 of 160 on a GPU with one that did not see the
+# colors; with the present one, 360 steps of the stem alone and 300 of all.)
 train transformer --out "$out/transformer" --tokenizer "$out/decoders/model" --restorer "$out/restorer" \
   --steps "$(steps 1600)" --batch 8 --lr 1e-3 --warmup 15 --final-lr 0.03 --ema 0.97 --cache "$out/samples" \
   --codes.target restored --codes.latent-steps "$(steps 700)" --codes.kept-crops 1500 --codes.sides "$side" \

@@ -3,12 +3,13 @@
     NEXTSCALE_WEIGHTS=METRICS python runs/tiny_gpu.py DATA START WORK [PART ...]
 
 DATA holds photos*.tar (shards may come while it runs), faces.tar and pages/ (`nextscale data pages`); START the folders
-tokenizer/ and restorer/ where the parts begin, as `nextscale train` leaves them; WORK gets the pool, the logs and, in
+tokenizer/ and restorer/ where the parts begin, as `nextscale train` leaves them, and transformer.safetensors and
+fusions.safetensors if these two go on from former ones; WORK gets the pool, the logs and, in
 WORK/out, the averaged weights in 16 bits. With PARTs, only those are trained, on what the others left in WORK.
 
 Worker processes make training pairs into a pool that all processes see; one process per part trains from it, by the
 tasks of `nextscale train`. SCHEDULE says from when to when, in seconds; the learning rates follow the clock.
-REHEARSE=1 takes a few steps of each part with small sizes, on a CPU too.
+NAME:FIRST-LAST changes a part's times. REHEARSE=1 takes a few steps of each part with small sizes, on a CPU too.
 """
 
 from __future__ import annotations
@@ -56,13 +57,14 @@ SCHEDULE = {
     "codebook": (12.0, 48.0),
     "restorer": (12.0, 225.0),
     "decoders": (49.0, 330.0),
-    "transformer": (226.0, 415.0),
-    "fusion": (416.0, 522.0),
+    "transformer": (226.0, 456.0),
+    "predicted": (457.0, 537.0),
+    "fusion": (457.0, 537.0),
 }
 SMALL = bool(os.environ.get("REHEARSE"))
 SIDE, LARGE = 64, 128
-SLOTS = {SIDE: 256, LARGE: 32} if SMALL else {SIDE: 49152, LARGE: 4096}
-WORKERS = {SIDE: 1, LARGE: 1} if SMALL else {SIDE: 10, LARGE: 2}
+SLOTS = {SIDE: 256, LARGE: 32} if SMALL else {SIDE: 81920, LARGE: 6144}
+WORKERS = {SIDE: 1, LARGE: 1} if SMALL else {SIDE: 11, LARGE: 2}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -70,18 +72,18 @@ def restoration(side: int):
 
     return RestorationConfig(
         side=side,
-        presets=("stablesr",) * 3 + ("x4plus",) * 3 + ("camera",) * 2 + ("compressed", "noisy"),
-        soft=0.35,
-        smooth_share=0.1,
+        presets=("stablesr",) * 4 + ("x4plus",) * 2 + ("camera",) * 2 + ("compressed", "noisy"),
+        soft=0.4,
+        smooth_share=0.18,
         pages_share=0.1,
         faces_share=0.1,
         grain=0.12,
         pixel=0.4,
-        feature=0.3,
-        lpips=1.6,
+        feature=0.5,
+        lpips=1.2,
         lpips_scale=(0.55, 1.25),
-        adversarial=0.15,
-        adversarial_from=150,
+        adversarial=0.1,
+        adversarial_from=0,
         smooth=4.0,
     )
 
@@ -94,9 +96,10 @@ class Pool:
 
     FIELDS = ("hr", "lr", "grain", "marks")
 
-    def __init__(self, work: Path, side: int) -> None:
+    def __init__(self, work: Path, side: int, workers: int = 0) -> None:
         n = SLOTS[side]
-        self.side, self.slots, self.workers = side, n, WORKERS[side]
+        counts = work / "pool" / f"{side}-counts"
+        self.side, self.slots, self.workers = side, n, workers or counts.stat().st_size // 8
         shapes = {
             "hr": ((n, 3, 4 * side, 4 * side), np.uint8),
             "lr": ((n, 3, side, side), np.uint8),
@@ -189,9 +192,10 @@ class OnDevice:
 class PoolStream:
     """Takes the place of `nextscale.train.stream.Stream`: batches of the pool, flipped and turned at random."""
 
-    def __init__(self, work: Path, side: int, seed: int) -> None:
+    def __init__(self, work: Path, side: int, seed: int, grain: float = 0.12) -> None:
         self.source = OnDevice(work, side, ("hr", "lr", "grain"), seed=seed)
         self.calls = 0
+        self.grain = grain
         self.samples = SimpleNamespace(photographs=SimpleNamespace(seed=seed))
         self.kinds: list[torch.Tensor] = []
         self.cpu = torch.Generator().manual_seed(seed)
@@ -201,11 +205,14 @@ class PoolStream:
         parts = self.source.parts
         if self.calls % 20 == 0:
             self.source.follow()
+            while self.source.ready < min(2048, self.source.pool.slots // 2):
+                time.sleep(0.5)
+                self.source.follow()
             keep = self.source.marks[: self.source.ready, 0] < 1
             self.kinds = [(~keep).nonzero().flatten(), keep.nonzero().flatten()]
         self.calls += 1
         # Batches whose targets keep noise come apart: they take the slower way through the restorer.
-        kind = self.kinds[int(self.source.random.random() < 0.12 and len(self.kinds[1]) >= size)]
+        kind = self.kinds[int(self.source.random.random() < self.grain and len(self.kinds[1]) >= size)]
         index = kind[torch.randint(len(kind), (size,), generator=self.cpu)]
         marks = self.source.marks[index]
         index = index.to(DEVICE)
@@ -228,7 +235,7 @@ class Latents:
     """
 
     def __init__(self, work: Path, side: int, tokenizer, seed: int = 0, restorer=None) -> None:
-        self.source = OnDevice(work, side, ("hr", "lr"), seed=seed)
+        self.source = OnDevice(work, side, ("hr", "lr") if restorer is None else ("lr",), seed=seed)
         self.tokenizer, self.restorer = tokenizer, restorer
         self.ladder = tokenizer.ladder.for_input(side)
         channels = tokenizer.config.autoencoder.latent_channels
@@ -277,13 +284,14 @@ class PoolCodes:
     def batch(self, side: int, step: int, batch: int):  # noqa: ARG002
 
         kept = self.latents[side]
-        kept.grow(8 if SMALL else 48 * 64**2 // side**2)
+        kept.grow(8 if SMALL else 256 * 64**2 // side**2)
         places = kept.draw(batch)
         latents = [z[places].float() for z in kept.latents]
         with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
-            features = self.restorer.features(kept.inputs(places)).float()
+            inputs = kept.inputs(places)
+            features = self.restorer.features(inputs).float()
         clean = kept.source.marks[places.cpu(), 1].long().to(DEVICE)
-        return CodeBatch(latents, [], features, clean)
+        return CodeBatch(latents, [], features, clean, inputs)
 
 
 class PoolCrops:
@@ -434,7 +442,7 @@ def restorer(start: Path, work: Path) -> None:
         save_critic(task.adversary, work / "critic.safetensors")
 
     batch = 4 if SMALL else 48
-    average = train(work, "restorer", task, config(batch=batch, lr=3e-4, ema=0.997), save)
+    average = train(work, "restorer", task, config(batch=batch, lr=4e-4, ema=0.999, warmup=100), save)
     half(average.state_dict(), work / "restorer.done")
 
 
@@ -463,11 +471,15 @@ def transformer(start: Path, work: Path) -> None:
     whole = ModelConfig(tokenizer.config, wanted, model_restorer.config, FusionConfig())
     torch.manual_seed(0)
     model = NextScale.create(whole).transformer
-    start_from_codebook(model, tokenizer.cpu())
-    model.stem.start_from(tokenizer.encoder, tokenizer.quant_conv)
+    former = start / "transformer.safetensors"
+    if former.exists():
+        model.load_state_dict({k: v.float() for k, v in load_file(former).items()})
+    else:
+        start_from_codebook(model, tokenizer.cpu())
+        model.stem.start_from(tokenizer.encoder, tokenizer.quant_conv)
     tokenizer.to(DEVICE)
     model.to(DEVICE).train().requires_grad_(True)
-    latent_steps = 1 if SMALL else 150
+    latent_steps = 1 if SMALL else 60 if former.exists() else 400
     settings = CodesConfig(
         sides=(SIDE, SIDE, SIDE, LARGE), mixed=0.6, preference=0.0, latent_steps=latent_steps, latent=1.0, balance=0.5,
         target="restored",
@@ -479,41 +491,63 @@ def transformer(start: Path, work: Path) -> None:
     def save(average) -> None:
         half(average.state_dict(), work / "out" / "transformer.safetensors")
 
-    batch = 4 if SMALL else 64
+    batch = 4 if SMALL else 160
     average = train(
         work,
         "transformer",
         task,
-        config(batch=batch, lr=1e-3, ema=0.998, betas=(0.9, 0.97), weight_decay=0.02, warmup=100),
+        config(batch=batch, lr=1e-3, ema=0.995, betas=(0.9, 0.97), weight_decay=0.02, warmup=100),
         save,
     )
     half(average.state_dict(), work / "transformer.done")
 
 
-def fusion(start: Path, work: Path) -> None:
-
-    stream = PoolStream(work, SIDE, 5)
+def predicting(start: Path, work: Path, part: str, settings: FusionTrainingConfig) -> FusionTask:
+    """The task of a part that reads what the trained transformer predicts."""
+    stream = PoolStream(work, SIDE, 5, grain=0.0)
     trained = load_file(wait_for(work / "transformer.done"))
     tokenizer = load_tokenizer(start, work, codebook=True, decoders=True)
-    wanted = tiny().transformer
     channels = tokenizer.config.autoencoder.latent_channels
-    model = Transformer(wanted, tokenizer.ladder, tokenizer.config.codebook_size, channels)
+    model = Transformer(tiny().transformer, tokenizer.ladder, tokenizer.config.codebook_size, channels)
     model.load_state_dict({k: v.float() for k, v in trained.items()})
-    whole = with_restorer(tokenizer.cpu(), model, load_restorer(start, work, trained=True).cpu())
+    whole = with_restorer(tokenizer.cpu(), model, load_restorer(start, work, trained=True).cpu(), tiny().fusion)
     whole.to(str(DEVICE), fp32=True)
-    settings = FusionTrainingConfig(
-        **vars(restoration(SIDE)) | {"predicted": 0.9, "predicted_after": 300, "cycle": 10**9}
-    )
-    task = FusionTask(whole, stream.samples, settings)
+    fusions = start / "fusions.safetensors"
+    if fusions.exists():
+        whole.fusions.load_state_dict({k: v.float() for k, v in load_file(fusions).items()})
+    task = FusionTask(whole, stream.samples, settings, part=part)
     task.stream = stream
-    load_critic(task.adversary, work / "critic.safetensors")
     in_half(task.terms)
+    return task
+
+
+def predicted(start: Path, work: Path) -> None:
+
+    settings = FusionTrainingConfig(
+        **vars(restoration(SIDE)) | {"adversarial": 0.0, "predicted": 0.8, "predicted_after": 10, "cycle": 10**9}
+    )
+    task = predicting(start, work, "decoders", settings)
+
+    def save(average) -> None:
+        half(average.state_dict(), work / "out" / "predicted.safetensors")
+
+    batch = 2 if SMALL else 32
+    train(work, "predicted", task, config(batch=batch, lr=3e-4, ema=0.98, final_lr=0.02), save, every=30)
+
+
+def fusion(start: Path, work: Path) -> None:
+
+    silent = dict.fromkeys(("pixel", "smooth", "feature", "lpips", "adversarial"), 0.0)
+    settings = FusionTrainingConfig(
+        **vars(restoration(SIDE)) | silent | {"error": 1.0, "predicted": 1.0, "predicted_after": 0, "cycle": 10**9}
+    )
+    task = predicting(start, work, "fusion", settings)
 
     def save(average) -> None:
         half(average.state_dict(), work / "out" / "fusions.safetensors")
 
     batch = 2 if SMALL else 32
-    train(work, "fusion", task, config(batch=batch, lr=4e-4, ema=0.996, final_lr=0.02), save, every=30)
+    train(work, "fusion", task, config(batch=batch, lr=6e-4, ema=0.98, final_lr=0.02), save, every=30)
 
 
 def part_process(name: str, start: Path, work: Path) -> None:
@@ -528,26 +562,36 @@ def part_process(name: str, start: Path, work: Path) -> None:
     PARTS[name](start, work)
 
 
-PARTS = {part.__name__: part for part in (codebook, restorer, decoders, transformer, fusion)}
+PARTS = {part.__name__: part for part in (codebook, restorer, decoders, transformer, predicted, fusion)}
 
 
 def main() -> int:
     data, start, work = map(Path, sys.argv[1:4])
-    names = sys.argv[4:] or list(PARTS)
+    schedule = dict(SCHEDULE)
+    names = []
+    for argument in sys.argv[4:] or PARTS:
+        name, _, times = argument.partition(":")
+        names.append(name)
+        if times:
+            first, last = map(float, times.split("-"))
+            schedule[name] = first, last
     for folder in ("pool", "out"):
         (work / folder).mkdir(parents=True, exist_ok=True)
-    for side in SLOTS:
-        Pool(work, side)
-    schedule = SCHEDULE if not SMALL else dict.fromkeys(SCHEDULE, (20.0, 21.0))
+    if SMALL:
+        schedule = dict.fromkeys(SCHEDULE, (20.0, 21.0))
     (work / "schedule.json").write_text(json.dumps({"zero": time.time(), **schedule}))
     context = mp.get_context("spawn")
     running = {
         name: context.Process(target=part_process, args=(name, start, work), name=name, daemon=True) for name in names
     }
+    # Only the transformer sees large inputs.
+    workers = WORKERS if "transformer" in names else {SIDE: sum(WORKERS.values()), LARGE: 0}
+    for side, n in workers.items():
+        Pool(work, side, max(1, n))
     makers = [
         context.Process(target=work_on_pool, args=(work, data, side, i), name=f"pool {side}, {i}", daemon=True)
-        for side in SLOTS
-        for i in range(WORKERS[side])
+        for side, n in workers.items()
+        for i in range(n)
     ]
     for process in (*makers, *running.values()):
         process.start()

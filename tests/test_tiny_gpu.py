@@ -36,7 +36,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def write(recipe: Any, work: Path, first: int, count: int) -> None:
     """Samples that are one gray, another for each; every third keeps noise."""
     (work / "pool").mkdir(exist_ok=True)
-    pool = recipe.Pool(work, 64)
+    pool = recipe.Pool(work, 64, workers=1)
     for number in range(first, first + count):
         slot = number % pool.slots
         pool.arrays["hr"][slot] = pool.arrays["lr"][slot] = GRAY * number
@@ -75,7 +75,7 @@ def test_latents_stay_those_of_their_photographs(recipe: Any, tmp_path: Path) ->
     restorer = Repeating()
     write(recipe, tmp_path, 0, 8)
     (tmp_path / "pool").mkdir(exist_ok=True)
-    recipe.Pool(tmp_path, 128).arrays["counts"][:] = 0
+    recipe.Pool(tmp_path, 128, workers=1).arrays["counts"][:] = 0
     codes = recipe.PoolCodes(tmp_path, tokenizer, restorer)
     codes.batch(64, 0, 4)
     write(recipe, tmp_path, 8, 30)  # round and round

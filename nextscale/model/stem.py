@@ -17,7 +17,10 @@ from nextscale.model.taesd import TaesdBlock, TaesdEncoder
 
 
 class Stem(nn.Module):
-    """Features B C s s -> one map per stage, B D c c with c the stage's canvas.
+    """Features B C s s and the images they were made of -> one map per stage, B D c c with c the stage's canvas.
+
+    The restorer's heads add to the image, so its features leave out the colors: without the image the latents, and with
+    them the codes, get a tint (LOG.md).
 
     The first channels of D stand for the latents of the stage's image; the others are free.
 
@@ -36,7 +39,7 @@ class Stem(nn.Module):
         sides = [self.LEVEL_SIDE * canvas for canvas in ladder.canvases]
         # How often the input's side halves before it would fall below what the last level reads.
         self.depths = [max(0, (ladder.input_side // side).bit_length() - 1) for side in sides]
-        self.enter = nn.Conv2d(config.features, width, 3, padding=1)
+        self.enter = nn.Conv2d(config.features + 3, width, 3, padding=1)
         self.block = PlainBlock(width)
         self.down = nn.ModuleList(
             nn.Sequential(nn.Conv2d(width, width, 3, padding=1, stride=2), nn.ReLU(), PlainBlock(width))
@@ -52,14 +55,16 @@ class Stem(nn.Module):
         free = config.out_channels - latent_channels
         self.free = nn.ModuleList(nn.Conv2d(width, free, 1) for _ in sides) if free else None
 
-    def forward(self, features: Tensor, ladder: Ladder) -> list[Tensor]:
+    def forward(self, features: Tensor, images: Tensor, ladder: Ladder) -> list[Tensor]:
         """The condition of each stage, float32, the last one's canvas last.
 
         Args:
             features: B C s s, s the ladder's input side.
+            images: B 3 s s in [-1, 1].
             ladder: the model's, or the same for another side.
         """
-        levels = [self.block(F.relu(self.enter(features)))]
+        entering = torch.cat([features, images.to(features.dtype)], dim=1)
+        levels = [self.block(F.relu(self.enter(entering)))]
         for down in self.down:
             levels.append(down(levels[-1]))
         maps = []

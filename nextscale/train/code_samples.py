@@ -37,6 +37,8 @@ class CodeBatch:
     """The restorer's features B C h w, where the transformer is conditioned on them."""
     classes: Tensor
     """B: 0 degraded, 1 clean."""
+    inputs: Tensor | None = None
+    """Of which the features were made: B 3 h w in [-1, 1]."""
 
 
 class CodeSamples:
@@ -109,9 +111,10 @@ class CodeSamples:
                 return CodeBatch(latents, own, None, classes)
             features = self.restorer.features(inputs)
             if config.target == "photograph":
-                return CodeBatch(tokenizer.stage_latents(targets, ladder=ladder), [], features, classes)
+                return CodeBatch(tokenizer.stage_latents(targets, ladder=ladder), [], features, classes, inputs)
             drafts = [self.restorer.draft(features, inputs, factor) for factor in self.restorer.config.factors]
-            return CodeBatch([tokenizer.latents(draft.clamp(-1, 1)) for draft in drafts], [], features, classes)
+            latents = [tokenizer.latents(draft.clamp(-1, 1)) for draft in drafts]
+            return CodeBatch(latents, [], features, classes, inputs)
 
     def _joined(self, samples: list[dict[str, Tensor]]) -> CodeBatch:
         def stacked(name: str) -> Tensor:
@@ -121,7 +124,7 @@ class CodeSamples:
         stages = range(self.tokenizer.ladder.num_stages)
         latents = [stacked(f"latent_{n}") for n in stages]
         if self.restorer is not None:
-            return CodeBatch(latents, [], stacked("features"), stacked("class").long())
+            return CodeBatch(latents, [], stacked("features"), stacked("class").long(), stacked("inputs"))
         return CodeBatch(latents, [stacked(f"own_{n}") for n in stages], None, stacked("class").long())
 
     def _fingerprint(self, side: int) -> str:
@@ -132,7 +135,16 @@ class CodeSamples:
         files = [(path, os.stat(path)) for path in sorted({source.path for source in crops.sources})]
         photographs = [(canonical(Path(path)), about.st_size, about.st_mtime_ns) for path, about in files]
         places = [(source.name, source.offset) for source in crops.sources]
-        settings = (config.presets, config.clean, config.soft, config.sharpen, config.target, crops.seed, crops.side)
+        settings = (
+            config.presets,
+            config.clean,
+            config.soft,
+            config.sharpen,
+            config.target,
+            crops.seed,
+            crops.side,
+            "inputs",
+        )
         digest.update(repr((photographs, places, settings, self.ladders[side])).encode())
         for part in (self.tokenizer.encoder, self.tokenizer.quant_conv, self.restorer):
             for name, tensor in (part.state_dict() if part is not None else {}).items():
@@ -144,8 +156,8 @@ class CodeSamples:
 def _pack(batch: CodeBatch, row: int) -> dict[str, Tensor]:
     tensors = {f"latent_{n}": z[row] for n, z in enumerate(batch.latents)}
     tensors |= {f"own_{n}": z[row] for n, z in enumerate(batch.own)}
-    if batch.features is not None:
-        tensors["features"] = batch.features[row].half()
+    if batch.features is not None and batch.inputs is not None:
+        tensors |= {"features": batch.features[row].half(), "inputs": batch.inputs[row].half()}
     return tensors | {"class": batch.classes[row]}
 
 

@@ -126,8 +126,8 @@ class _Networks:
     def predict(self) -> Tensor:
         condition, stem = self.condition, self.transformer.stem
         if stem is not None:
-            features = torch.empty(*self.inputs.shape[:1], stem.enter.in_channels, *self.inputs.shape[2:])
-            condition = replace(condition, latents=stem(features, self.ladder))
+            features = torch.empty(*self.inputs.shape[:1], stem.enter.in_channels - 3, *self.inputs.shape[2:])
+            condition = replace(condition, latents=stem(features, self.inputs, self.ladder))
         logits: Tensor = self.transformer(condition, self.maps[1:])
         with torch.autocast("cpu", enabled=False):
             return logits.log_softmax(-1)

@@ -313,7 +313,7 @@ def condition_latents(
         if restored is None:
             assert restorer is not None
             restored = restorer.features(inputs.contiguous(memory_format=torch.channels_last))
-        out: list[Tensor] = transformer.stem(restored, ladder)
+        out: list[Tensor] = transformer.stem(restored, inputs, ladder)
         return out
     enlarged = enlarge(inputs, ladder.image_sides[-1]).contiguous(memory_format=torch.channels_last)
     if transformer.config.aligned_conditioning:

@@ -223,10 +223,14 @@ def test_a_stem_goes_on_from_the_encoders_last_level() -> None:
     with torch.no_grad():
         wanted = tokenizer.quant_conv(F.pixel_unshuffle(tokenizer.encoder.net[last:](h), 2))
         torch.testing.assert_close(stem.latent(F.pixel_unshuffle(stem.level(h), 2)), wanted)
-        maps = stem(torch.rand(1, 8, 128, 128), ladder)
+        maps = stem(torch.rand(1, 8, 128, 128), torch.rand(1, 3, 128, 128), ladder)
         assert [m.shape for m in maps] == [(1, 20, side, side) for side in ladder.canvases]
-        halved = stem(torch.rand(2, 8, 64, 64), ladder.for_input(64))
+        halved = stem(torch.rand(2, 8, 64, 64), torch.rand(2, 3, 64, 64), ladder.for_input(64))
         assert [m.shape for m in halved] == [(2, 20, side // 2, side // 2) for side in ladder.canvases]
+        # The restorer's features are of a residual: colors reach the condition through the picture alone.
+        features, picture = torch.rand(1, 8, 64, 64), torch.rand(1, 3, 64, 64)
+        maps = zip(*(stem(features, x, ladder.for_input(64)) for x in (picture, picture.flip(1))), strict=True)
+        assert all((a - b).abs().max() > 1e-3 for a, b in maps)
     wide = Stem(StemConfig(features=8, channels=16, inner_channels=8, out_channels=20), ladder, 12)
     with pytest.raises(ModelError, match="sizes are not those"):
         wide.start_from(tokenizer.encoder, tokenizer.quant_conv)

@@ -130,7 +130,8 @@ class CodesTask:
         conditions = own = samples.own
         if self.transformer.stem is not None:
             assert samples.features is not None
-            conditions = self.transformer.stem(samples.features, ladder)
+            assert samples.inputs is not None
+            conditions = self.transformer.stem(samples.features, samples.inputs, ladder)
             latent = torch.stack([_distance(c, z) for c, z in zip(conditions, samples.latents, strict=True)]).mean()
             own = [c.detach()[:, : z.shape[1]].float() for c, z in zip(conditions, samples.latents, strict=True)]
             total = total + config.latent * latent
