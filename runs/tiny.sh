@@ -142,6 +142,10 @@ import sys
 from nextscale import NextScale
 
 model = NextScale.from_pretrained(f"{sys.argv[1]}/fusion/model", device="cpu", fp32=True)
+# The transformer is surer than it may be: on held-back crops a temperature of 1.4 brought its probabilities nearest to how often
+# it was right (LOG.md). The likeliest codes stay.
+for weight in model.transformer.stack.head.parameters():
+    weight.data /= 1.4
 # What 16 bits hold exactly is saved in 16 bits.
 for weight in model.tokenizer.quantizer.parameters():
     weight.data = weight.data.half().float()
