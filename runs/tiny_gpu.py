@@ -3,8 +3,8 @@
     NEXTSCALE_WEIGHTS=METRICS python runs/tiny_gpu.py DATA START WORK [PART ...]
 
 DATA holds photos*.tar (shards may come while it runs), faces.tar and pages/ (`nextscale data pages`); START the folders
-tokenizer/ and restorer/ where the parts begin, as `nextscale train` leaves them, and transformer.safetensors and
-fusions.safetensors if these two go on from former ones; WORK gets the pool, the logs and, in
+tokenizer/ and restorer/ where the parts begin, as `nextscale train` leaves them, and transformer.safetensors if that
+goes on from a former one; WORK gets the pool, the logs and, in
 WORK/out, the averaged weights in 16 bits. With PARTs, only those are trained, on what the others left in WORK.
 
 Worker processes make training pairs into a pool that all processes see; one process per part trains from it, by the
@@ -72,18 +72,18 @@ def restoration(side: int):
 
     return RestorationConfig(
         side=side,
-        presets=("stablesr",) * 4 + ("x4plus",) * 2 + ("camera",) * 2 + ("compressed", "noisy"),
+        presets=("stablesr",) * 3 + ("x4plus",) * 2 + ("camera",) * 3 + ("compressed", "noisy"),
         soft=0.4,
         smooth_share=0.18,
         pages_share=0.1,
         faces_share=0.1,
         grain=0.12,
         pixel=0.4,
-        feature=0.5,
-        lpips=1.2,
+        feature=0.3,
+        lpips=1.6,
         lpips_scale=(0.55, 1.25),
-        adversarial=0.1,
-        adversarial_from=0,
+        adversarial=0.25,
+        adversarial_from=500,
         smooth=4.0,
     )
 
@@ -502,8 +502,8 @@ def transformer(start: Path, work: Path) -> None:
     half(average.state_dict(), work / "transformer.done")
 
 
-def predicting(start: Path, work: Path, part: str, settings: FusionTrainingConfig) -> FusionTask:
-    """The task of a part that reads what the trained transformer predicts."""
+def train_on_codes(name: str, part: str, start: Path, work: Path, lr: float, **terms: float) -> None:
+    """Train a part that reads what the trained transformer predicts."""
     stream = PoolStream(work, SIDE, 5, grain=0.0)
     trained = load_file(wait_for(work / "transformer.done"))
     tokenizer = load_tokenizer(start, work, codebook=True, decoders=True)
@@ -512,42 +512,27 @@ def predicting(start: Path, work: Path, part: str, settings: FusionTrainingConfi
     model.load_state_dict({k: v.float() for k, v in trained.items()})
     whole = with_restorer(tokenizer.cpu(), model, load_restorer(start, work, trained=True).cpu(), tiny().fusion)
     whole.to(str(DEVICE), fp32=True)
-    fusions = start / "fusions.safetensors"
-    if fusions.exists():
-        whole.fusions.load_state_dict({k: v.float() for k, v in load_file(fusions).items()})
+    settings = FusionTrainingConfig(**vars(restoration(SIDE)) | {"adversarial": 0.0, "cycle": 10**9} | terms)
     task = FusionTask(whole, stream.samples, settings, part=part)
     task.stream = stream
     in_half(task.terms)
-    return task
+
+    def save(average) -> None:
+        half(average.state_dict(), work / "out" / f"{name}.safetensors")
+
+    batch = 2 if SMALL else 32
+    train(work, name, task, config(batch=batch, lr=lr, ema=0.98, final_lr=0.02), save, every=30)
 
 
 def predicted(start: Path, work: Path) -> None:
-
-    settings = FusionTrainingConfig(
-        **vars(restoration(SIDE)) | {"adversarial": 0.0, "predicted": 0.8, "predicted_after": 10, "cycle": 10**9}
-    )
-    task = predicting(start, work, "decoders", settings)
-
-    def save(average) -> None:
-        half(average.state_dict(), work / "out" / "predicted.safetensors")
-
-    batch = 2 if SMALL else 32
-    train(work, "predicted", task, config(batch=batch, lr=3e-4, ema=0.98, final_lr=0.02), save, every=30)
+    """The decoders, on predicted codes."""
+    train_on_codes("predicted", "decoders", start, work, 3e-4, predicted=0.8, predicted_after=10)
 
 
 def fusion(start: Path, work: Path) -> None:
-
-    silent = dict.fromkeys(("pixel", "smooth", "feature", "lpips", "adversarial"), 0.0)
-    settings = FusionTrainingConfig(
-        **vars(restoration(SIDE)) | silent | {"error": 1.0, "predicted": 1.0, "predicted_after": 0, "cycle": 10**9}
-    )
-    task = predicting(start, work, "fusion", settings)
-
-    def save(average) -> None:
-        half(average.state_dict(), work / "out" / "fusions.safetensors")
-
-    batch = 2 if SMALL else 32
-    train(work, "fusion", task, config(batch=batch, lr=6e-4, ema=0.98, final_lr=0.02), save, every=30)
+    """The error that the fusion expects; its pictures stay the restorer's."""
+    silent = dict.fromkeys(("pixel", "smooth", "feature", "lpips"), 0.0)
+    train_on_codes("fusion", "fusion", start, work, 6e-4, error=1.0, predicted=1.0, predicted_after=0, **silent)
 
 
 def part_process(name: str, start: Path, work: Path) -> None:
@@ -584,7 +569,7 @@ def main() -> int:
     running = {
         name: context.Process(target=part_process, args=(name, start, work), name=name, daemon=True) for name in names
     }
-    # Only the transformer sees large inputs.
+    # Only the transformer sees large inputs; without it their workers make small ones.
     workers = WORKERS if "transformer" in names else {SIDE: sum(WORKERS.values()), LARGE: 0}
     for side, n in workers.items():
         Pool(work, side, max(1, n))

@@ -38,7 +38,7 @@ class CodeBatch:
     classes: Tensor
     """B: 0 degraded, 1 clean."""
     inputs: Tensor | None = None
-    """Of which the features were made: B 3 h w in [-1, 1]."""
+    """Of which the features were made, where there are any: B 3 h w in [-1, 1]."""
 
 
 class CodeSamples:
@@ -143,7 +143,7 @@ class CodeSamples:
             config.target,
             crops.seed,
             crops.side,
-            "inputs",
+            "with inputs",  # what a sample holds
         )
         digest.update(repr((photographs, places, settings, self.ladders[side])).encode())
         for part in (self.tokenizer.encoder, self.tokenizer.quant_conv, self.restorer):
@@ -156,7 +156,8 @@ class CodeSamples:
 def _pack(batch: CodeBatch, row: int) -> dict[str, Tensor]:
     tensors = {f"latent_{n}": z[row] for n, z in enumerate(batch.latents)}
     tensors |= {f"own_{n}": z[row] for n, z in enumerate(batch.own)}
-    if batch.features is not None and batch.inputs is not None:
+    if batch.features is not None:
+        assert batch.inputs is not None
         tensors |= {"features": batch.features[row].half(), "inputs": batch.inputs[row].half()}
     return tensors | {"class": batch.classes[row]}
 
