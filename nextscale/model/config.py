@@ -265,6 +265,9 @@ class FusionConfig:
     """Residual blocks after the features have been scaled and shifted."""
     error_channels: int = 32
     """Channels of the branch that predicts the error."""
+    codes: bool = field(default=True, metadata=ADDED)
+    """Whether the image follows the codes, through the decoder's features. Without, the codes only tell how far the
+    image can be trusted, and nothing is decoded unless `fidelity` is below 1."""
 
 
 @dataclass(frozen=True)

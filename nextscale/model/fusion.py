@@ -30,15 +30,17 @@ class Fusion(nn.Module):
     def __init__(self, config: FusionConfig, features: int, decoded: int, factor: int) -> None:
         super().__init__()
         self.factor = factor
-        width = config.channels
-        self.codes = nn.Conv2d(decoded + 1, width, 3, padding=1)
-        self.mix = nn.Conv2d(width + features, width, 3, padding=1)
-        self.affine = nn.Conv2d(width, 2 * features, 3, padding=1)
+        self.reads_codes = config.codes
+        if config.codes:
+            width = config.channels
+            self.codes = nn.Conv2d(decoded + 1, width, 3, padding=1)
+            self.mix = nn.Conv2d(width + features, width, 3, padding=1)
+            self.affine = nn.Conv2d(width, 2 * features, 3, padding=1)
+            zero_(self.affine)
         self.blocks = nn.ModuleList(PlainBlock(features) for _ in range(config.blocks))
         self.head = nn.Conv2d(features, 3 * factor**2, 3, padding=1)
         self.error_in = nn.Conv2d(features + 1, config.error_channels, 3, padding=1)
         self.error_out = nn.Conv2d(config.error_channels, factor**2, 3, padding=1)
-        zero_(self.affine)
         for block in self.blocks:
             zero_(block.conv2)  # type: ignore[arg-type]
         with torch.no_grad():
@@ -49,14 +51,14 @@ class Fusion(nn.Module):
         return list(self.blocks)
 
     def forward(
-        self, inputs: Tensor, features: Tensor, decoded: Tensor, probabilities: Tensor
+        self, inputs: Tensor, features: Tensor, decoded: Tensor | None, probabilities: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Image and expected error of one stage.
 
         Args:
             inputs: the photographs B 3 h w in [-1, 1].
             features: the restorer's, B C h w.
-            decoded: the stage decoder's features, B D h' w' of any size.
+            decoded: the stage decoder's features, B D h' w' of any size; None where the fusion does not read them.
             probabilities: of the stage's codes under the transformer, B 1 h w in [0, 1].
 
         Returns:
@@ -64,14 +66,17 @@ class Fusion(nn.Module):
             of its pixels, the mean over the channels, B 1 H W in the same units. The error's gradient does not reach
             the features.
         """
-        size = features.shape[-2:]
-        if decoded.shape[-2:] != size:
-            decoded = F.interpolate(decoded, size=size, mode="bilinear")
         # Centered, so that the plane is zero on average.
-        certainty = (probabilities - 0.5).to(decoded)
-        codes = F.relu(self.codes(torch.cat([decoded, certainty], dim=1)))
-        scale, shift = self.affine(F.relu(self.mix(torch.cat([codes, features], dim=1)))).chunk(2, dim=1)
-        h = features + scale * features + shift
+        certainty = (probabilities - 0.5).to(features)
+        h = features
+        if self.reads_codes:
+            assert decoded is not None
+            size = features.shape[-2:]
+            if decoded.shape[-2:] != size:
+                decoded = F.interpolate(decoded, size=size, mode="bilinear")
+            codes = F.relu(self.codes(torch.cat([decoded, certainty.to(decoded)], dim=1)))
+            scale, shift = self.affine(F.relu(self.mix(torch.cat([codes, features], dim=1)))).chunk(2, dim=1)
+            h = features + scale * features + shift
         for block in self.blocks:
             h = block(h)
         error = F.relu(self.error_in(torch.cat([h.detach(), certainty], dim=1)))

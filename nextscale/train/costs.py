@@ -183,14 +183,18 @@ def _fusion_forwards(run: _Networks) -> list[Piece]:
     fusions = _empty(lambda: make_fusions(sizes, Restorer(restoring), Tokenizer(config.tokenizer)))
     confidence = inputs.new_empty(len(inputs), 1, *inputs.shape[2:])
     with torch.no_grad():
-        decoded, restored = run.decoder_features(), restorer.features(inputs)
+        restored = restorer.features(inputs)
+        decoded = run.decoder_features() if sizes.codes else [None] * len(fusions)
+
+    def tokenize() -> Any:
+        return run.encode(), run.quantize(), run.decoder_features() if sizes.codes else None
 
     def fuse() -> Any:
         made = [fusion(inputs, restored, d, confidence) for fusion, d in zip(fusions, decoded, strict=True)]
         return _differences([picture for picture, _ in made]), made
 
     return [
-        Piece("tokenizer", [run.tokenizer], 1, lambda: (run.encode(), run.quantize(), run.decoder_features())),
+        Piece("tokenizer", [run.tokenizer], 1, tokenize),
         Piece("transformer", [run.transformer], 1, run.predict),
         Piece("restorer", [restorer], 1, lambda: restorer.features(inputs)),
         Piece("fusions", [fusions], 3, fuse),

@@ -229,9 +229,12 @@ class Pipeline:
         assert self.fusions is not None
         decoder = self.tokenizer.decoders[stage]
         assert isinstance(decoder, Decoder | TaesdDecoder)
-        decoded, base = decoder.features(f)
-        fused, error = self.fusions[stage](inputs, restored, decoded, mean_probability(probabilities, inputs))
-        if fidelity < 1:
+        fusion = self.fusions[stage]
+        decoded = base = None
+        if fusion.reads_codes or fidelity < 1:
+            decoded, base = decoder.features(f)
+        fused, error = fusion(inputs, restored, decoded, mean_probability(probabilities, inputs))
+        if decoded is not None and fidelity < 1:
             fused = torch.lerp(decoder.picture(decoded, base).float(), fused, fidelity)
         return fused, error * 127.5
 

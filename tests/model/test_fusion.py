@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from nextscale.errors import ModelError, OptionError
 from nextscale.model.config import FusionConfig, ModelConfig, RestorerConfig
 from nextscale.model.fusion import Fusion, laplace_loss
-from nextscale.upscale.nextscale import NextScale, shown_map
+from nextscale.upscale.nextscale import NextScale, shown_map, with_restorer
 from nextscale.upscale.options import UpscaleOptions
 from tests.conftest import random_model, restoring_model, small_config
 
@@ -89,6 +89,30 @@ def test_the_codes_have_a_say(speaking: NextScale) -> None:
     with torch.no_grad():
         one, other = (fusion(inputs, features, codes, sure)[0] for codes in decoded)
     assert float((one - other).abs().max()) > 1e-4
+
+
+def test_a_fusion_without_codes_decodes_only_below_fidelity_1(
+    picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_codes = restoring_model(untrained=True)
+    assert with_codes.restorer is not None
+    assert with_codes.fusions is not None
+    model = with_restorer(
+        with_codes.tokenizer, with_codes.transformer, with_codes.restorer, FusionConfig(8, 0, 8, codes=False)
+    ).to("cpu", fp32=True)
+    assert model.fusions is not None
+    model.fusions.load_state_dict(with_codes.fusions.state_dict(), strict=False)
+    for fidelity in (0.5, 1.0):
+        options = UpscaleOptions(all_factors=True, tile=64, fidelity=fidelity, color_fix="none", confidence=True)
+        if fidelity == 1:
+            for decoder in model.tokenizer.decoders:
+                monkeypatch.setattr(decoder, "features", lambda _: pytest.fail("nothing asks for it"))
+        made = model.upscale(picture, options)
+        monkeypatch.undo()
+        wanted = with_codes.upscale(picture, options)
+        for factor in (1, 2, 4):
+            assert np.array_equal(made.images[factor].rgb, wanted.images[factor].rgb)
+            assert np.array_equal(made.maps[factor], wanted.maps[factor])
 
 
 def test_the_expected_error_is_learned_and_leaves_the_picture_alone() -> None:

@@ -157,8 +157,10 @@ class FusionTask:
             restored = restorer.features(inputs, denoise)
         for stage, (fusion, f) in enumerate(zip(trained.children(), canvases, strict=True)):
             maps = [probabilities[k] for k in self.ladder.steps_of(stage)]
-            with torch.no_grad():
-                decoded, _ = decoders[stage].features(f)  # type: ignore[operator]
+            decoded = None
+            if fusion.reads_codes:
+                with torch.no_grad():
+                    decoded, _ = decoders[stage].features(f)  # type: ignore[operator]
             yield *fusion(inputs, restored, decoded, mean_probability(maps, inputs)), WHOLE
 
     def _codes(
