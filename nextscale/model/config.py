@@ -381,7 +381,7 @@ def tiny() -> ModelConfig:
             condition="restorer",
         ),
         restorer=RestorerConfig(),
-        fusion=FusionConfig(),
+        fusion=FusionConfig(blocks=0, codes=False),
     )
 
 
