@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 
 from nextscale.console import complain, say
 from nextscale.data.crops import Crops
-from nextscale.model.config import FusionConfig, ModelConfig, tiny
+from nextscale.model.config import ModelConfig, tiny
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.model.transformer import Transformer
 from nextscale.train.adversarial import CRITIC, load_critic, save_critic
@@ -468,7 +468,7 @@ def transformer(start: Path, work: Path) -> None:
     tokenizer = load_tokenizer(start, work, codebook=True)
     model_restorer = load_restorer(start, work, trained=True).eval().requires_grad_(False)
     wanted = tiny().transformer
-    whole = ModelConfig(tokenizer.config, wanted, model_restorer.config, FusionConfig())
+    whole = ModelConfig(tokenizer.config, wanted, model_restorer.config, tiny().fusion)
     torch.manual_seed(0)
     model = NextScale.create(whole).transformer
     former = start / "transformer.safetensors"

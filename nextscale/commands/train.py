@@ -341,7 +341,7 @@ class TrainTransformer:
         if self.start is None:
             new = _preset(self.preset)
             new = new.codes_alone() if restorer is None else new
-            base = ModelConfig(part, new.transformer, restorer, fusion)
+            base = ModelConfig(part, new.transformer, restorer, new.fusion or fusion)
             config = read_difference(base, self.config)
             _check_ladder_alone(part, config.tokenizer, self.tokenizer)
             return config

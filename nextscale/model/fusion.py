@@ -1,9 +1,9 @@
 """Fuses a stage's decoder features with the restorer's features into the stage's image and its expected error.
 
-The fusion works at the input's resolution. It resizes the features of the stage's decoder to it and computes from them
-a scale and a shift for the restorer's features (the controllable feature transformation of CodeFormer, Zhou et al.
-2022). Residual blocks and a head follow. The blocks start at zero and the head starts as the restorer's, so an
-untrained fusion gives exactly the restorer's image.
+The fusion works at the input's resolution. Where it reads the codes, it resizes the features of the stage's decoder to
+it and computes from them a scale and a shift for the restorer's features (the controllable feature transformation of
+CodeFormer, Zhou et al. 2022). Residual blocks and a head follow. The blocks start at zero and the head starts as the
+restorer's, so an untrained fusion gives exactly the restorer's image.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Fusion(nn.Module):
             size = features.shape[-2:]
             if decoded.shape[-2:] != size:
                 decoded = F.interpolate(decoded, size=size, mode="bilinear")
-            codes = F.relu(self.codes(torch.cat([decoded, certainty.to(decoded)], dim=1)))
+            codes = F.relu(self.codes(torch.cat([decoded, certainty], dim=1)))
             scale, shift = self.affine(F.relu(self.mix(torch.cat([codes, features], dim=1)))).chunk(2, dim=1)
             h = features + scale * features + shift
         for block in self.blocks:

@@ -140,9 +140,6 @@ class CodesConfig:
     mixed: float = 0.0
     """Share of samples whose canvas holds some of the input's own codes; the targets are then the codes that suit that
     canvas. The model meets its own mistakes when it restores."""
-    predicted: float = 0.0
-    """Share of samples whose canvas holds only codes that the model itself chooses, again with the codes that suit it
-    as targets: scheduled sampling (Bengio et al. 2015)."""
     latent: float = 1.0
     """Weight of the distance of the stem's first channels to the latents of the target (condition: restorer)."""
     latent_steps: int = 0
@@ -163,8 +160,6 @@ class RestorationConfig:
     """Share of inputs that are only downsampled, so that the model learns to leave good pictures as they are."""
     soft: float = 0.2
     """Share of targets of which a part is enlarged 1.2 to 2.2 times, as most photographs are not sharp to the pixel."""
-    soft_camera: float = 0.2
-    """The same for `camera`: what a lens and a sensor made is softer at its pixels than what was reduced."""
     sharpen: bool = False
     """Unsharp-mask the photographs before they are degraded, as Real-ESRGAN and StableSR do. Rendered pages stay as
     they are."""

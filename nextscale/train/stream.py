@@ -71,13 +71,11 @@ class Samples(Dataset[tuple[Tensor, ...]]):
             crops = self.faces
         hr = torch.from_numpy(crops.crop(position).copy()).permute(2, 0, 1)[None].float() / 255
         clean = draw.random() < config.clean
-        preset = "clean" if clean else draw.choice(config.presets)
-        soft = config.soft_camera if preset == "camera" else config.soft
-        if draw.random() < soft and crops is not self.pages:
+        if draw.random() < config.soft and crops is not self.pages:
             hr = softened(hr, draw)
         if config.sharpen and crops is not self.pages:
             hr = usm_sharpen(hr)
-        recipe = sample_recipe(PRESETS[preset], draw)
+        recipe = sample_recipe(PRESETS["clean" if clean else draw.choice(config.presets)], draw)
         hr, recipe = hr * recipe.exposure, replace(recipe, exposure=1.0)
         lr = degrade(hr, [recipe], factor=self.factor)
         denoise, grain = 1.0, torch.zeros_like(lr)

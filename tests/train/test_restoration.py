@@ -58,15 +58,6 @@ def test_targets_and_inputs_are_sharpened_where_asked() -> None:
     assert not torch.equal(sharp[1], plain[1])
 
 
-def test_targets_of_a_camera_are_softened_by_a_share_of_their_own() -> None:
-    config = dataclasses.replace(PLAIN, presets=("camera",), grain=0.0, clean=0.0, soft=0.0, soft_camera=0.0)
-    for preset, alike in (("camera", False), ("stablesr", True)):
-        sharp, soft = (
-            samples(dataclasses.replace(config, presets=(preset,), soft_camera=share))[3][0] for share in (0.0, 1.0)
-        )
-        assert torch.equal(sharp, soft) is alike
-
-
 def test_targets_keep_as_much_noise_as_the_dial_lets_through() -> None:
     config = dataclasses.replace(PLAIN, presets=("noisy",), grain=1.0, clean=0.0, soft=0.0)
     rows = [samples(config)[i] for i in range(24)]
