@@ -289,7 +289,7 @@ class PoolCodes:
         latents = [z[places].float() for z in kept.latents]
         with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
             inputs = kept.inputs(places)
-            features = self.restorer.features(inputs).float()
+            features = self.restorer.features(inputs, factors=(1,))[1].float()
         clean = kept.source.marks[places.cpu(), 1].long().to(DEVICE)
         return CodeBatch(latents, [], features, clean, inputs)
 

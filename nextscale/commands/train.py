@@ -461,6 +461,9 @@ class TrainRestorer:
     start: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A restorer, by itself (as `convert --part restorer` or an earlier run leaves it) or in a whole model; its critic
     goes on where it has one."""
+    largest_convs: int = 0
+    """Give the largest factor as many last convolutions of its own, which begin as the body's. Of a restorer with such
+    convolutions they and the largest factor's head are trained, and the rest stays."""
     loop: tyro.conf.OmitArgPrefixes[LoopFlags] = field(default_factory=LoopFlags)
     restoration: RestorationConfig = field(default_factory=RestorationConfig)
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
@@ -473,7 +476,7 @@ class TrainRestorer:
         import torch
 
         from nextscale.model.checkpoint import find_folder, save_folder
-        from nextscale.model.restorer import Restorer
+        from nextscale.model.restorer import Restorer, with_own_layers
         from nextscale.train.adversarial import CRITIC, load_critic, save_critic
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
@@ -487,7 +490,9 @@ class TrainRestorer:
             return 0
         torch.manual_seed(self.loop.seed)
         restorer = Restorer(RestorerConfig()) if self.start is None else read_restorer(self.start)
-        restorer.to(device()).requires_grad_(True)
+        if self.largest_convs:
+            restorer = with_own_layers(restorer, self.largest_convs)
+        restorer.to(device())
         config = self.restoration
         samples = _samples(self, config, max(restorer.config.factors))
         validation = _validation(self, max(restorer.config.factors))

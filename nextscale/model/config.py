@@ -249,10 +249,14 @@ class RestorerConfig:
     """Enlargement factors, each with its own head."""
     grain_rank: int = 16
     """Rank of the change of each convolution that keeps the noise, mixed in by the denoise dial (0: no dial)."""
+    largest_convs: int = field(default=0, metadata=ADDED)
+    """Last convolutions before the head that the largest factor has for itself; the others share the body's."""
 
     def __post_init__(self) -> None:
         if min(self.channels, self.convs, *self.factors, len(self.factors), self.grain_rank + 1) < 1:
             raise ModelError(f"a restorer needs channels, convs and whole factors from 1, got {self}")
+        if not 0 <= self.largest_convs <= self.convs:
+            raise ModelError(f"largest_convs must be from 0 to convs ({self.convs}), got {self.largest_convs}")
 
 
 @dataclass(frozen=True)

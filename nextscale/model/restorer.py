@@ -9,10 +9,14 @@ Shapes: B images, C channels of the body, h w the input's size, H W the output's
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nextscale.errors import OptionError
 from nextscale.model.config import RestorerConfig
 from nextscale.model.layers import zero_
 
@@ -20,17 +24,18 @@ from nextscale.model.layers import zero_
 class Restorer(nn.Module):
     """Degraded images B 3 h w in [-1, 1] -> features B C h w -> a restored image at each factor.
 
-    Each head gives a residual, which is added to the input enlarged by repeating its pixels.
+    Each head gives a residual, which is added to the input enlarged by repeating its pixels. The heads read what the
+    body gives; the largest factor may have last layers of its own (`largest`), which branch off within the body.
     """
 
     def __init__(self, config: RestorerConfig) -> None:
         super().__init__()
         self.config = config
         width = config.channels
-        layers: list[nn.Module] = []
-        for i in range(config.convs + 1):
-            layers += [nn.Conv2d(3 if i == 0 else width, width, 3, padding=1), nn.PReLU(width)]
-        self.body = nn.Sequential(*layers)
+        self.body = Layers(nn.Conv2d(3 if i == 0 else width, width, 3, padding=1) for i in range(config.convs + 1))
+        self.largest: Layers | None = None
+        if config.largest_convs:
+            self.largest = Layers(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.largest_convs))
         self.heads = nn.ModuleList(nn.Conv2d(width, 3 * factor**2, 3, padding=1) for factor in config.factors)
         self.grain: nn.ModuleList | None = None
         if config.grain_rank:
@@ -39,45 +44,85 @@ class Restorer(nn.Module):
             )
 
     def checkpoint_units(self) -> list[nn.Module]:
-        """What activation checkpointing runs again, and FSDP gathers: the body as a whole."""
-        return [self.body]
+        """What activation checkpointing runs again, and FSDP gathers: the body as a whole, and the largest's own."""
+        return [self.body, *([] if self.largest is None else [self.largest])]
 
-    def features(self, images: Tensor, denoise: Tensor | float = 1.0) -> Tensor:
-        """The features that the heads read, B C h w.
+    def features(
+        self, images: Tensor, denoise: Tensor | float = 1.0, factors: Sequence[float] | None = None
+    ) -> dict[int, Tensor]:
+        """What the head of each factor reads, B C h w; it is the body's, except where the largest has its own layers.
 
         Args:
             images: B 3 h w in [-1, 1].
             denoise: share of the noise to remove, in [0, 1]: one number, or one per image (B).
+            factors: those that are wanted (default: all).
         """
+        wanted = [f for f in self.config.factors if factors is None or f in factors]
         x = images / 2 + 0.5
-        if self.grain is None or (not isinstance(denoise, Tensor) and denoise == 1):
-            out: Tensor = self.body(x)
-            return out
-        keep = 1 - torch.as_tensor(denoise, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
-        for i, grain in enumerate(self.grain):
-            conv, prelu = self.body[2 * i], self.body[2 * i + 1]
-            x = conv(x) + keep * grain(x)
-            slope = prelu.weight.reshape(-1, 1, 1) + keep * grain.slope  # type: ignore[operator]
-            x = torch.where(x > 0, x, slope * x)
-        return x
+        grains, keep = None, None
+        if self.grain is not None and (isinstance(denoise, Tensor) or denoise != 1):
+            grains = list(self.grain)
+            keep = 1 - torch.as_tensor(denoise, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
+        if self.largest is None:
+            return dict.fromkeys(wanted, self.body(x, grains, keep))
+        branch = self.config.convs + 1 - self.config.largest_convs
+        x = self.body(x, grains, keep, slice(branch))
+        largest, found = self.config.factors[-1], {}
+        if rest := [f for f in wanted if f != largest]:
+            found = dict.fromkeys(rest, self.body(x, grains, keep, slice(branch, None)))
+        if largest in wanted:
+            found[largest] = self.largest(x, grains and grains[branch:], keep)
+        return found
 
-    def draft(self, features: Tensor, images: Tensor, factor: int) -> Tensor:
+    def draft(self, features: dict[int, Tensor], images: Tensor, factor: int) -> Tensor:
         """The restored image at one factor.
 
         Args:
-            features: B C h w, as `features` gives them.
+            features: of this factor at least, as `features` gives them.
             images: B 3 h w in [-1, 1], whose features these are.
             factor: one of the config's.
 
         Returns:
             B 3 H W with H = factor * h, about [-1, 1], float32, not clamped.
         """
-        return add_residual(images, self.heads[self.config.factors.index(factor)](features), factor)
+        return add_residual(images, self.heads[self.config.factors.index(factor)](features[factor]), factor)
 
     def forward(self, images: Tensor, denoise: Tensor | float = 1.0) -> list[Tensor]:
         """Images B 3 h w in [-1, 1] -> restored images at every factor, in the order of the config; see `draft`."""
         features = self.features(images, denoise)
         return [self.draft(features, images, factor) for factor in self.config.factors]
+
+
+class Layers(nn.Sequential):
+    """Convolutions, each with a PReLU of a slope per channel."""
+
+    def __init__(self, convs: Iterable[nn.Conv2d]) -> None:
+        super().__init__(*(layer for conv in convs for layer in (conv, nn.PReLU(conv.out_channels))))
+
+    def forward(
+        self,
+        x: Tensor,
+        grains: Sequence[nn.Module] | None = None,
+        keep: Tensor | None = None,
+        part: slice | None = None,
+    ) -> Tensor:
+        """B C h w -> B C h w.
+
+        Args:
+            grains: a `Grain` per convolution, which is mixed in.
+            keep: B 1 1 1: the share of the grains.
+            part: which convolutions run (default: all).
+        """
+        for i in range(len(self) // 2)[part or slice(None)]:
+            conv, prelu = self[2 * i], self[2 * i + 1]
+            if grains is None:
+                x = prelu(conv(x))
+                continue
+            grain = grains[i]
+            x = conv(x) + keep * grain(x)
+            slope = prelu.weight.reshape(-1, 1, 1) + keep * grain.slope  # type: ignore[operator]
+            x = torch.where(x > 0, x, slope * x)
+        return x
 
 
 class Grain(nn.Module):
@@ -186,3 +231,31 @@ def area_head(value: Tensor, larger: int, factor: int) -> Tensor:
     cell = larger // factor
     places = value.view(3, factor, cell, factor, cell, *value.shape[1:])
     return places.mean(dim=(2, 4)).flatten(0, 2)
+
+
+@torch.no_grad()
+def with_own_layers(restorer: Restorer, convs: int) -> Restorer:
+    """The same restorer whose largest factor has its last layers for itself; they begin as the body's.
+
+    Args:
+        convs: how many.
+
+    Raises:
+        OptionError: it has such layers already, or the body has fewer.
+    """
+    config = restorer.config
+    if config.largest_convs:
+        raise OptionError(f"this restorer's largest factor has {config.largest_convs} convolutions of its own already")
+    if not 0 < convs <= config.convs:
+        raise OptionError(f"the largest factor can have 1 to {config.convs} convolutions of its own, not {convs}")
+    other = Restorer(replace(config, largest_convs=convs))
+    state = restorer.state_dict()
+    first = 2 * (config.convs + 1 - convs)
+    own = {
+        name: state[f"body.{first + int(i)}.{part}"]
+        for name in other.state_dict()
+        for kind, i, part in [name.split(".", 2)]
+        if kind == "largest"
+    }
+    other.load_state_dict(state | own)
+    return other

@@ -109,10 +109,11 @@ class CodeSamples:
                     for images in (targets, enlarge(inputs, targets.shape[-1]))
                 )
                 return CodeBatch(latents, own, None, classes)
-            features = self.restorer.features(inputs)
+            restored = self.restorer.features(inputs)
+            features = restored[min(restored)]
             if config.target == "photograph":
                 return CodeBatch(tokenizer.stage_latents(targets, ladder=ladder), [], features, classes, inputs)
-            drafts = [self.restorer.draft(features, inputs, factor) for factor in self.restorer.config.factors]
+            drafts = [self.restorer.draft(restored, inputs, factor) for factor in self.restorer.config.factors]
             latents = [tokenizer.latents(draft.clamp(-1, 1)) for draft in drafts]
             return CodeBatch(latents, [], features, classes, inputs)
 

@@ -140,6 +140,9 @@ class CodesConfig:
     mixed: float = 0.0
     """Share of samples whose canvas holds some of the input's own codes; the targets are then the codes that suit that
     canvas. The model meets its own mistakes when it restores."""
+    predicted: float = 0.0
+    """Share of samples whose canvas holds only codes that the model itself chooses, again with the codes that suit it
+    as targets: scheduled sampling (Bengio et al. 2015)."""
     latent: float = 1.0
     """Weight of the distance of the stem's first channels to the latents of the target (condition: restorer)."""
     latent_steps: int = 0
@@ -186,8 +189,14 @@ class RestorationConfig:
     """Weight of the VGG19 feature difference, at each place relative to the features' length."""
     lpips: float = 1.2
     """Weight of LPIPS-squeeze, on resampled pictures."""
+    lpips_alex: float = 0.0
+    """Weight of LPIPS-alex, likewise, on a part of the pictures that moves by single pixels. By itself it draws blocks
+    of the input's pixels, which it hardly sees; `evenness` keeps them out."""
     lpips_scale: tuple[float, float] = (0.5, 0.9)
     """Range of the resampling factor: at a fixed size LPIPS-squeeze, with its strides of two, rewards dots."""
+    evenness: float = 0.0
+    """Weight of how much the strength of the texture depends on the place within the input's pixels: blocks, dots and
+    weaves of the enlargement."""
     adversarial: float = 0.0
     """Weight of the generator's loss against a critic of pixels and VGG19 activations (0: no critic)."""
     adversarial_from: int = 150

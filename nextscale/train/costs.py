@@ -100,7 +100,7 @@ class _Networks:
         assert restoring is not None
         return _empty(lambda: Restorer(restoring))
 
-    def restore(self) -> Tensor:
+    def restore(self) -> dict[int, Tensor]:
         return self.restorer.features(self.inputs)
 
     def encode(self) -> list[Tensor]:
@@ -190,7 +190,9 @@ def _fusion_forwards(run: _Networks) -> list[Piece]:
         return run.encode(), run.quantize(), run.decoder_features() if sizes.codes else None
 
     def fuse() -> Any:
-        made = [fusion(inputs, restored, d, confidence) for fusion, d in zip(fusions, decoded, strict=True)]
+        made = [
+            fusion(inputs, h, d, confidence) for fusion, h, d in zip(fusions, restored.values(), decoded, strict=True)
+        ]
         return _differences([picture for picture, _ in made]), made
 
     return [

@@ -57,6 +57,9 @@ class Terms:
         self.lpips: Lpips | None = None
         if config.lpips:
             self.lpips = Lpips("squeeze").to(device).to(memory_format=layout)  # type: ignore[call-overload]
+        self.alex: Lpips | None = None
+        if config.lpips_alex:
+            self.alex = Lpips("alex").to(device).to(memory_format=layout)  # type: ignore[call-overload]
 
     def loss(
         self, number: int, picture: Tensor, target: Tensor, smooth: Tensor, step: int
@@ -100,9 +103,17 @@ class Terms:
             return terms, None
         # Means over all samples, as of the other terms, however many of a batch are smooth.
         share = len(picture) / len(difference)
+        low, high = config.lpips_scale if number else (0.8, 1.6)
+        scale = low + (high - low) * chance[2]
         if self.lpips is not None:
-            low, high = config.lpips_scale if number else (0.8, 1.6)
-            terms["lpips"] = share * resampled_lpips(self.lpips, picture, target, low + (high - low) * chance[2])
+            terms["lpips"] = share * resampled_lpips(self.lpips, picture, target, scale)
+        if self.alex is not None:
+            # A few pixels less, from a place that moves: its strides of four see each pixel in turn.
+            moved, aim = (window_of(images, chance, images.shape[-1] - 4) for images in (picture, target))
+            terms["lpips_alex"] = share * resampled_lpips(self.alex, moved, aim, scale)
+        factor = picture.shape[-1] // config.side
+        if config.evenness and factor > 1:
+            terms["evenness"] = share * unevenness(picture, factor)
         if self.vgg is None:
             return terms, None
         window, target_window = (window_of(images, chance, config.window) for images in (picture, target))
@@ -154,6 +165,36 @@ def window_of(images: Tensor, chance: Chances, size: int) -> Tensor:
     size = min(size, side)
     top, left = (int(draw * (side - size + 1)) for draw in chance[:2])
     return images[..., top : top + size, left : left + size]
+
+
+def unevenness(pictures: Tensor, factor: int, window: int = 96) -> Tensor:
+    """How much the strength of first and second differences of neighbors depends on their place in the input's pixels.
+
+    A photograph's texture does not know the grid of the input. Blocks, dots and weaves that an enlargement draws
+    repeat with that grid, whatever their signs: the variance over the places, relative to the squared mean, tells them.
+
+    Args:
+        pictures: B 3 H H in [-1, 1], enlarged by `factor`.
+        window: side in pixels of the parts in which strengths are averaged; the parts overlap by half.
+
+    Returns:
+        The mean over all parts and both directions, a scalar; photographs have about .015 for first differences.
+    """
+    cells = max(1, min(window, pictures.shape[-1] - factor) // factor)
+    terms = []
+    for x in (pictures.float(), pictures.float().transpose(-1, -2)):
+        first = x[..., 1:] - x[..., :-1]
+        for difference in (first, first[..., 1:] - first[..., :-1]):
+            strength = difference.abs().mean(dim=1)
+            rows, columns = strength.shape[-2], strength.shape[-1] // factor
+            by_place = strength[..., : columns * factor].view(-1, rows, columns, factor).permute(0, 3, 1, 2)
+            size, step = (factor * cells, cells), (max(1, factor * cells // 2), max(1, cells // 2))
+            means = F.avg_pool2d(by_place, size, stride=step)
+            mean = means.mean(dim=1, keepdim=True)
+            # Half an 8-bit level more, so that flat parts count little.
+            relative = (means - mean) / (mean + 0.5 / 127.5)
+            terms.append(relative.square().mean())
+    return torch.stack(terms).mean()
 
 
 def resampled_lpips(lpips: Lpips, pictures: Tensor, targets: Tensor, scale: float) -> Tensor:

@@ -159,7 +159,9 @@ class Pipeline:
         if self.restorer is not None:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
             with self._autocast():
-                restored = self.restorer.features(inputs, options.denoise)
+                # The codes follow from the features of the smallest factor.
+                needed = wanted if options.fast else [self.restorer.config.factors[0], *wanted]
+                restored = self.restorer.features(inputs, options.denoise, needed)
             clock.tick("restorer")
         if options.fast:
             yield from self._fast_tiles(inputs, restored, options, wanted, clock)
@@ -211,7 +213,7 @@ class Pipeline:
         f: Tensor,
         stage: int,
         inputs: Tensor,
-        restored: Tensor,
+        restored: dict[int, Tensor],
         probabilities: list[Tensor],
         fidelity: float,
     ) -> tuple[Tensor, Tensor]:
@@ -220,7 +222,7 @@ class Pipeline:
         Args:
             f: the stage's canvas B C h w.
             inputs: B 3 s s in [-1, 1].
-            restored: the restorer's features of the inputs.
+            restored: the restorer's features of the inputs, of the stage's factor at least.
             probabilities: of the stage's codes, one map B rho rho per step.
 
         Returns:
@@ -233,13 +235,23 @@ class Pipeline:
         decoded = base = None
         if fusion.reads_codes or fidelity < 1:
             decoded, base = decoder.features(f)
-        fused, error = fusion(inputs, restored, decoded, mean_probability(probabilities, inputs))
+        fused, error = fusion(
+            inputs,
+            restored[int(self.tokenizer.ladder.factors[stage])],
+            decoded,
+            mean_probability(probabilities, inputs),
+        )
         if decoded is not None and fidelity < 1:
             fused = torch.lerp(decoder.picture(decoded, base).float(), fused, fidelity)
         return fused, error * 127.5
 
     def _fast_tiles(
-        self, inputs: Tensor, restored: Tensor | None, options: UpscaleOptions, wanted: list[float], clock: _Clock
+        self,
+        inputs: Tensor,
+        restored: dict[int, Tensor] | None,
+        options: UpscaleOptions,
+        wanted: list[float],
+        clock: _Clock,
     ) -> Iterator[TileStage]:
         """The restorer's own images at each wanted factor: no codes."""
         assert self.restorer is not None
@@ -253,7 +265,7 @@ class Pipeline:
             clock.restart()
 
     def condition(
-        self, inputs: Tensor, label: int, ladder: Ladder | None = None, restored: Tensor | None = None
+        self, inputs: Tensor, label: int, ladder: Ladder | None = None, restored: dict[int, Tensor] | None = None
     ) -> Condition:
         """The transformer's condition for input tiles B 3 s s in [-1, 1].
 
@@ -303,7 +315,7 @@ def condition_latents(
     restorer: Restorer | None,
     ladder: Ladder,
     inputs: Tensor,
-    restored: Tensor | None = None,
+    restored: dict[int, Tensor] | None = None,
 ) -> list[Tensor]:
     """What the codes of input photographs are conditioned on: B Z h w per stage, or of the last stage alone.
 
@@ -315,8 +327,10 @@ def condition_latents(
     if transformer.stem is not None:
         if restored is None:
             assert restorer is not None
-            restored = restorer.features(inputs.contiguous(memory_format=torch.channels_last))
-        out: list[Tensor] = transformer.stem(restored, inputs, ladder)
+            restored = restorer.features(
+                inputs.contiguous(memory_format=torch.channels_last), factors=restorer.config.factors[:1]
+            )
+        out: list[Tensor] = transformer.stem(restored[min(restored)], inputs, ladder)
         return out
     enlarged = enlarge(inputs, ladder.image_sides[-1]).contiguous(memory_format=torch.channels_last)
     if transformer.config.aligned_conditioning:

@@ -16,7 +16,7 @@ from nextscale.errors import ModelError, OptionError
 from nextscale.model.checkpoint import load_weights, read_config
 from nextscale.model.config import RestorerConfig
 from nextscale.model.convert import convert
-from nextscale.model.restorer import Restorer
+from nextscale.model.restorer import Restorer, with_own_layers
 
 
 def compact_state(width: int = 8, convs: int = 3, factor: int = 4, *, seed: int = 0) -> dict[str, Tensor]:
@@ -106,6 +106,33 @@ def test_the_denoise_dial_can_differ_within_a_batch() -> None:
         alone = [restorer(images[:1], value)[2] for value in (0.0, 1.0)]
     torch.testing.assert_close(both, torch.cat(alone), atol=1e-6, rtol=0)
     assert float((both[0] - both[1]).abs().max()) > 1e-4
+
+
+def test_the_largest_factors_own_layers_begin_as_the_bodys_and_are_its_own() -> None:
+    torch.manual_seed(0)
+    shared = Restorer(RestorerConfig(channels=8, convs=3))
+    assert shared.grain is not None
+    for grain in shared.grain:
+        grain.up.weight.data.normal_(std=0.1)  # type: ignore[union-attr,operator]
+    own = with_own_layers(shared, 2)
+    images = torch.rand(2, 3, 8, 10) * 2 - 1
+    with torch.no_grad():
+        for denoise in (1.0, 0.3, torch.tensor([0.0, 1.0])):
+            for a, b in zip(own(images, denoise), shared(images, denoise), strict=True):
+                assert torch.equal(a, b)
+        features = own.features(images)
+        before = own(images)
+        assert own.largest is not None
+        own.largest[0].weight.mul_(1.5)  # type: ignore[operator]
+        after = own(images)
+        assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [True, True, False]
+        for wanted in ((4,), (1, 2), (2, 4)):
+            some = own.features(images, factors=wanted)
+            assert tuple(some) == wanted
+            assert all(torch.equal(some[f], features[f]) for f in wanted if f < 4)
+    for restorer, convs, words in ((own, 1, "already"), (shared, 4, "1 to 3")):
+        with pytest.raises(OptionError, match=words):
+            with_own_layers(restorer, convs)
 
 
 def test_other_files_and_parts_are_refused_by_name(tmp_path: Path) -> None:

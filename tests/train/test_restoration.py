@@ -12,15 +12,16 @@ from torch import Tensor
 
 from nextscale.data.crops import Crops
 from nextscale.data.degrade import usm_sharpen
+from nextscale.image import read
 from nextscale.model.config import RestorerConfig, TaesdConfig, TokenizerConfig
-from nextscale.model.restorer import Restorer
+from nextscale.model.restorer import Restorer, with_own_layers
 from nextscale.train.adversarial import Adversary, load_critic, save_critic
 from nextscale.train.config import FusionTrainingConfig, LoopConfig, RestorationConfig
 from nextscale.train.loop import Run, train
 from nextscale.train.stream import Samples, Stream
 from nextscale.train.tasks.fusion import MARGIN, FusionTask
 from nextscale.train.tasks.restorer import RestorerTask
-from nextscale.train.terms import Terms
+from nextscale.train.terms import Terms, unevenness
 from nextscale.upscale.nextscale import NextScale
 from tests.conftest import restoring_model
 
@@ -137,6 +138,35 @@ def test_the_restorer_learns_and_resumes_exactly(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+def test_the_largest_factors_own_layers_train_alone(tmp_path: Path) -> None:
+    restorer = with_own_layers(tiny_restorer(), 1)
+    before = {name: value.clone() for name, value in restorer.state_dict().items()}
+    config = dataclasses.replace(PLAIN, evenness=1.0)
+    run = LoopConfig(steps=2, batch=2, lr=1e-2, warmup=0, bf16=False)
+    train(RestorerTask(restorer, samples(config), config), run, tmp_path)
+    changed = {name for name, value in restorer.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"largest.0.weight", "largest.0.bias", "largest.1.weight", "heads.2.weight", "heads.2.bias"}
+
+
+def test_unevenness_tells_blocks_dots_and_weaves_from_photographs() -> None:
+    pixels = torch.from_numpy(read(f"{EXAMPLES}/coffee.jpg").rgb.copy()).permute(2, 0, 1)[None].float()
+    photo = pixels[..., : pixels.shape[-2] // 4 * 4, : pixels.shape[-1] // 4 * 4] / 127.5 - 1
+    plain = float(unevenness(photo, 4))
+    assert plain < 0.03
+    smooth = torch.nn.functional.avg_pool2d(photo, 4)
+    blocks = torch.nn.functional.interpolate(smooth, scale_factor=4.0, mode="nearest")
+    assert float(unevenness(blocks, 4)) > 0.5
+    # Dots whose sign changes from one pixel of the input to the next have no mean, and are seen.
+    signs = torch.rand(smooth[:, :1].shape, generator=torch.Generator().manual_seed(0)).round() * 2 - 1
+    dots = torch.zeros_like(photo[:, :1])
+    dots[..., 1::4, 1::4] = 0.15 * signs
+    assert float(unevenness(photo + dots, 4)) > 3 * plain
+    noise = 0.05 * torch.randn(photo.shape, generator=torch.Generator().manual_seed(0))
+    assert float(unevenness(photo + noise, 4)) < plain
+    moved = [float(unevenness(photo[..., i:, i:], 4)) for i in (1, 2, 3)]
+    assert max(moved) < 0.03
+
+
 def test_a_critic_that_guesses_has_no_say_and_one_that_knows_has_all(tmp_path: Path) -> None:
     adversary = Adversary(1, (3,), 1e-3, CPU, by_accuracy=True)
     real, made = [torch.ones(4, 3, 32, 32)], [torch.zeros(4, 3, 32, 32, requires_grad=True)]

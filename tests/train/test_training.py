@@ -19,8 +19,9 @@ from nextscale.data.crops import Crops
 from nextscale.data.degrade import usm_sharpen
 from nextscale.errors import NextScaleError
 from nextscale.model.checkpoint import save_folder
-from nextscale.model.config import FusionConfig, ModelConfig, RestorerConfig, StemConfig
+from nextscale.model.config import FusionConfig, ModelConfig, RestorerConfig, SamplingOptions, StemConfig
 from nextscale.model.restorer import Restorer
+from nextscale.model.sampler import sample, tile_noise
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.model.transformer import Condition, enlarge
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig
@@ -333,7 +334,7 @@ def test_a_mixed_canvas_holds_own_codes_and_has_targets_of_its_own(crops: Crops)
     ladder, tokenizer = task.ladders[64], task.tokenizer
     samples = task.samples.batch(64, 0, 2)
     own = tokenizer.quantize([z.flip(0) for z in samples.latents], ladder=ladder)
-    codes, maps = task._history(samples.latents, own, np.array([0.0, 1.0]), range(2), ladder, 0)
+    codes, maps = task._history(samples.latents, own.steps, np.array([0.0, 1.0]), range(2), ladder, 0)
     plain = tokenizer.quantize(samples.latents, ladder=ladder)
     inputs, own_inputs = tokenizer.step_inputs(plain), tokenizer.step_inputs(own)
     for k in range(ladder.num_steps):
@@ -343,6 +344,24 @@ def test_a_mixed_canvas_holds_own_codes_and_has_targets_of_its_own(crops: Crops)
             torch.testing.assert_close(maps[k - 1][1], own_inputs[k - 1][1])
     assert torch.equal(codes[0][1], plain.steps[0][1])
     assert not all(torch.equal(codes[k][1], plain.steps[k][1]) for k in range(1, ladder.num_steps))
+
+
+def test_a_predicted_canvas_is_that_of_a_restoration(crops: Crops, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = stem_task(crops, CodesConfig(sides=(64,), mixed=1, predicted=1, class_free=0))
+    model, tokenizer, ladder = task.transformer, task.tokenizer, task.ladders[64]
+    seen: list[list[Tensor]] = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda condition, maps: seen.append(maps) or forward(condition, maps))
+    task.losses(0, 2)
+    samples = task.samples.batch(64, 0, 2)
+    assert model.stem is not None
+    assert samples.features is not None
+    assert samples.inputs is not None
+    condition = Condition(model.stem(samples.features, samples.inputs, ladder), samples.classes)
+    noise = tile_noise(0, [(0, 0)] * 2)
+    *_, last = sample(model, tokenizer.quantizer, ladder, condition, SamplingOptions(), noise=noise)
+    for made, expected in zip(seen[0], tokenizer.step_inputs(last.codes), strict=True):
+        torch.testing.assert_close(made, expected)
 
 
 def test_a_model_whose_codes_follow_the_restorer(

@@ -20,7 +20,7 @@ class RestorerTask:
     """The restorer against photographs at every factor; samples differ in how much noise is to go (`denoise`).
 
     Args:
-        restorer: trained in place.
+        restorer: trained in place; where the largest factor has layers of its own, these and its head alone.
         samples: of its training.
         config: weights of the terms.
         validation: photographs for `validation_pictures`.
@@ -41,7 +41,12 @@ class RestorerTask:
         self.grad_accum_steps = 1
         self.terms = Terms(config, len(restorer.config.factors), self.device, samples.photographs.seed)
         self.adversary = self.terms.adversary
-        restorer.requires_grad_(True)
+        factors = restorer.config.factors
+        self.factors = factors if restorer.largest is None else factors[-1:]
+        restorer.requires_grad_(restorer.largest is None)
+        for own in (restorer.largest, restorer.heads[-1]):
+            if own is not None:
+                own.requires_grad_(True)
         restorer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
@@ -52,13 +57,17 @@ class RestorerTask:
         samples = self.stream.batch(step, batch)
         optimizer_step = step // self.grad_accum_steps
         inputs = samples.inputs.contiguous(memory_format=torch.channels_last)
-        pictures = self.restorer(inputs, samples.denoise if bool((samples.denoise < 1).any()) else 1.0)
+        denoise = samples.denoise if bool((samples.denoise < 1).any()) else 1.0
+        features = self.restorer.features(inputs, denoise, self.factors)
         total = inputs.new_zeros(())
         numbers: dict[str, float | Tensor] = {}
-        for number, picture in enumerate(pictures):
+        every = self.restorer.config.factors
+        for factor in self.factors:
+            number = every.index(factor)
             # The perceptual networks cost as much as the restorer: the smaller factors take turns.
-            if number < len(pictures) - 1 and optimizer_step % (len(pictures) - 1) != number:
+            if number < len(every) - 1 and optimizer_step % (len(every) - 1) != number:
                 continue
+            picture = self.restorer.draft(features, inputs, factor)
             target = samples.target_at(picture.shape[-1])
             loss, logged = self.terms.loss(number, picture, target, samples.smooth > 0, optimizer_step)
             total = total + loss

@@ -140,15 +140,15 @@ class CodesTask:
                 # Processes that train together expect a gradient of every weight.
                 total = total + 0.0 * torch.stack([p.sum() for p in self.transformer.parameters()]).sum()
                 return total, numbers | {"loss": total.detach(), "seconds_samples": made - started}
-        chance = draws(crops.seed, 5, positions(step, batch).start, batch, 3)
+        chance = draws(crops.seed, 5, positions(step, batch).start, batch, 4)
         dropped = torch.from_numpy(chance[:, 0] < config.class_free).to(self.device)
         classes = torch.where(dropped, torch.full_like(samples.classes, CLASS_FREE), samples.classes)
         stages = config.stages or ladder.num_stages
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             lr_codes = self.tokenizer.quantize(own[:stages], ladder=ladder)
-            share = np.where(chance[:, 1] < config.mixed, chance[:, 2], 0.0)
+            others, share = self._others(lr_codes, conditions, classes, chance, ladder)
             hr_codes, maps = self._history(
-                samples.latents[:stages], lr_codes, share, positions(step, batch), ladder, crops.seed
+                samples.latents[:stages], others, share, positions(step, batch), ladder, crops.seed
             )
         tokenized = time.monotonic()
         logits = self.transformer(Condition(conditions, classes), maps)
@@ -172,15 +172,37 @@ class CodesTask:
         }
         return total, numbers | _by_step(log_p.detach(), hr_ids, hr_log_p.detach(), hr_codes)
 
+    def _others(
+        self, lr_codes: Codes, conditions: list[Tensor], classes: Tensor, chance: np.ndarray, ladder: Ladder
+    ) -> tuple[list[Tensor], np.ndarray]:
+        """What the canvases hold instead of the photographs' codes: ids B rho rho per step, and the share per sample.
+
+        These are the inputs' codes in `mixed` of the samples, and in `predicted` of them those that the model as it is
+        now chooses, as in a restoration.
+        """
+        config = self.config
+        others = [ids.clone() for ids in lr_codes.steps]
+        share = np.where(chance[:, 1] < config.mixed, chance[:, 2], 0.0)
+        rows = np.flatnonzero(chance[:, 3] < config.predicted)
+        if len(rows):
+            condition = Condition([c.detach()[rows] for c in conditions], classes[rows])
+            noise, stages = tile_noise(0, [(0, 0)] * len(rows)), config.stages or None
+            quantizer, options = self.tokenizer.quantizer, SamplingOptions()
+            *_, last = sample(self.transformer, quantizer, ladder, condition, options, noise=noise, stages=stages)
+            for ids, chosen in zip(others, last.codes.steps, strict=True):
+                ids[rows] = chosen
+            share[rows] = 1
+        return others, share
+
     def _history(
-        self, latents: list[Tensor], lr_codes: Codes, share: np.ndarray, places: range, ladder: Ladder, seed: int
+        self, latents: list[Tensor], others: list[Tensor], share: np.ndarray, places: range, ladder: Ladder, seed: int
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The codes that the model should choose at each step, and the input map of each step but the first.
 
         Args:
             latents: of the photographs, B Z h w per stage.
-            lr_codes: the inputs' codes.
-            share: per sample, of its places on the canvas that hold the input's code instead of the photograph's.
+            others: ids B rho rho per step, the input's or those that the model chooses.
+            share: per sample, of its places on the canvas that hold the other code instead of the photograph's.
             places: of the samples in the stream, which key the choice of places.
 
         Returns:
@@ -200,7 +222,7 @@ class CodesTask:
                     for i in np.flatnonzero(share):
                         draw = np.random.default_rng((seed, 9, places[i], k)).random(pushed.shape[1:])
                         wrong[i] = draw < share[i]
-                    pushed = torch.where(torch.from_numpy(wrong).to(self.device), lr_codes.steps[k], pushed)
+                    pushed = torch.where(torch.from_numpy(wrong).to(self.device), others[k], pushed)
                 scan.push(pushed)
         return codes, maps
 
