@@ -195,8 +195,10 @@ class RestorationConfig:
     lpips_scale: tuple[float, float] = (0.5, 0.9)
     """Range of the resampling factor: at a fixed size LPIPS-squeeze, with its strides of two, rewards dots."""
     evenness: float = 0.0
-    """Weight of how much the strength of the texture depends on the place within the input's pixels: blocks, dots and
-    weaves of the enlargement."""
+    """Weight of how much the strength of the texture depends on the place within the input's pixels, beyond what
+    photographs have: blocks, dots and weaves of the enlargement."""
+    hatching: float = 0.0
+    """Weight of checkers of single pixels beyond the target's, which is where `evenness` alone leads."""
     adversarial: float = 0.0
     """Weight of the generator's loss against a critic of pixels and VGG19 activations (0: no critic)."""
     adversarial_from: int = 150

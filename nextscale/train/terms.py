@@ -113,7 +113,9 @@ class Terms:
             terms["lpips_alex"] = share * resampled_lpips(self.alex, moved, aim, scale)
         factor = picture.shape[-1] // config.side
         if config.evenness and factor > 1:
-            terms["evenness"] = share * unevenness(picture, factor)
+            terms["evenness"] = share * unevenness(picture, factor, allowed=EVEN)
+        if config.hatching and factor > 1:
+            terms["hatching"] = share * F.relu(checkers(picture) - checkers(target)).mean()
         if self.vgg is None:
             return terms, None
         window, target_window = (window_of(images, chance, config.window) for images in (picture, target))
@@ -167,7 +169,27 @@ def window_of(images: Tensor, chance: Chances, size: int) -> Tensor:
     return images[..., top : top + size, left : left + size]
 
 
-def unevenness(pictures: Tensor, factor: int, window: int = 96) -> Tensor:
+EVEN = 0.015
+"""The unevenness of photographs, about (first differences, windows of 96 px)."""
+
+
+def checkers(pictures: Tensor, window: int = 24) -> Tensor:
+    """The local strength of checkers of single pixels, in the unit of the pictures.
+
+    Args:
+        pictures: B 3 H H.
+        window: side in pixels of the parts in which it is averaged; they overlap by half.
+
+    Returns:
+        B 1 h w.
+    """
+    x = pictures.float()
+    checker = (x[..., 1:, 1:] - x[..., 1:, :-1] - x[..., :-1, 1:] + x[..., :-1, :-1]) / 4
+    size = min(window, checker.shape[-1])
+    return F.avg_pool2d(checker.abs().mean(dim=1, keepdim=True), size, stride=max(1, size // 2))
+
+
+def unevenness(pictures: Tensor, factor: int, window: int = 96, allowed: float = 0.0) -> Tensor:
     """How much the strength of first and second differences of neighbors depends on their place in the input's pixels.
 
     A photograph's texture does not know the grid of the input. Blocks, dots and weaves that an enlargement draws
@@ -176,9 +198,10 @@ def unevenness(pictures: Tensor, factor: int, window: int = 96) -> Tensor:
     Args:
         pictures: B 3 H H in [-1, 1], enlarged by `factor`.
         window: side in pixels of the parts in which strengths are averaged; the parts overlap by half.
+        allowed: so much of it does not count, in each part.
 
     Returns:
-        The mean over all parts and both directions, a scalar; photographs have about .015 for first differences.
+        The mean over all parts and both directions, a scalar.
     """
     cells = max(1, min(window, pictures.shape[-1] - factor) // factor)
     terms = []
@@ -193,7 +216,7 @@ def unevenness(pictures: Tensor, factor: int, window: int = 96) -> Tensor:
             mean = means.mean(dim=1, keepdim=True)
             # Half an 8-bit level more, so that flat parts count little.
             relative = (means - mean) / (mean + 0.5 / 127.5)
-            terms.append(relative.square().mean())
+            terms.append(F.relu(relative.square().mean(dim=1) - allowed).mean())
     return torch.stack(terms).mean()
 
 

@@ -163,8 +163,23 @@ def test_unevenness_tells_blocks_dots_and_weaves_from_photographs() -> None:
     assert float(unevenness(photo + dots, 4)) > 3 * plain
     noise = 0.05 * torch.randn(photo.shape, generator=torch.Generator().manual_seed(0))
     assert float(unevenness(photo + noise, 4)) < plain
+    assert float(unevenness(photo, 4, allowed=1.0)) == 0
     moved = [float(unevenness(photo[..., i:, i:], 4)) for i in (1, 2, 3)]
     assert max(moved) < 0.03
+
+
+def test_hatching_is_what_checkers_add_to_the_target() -> None:
+    config = dataclasses.replace(PLAIN, hatching=1.0, pixel=0.0, factor_weights=(1.0,))
+    terms = Terms(config, 1, CPU)
+    photo = samples(PLAIN)[1][0][None]
+    signs = 1 - 2 * ((torch.arange(64)[:, None] + torch.arange(64)) % 2).float()
+    hatched, marks = photo + 0.02 * signs, torch.tensor([False])
+
+    def hatching(picture: Tensor, target: Tensor) -> float:
+        return float(terms.terms(0, picture, target, marks, (0.0, 0.0, 0.0))[0]["hatching"])
+
+    assert hatching(photo, photo) == hatching(torch.zeros_like(photo), photo) == hatching(photo, hatched) == 0
+    assert 0.005 < hatching(hatched, photo) < 0.021
 
 
 def test_a_critic_that_guesses_has_no_say_and_one_that_knows_has_all(tmp_path: Path) -> None:

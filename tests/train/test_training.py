@@ -351,7 +351,12 @@ def test_a_predicted_canvas_is_that_of_a_restoration(crops: Crops, monkeypatch: 
     model, tokenizer, ladder = task.transformer, task.tokenizer, task.ladders[64]
     seen: list[list[Tensor]] = []
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda condition, maps: seen.append(maps) or forward(condition, maps))
+
+    def watched(condition: Condition, maps: list[Tensor]) -> Tensor:
+        seen.append(maps)
+        return forward(condition, maps)
+
+    monkeypatch.setattr(model, "forward", watched)
     task.losses(0, 2)
     samples = task.samples.batch(64, 0, 2)
     assert model.stem is not None
