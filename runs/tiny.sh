@@ -26,7 +26,7 @@ terms=(
 )
 sources=() restoration=() seen=()
 if [[ -n ${PIXELS:-} ]]; then
-  restoration=(--restoration.feature 0 --restoration.lpips 0 --restoration.adversarial 0)
+  restoration=(--restoration.feature 0 --restoration.lpips 0 --restoration.lpips-alex 0 --restoration.adversarial 0)
   seen=(--reconstruction.feature 0 --reconstruction.lpips 0)
 fi
 [[ -z ${FACES:-} ]] || sources+=(--restoration.faces "$FACES")
@@ -54,12 +54,16 @@ from safetensors.torch import load_file, save_file
 out, *folders = map(Path, sys.argv[1:4])
 share = float(sys.argv[4]) if len(sys.argv) > 4 else 0.5
 first, second = (load_file(folder / "model.safetensors") for folder in folders)
+convs, own = (sum(name.startswith(part) and name.endswith("bias") for name in second) for part in ("body.", "largest."))
+for name in second.keys() - first.keys():  # largest.N.*: they began as the body's last ones
+    _, number, part = name.split(".")
+    first[name] = first[f"body.{int(number) + 2 * (convs - own)}.{part}"]
 out.mkdir(exist_ok=True)
 mixed = {name: (1 - share) * first[name] + share * second[name] for name in first if not name.startswith("grain")}
 save_file(second | mixed, out / "model.safetensors")
-for folder, name in ((folders[0], "config.json"), (folders[1], "critic.safetensors")):
-    if (folder / name).exists():
-        shutil.copy(folder / name, out)
+for name in ("config.json", "critic.safetensors"):
+    if (folders[1] / name).exists():
+        shutil.copy(folders[1] / name, out)
 PYTHON
 }
 python -m nextscale convert "$start" "$out/start" --from realesrgan --part restorer
@@ -111,16 +115,27 @@ restorer 5 "$out/mean-4" 2662 --warmup 100 --final-lr 0.01 --ema 0.999 \
   --restoration.soft 0.4 --restoration.pages-share 0.1 --restoration.faces-share 0.1 --restoration.grain 0.12 \
   --restoration.pixel 0.4 \
   --restoration.presets stablesr stablesr stablesr x4plus x4plus camera camera camera compressed noisy
-mean "$out/restorer" "$out/mean-4" "$out/restorer-5/model" 0.6
+mean "$out/mean-5" "$out/mean-4" "$out/restorer-5/model" 0.6
+# Then x4 alone, in its own copy of the last 13 convolutions. (The shipped one had learned 600 steps without evenness and hatching,
+# 550 without hatching, and was averaged with the shipped restorer before 1,100 with these terms.)
+train restorer --out "$out/largest" --start "$out/mean-5" --largest-convs 13 --steps "$(steps 2000)" --batch 8 --lr 2e-4 \
+  --warmup 30 --final-lr 0.03 --ema 0.995 --betas 0.9 0.99 --clip 1 --weight-decay 0 --restoration.pixel 0.4 \
+  --restoration.feature 0.3 --restoration.lpips 0.6 --restoration.lpips-alex 1.0 --restoration.lpips-scale 0.55 1.25 \
+  --restoration.evenness 6 --restoration.hatching 8 --restoration.adversarial 1.0 --restoration.adversarial-from 0 \
+  --restoration.smooth-share 0.2 --restoration.smooth 10 --restoration.soft 0.35 --restoration.clean 0.1 \
+  --restoration.grain 0 --restoration.pages-share 0.1 --restoration.faces-share 0.1 \
+  --restoration.presets stablesr stablesr stablesr stablesr x4plus x4plus camera camera camera compressed noisy "${restoration[@]}"
+mean "$out/restorer" "$out/mean-5" "$out/largest/model" 0.6
 
 # The transformer: the stem alone until it knows the latents of the restored picture, then all of it on the codes of that.
 # (The shipped one had learned 340 + 600 steps with another stem, then 401 of 160 on a GPU with one that did not see the
-# colors; with the present one, 360 steps of the stem alone and 300 of all.)
+# colors; with the present one, 360 steps of the stem alone and 300 of all, then 1,000 and 600 with its own histories, the
+# last of them on some inputs of twice the side, and 110 on the codes of the present restorer.)
 train transformer --out "$out/transformer" --tokenizer "$out/decoders/model" --restorer "$out/restorer" \
   --steps "$(steps 1600)" --batch 8 --lr 1e-3 --warmup 15 --final-lr 0.03 --ema 0.97 --cache "$out/samples" \
-  --codes.target restored --codes.latent-steps "$(steps 700)" --codes.kept-crops 1500 --codes.sides "$side" \
+  --codes.target restored --codes.latent-steps "$(steps 700)" --codes.kept-crops 3992 --codes.sides "$side" "$side" "$((2 * side))" \
   --codes.presets stablesr stablesr stablesr x4plus camera camera compressed noisy --codes.soft 0.35 --codes.clean 0.1 \
-  --codes.preference 0 --codes.mixed 0.5 --codes.class-free 0.05 --codes.balance 0.5
+  --codes.preference 0 --codes.mixed 0.5 --codes.predicted 0.5 --codes.class-free 0.05 --codes.balance 0.5
 
 # What becomes of the codes: the decoders on those that the transformer predicts, and the error that the fusion expects.
 # The shipped fusion gives the restorer's pictures; trained on them, it was worse to look at (LOG.md).
@@ -142,10 +157,10 @@ import sys
 from nextscale import NextScale
 
 model = NextScale.from_pretrained(f"{sys.argv[1]}/fusion/model", device="cpu", fp32=True)
-# The transformer is surer than it may be: on held-back crops a temperature of 1.4 brought its probabilities nearest to how often
+# The transformer is surer than it may be: on held-back crops a temperature of 1.15 brought its probabilities nearest to how often
 # it was right (LOG.md). The likeliest codes stay.
 for weight in model.transformer.stack.head.parameters():
-    weight.data /= 1.4
+    weight.data /= 1.15
 # What 16 bits hold exactly is saved in 16 bits.
 for weight in model.tokenizer.quantizer.parameters():
     weight.data = weight.data.half().float()

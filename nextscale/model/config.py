@@ -384,7 +384,7 @@ def tiny() -> ModelConfig:
             aligned_conditioning=True,
             condition="restorer",
         ),
-        restorer=RestorerConfig(),
+        restorer=RestorerConfig(largest_convs=13),
         fusion=FusionConfig(blocks=0, codes=False),
     )
 
