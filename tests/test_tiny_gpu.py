@@ -63,8 +63,8 @@ def test_a_batch_is_of_whole_samples_and_of_one_kind(recipe: Any, tmp_path: Path
 class Repeating:
     """A restorer that makes pixels larger."""
 
-    def features(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs
+    def features(self, inputs: torch.Tensor, factors: tuple[int, ...]) -> dict[int, torch.Tensor]:
+        return dict.fromkeys(factors, inputs)
 
     def __call__(self, inputs: torch.Tensor) -> list[torch.Tensor]:
         return [torch.nn.functional.interpolate(inputs, scale_factor=float(factor)) for factor in (1, 2, 4)]
