@@ -50,14 +50,14 @@ import shutil
 import sys
 from pathlib import Path
 from safetensors.torch import load_file, save_file
+from nextscale.model.restorer import own_layers
 
 out, *folders = map(Path, sys.argv[1:4])
 share = float(sys.argv[4]) if len(sys.argv) > 4 else 0.5
 first, second = (load_file(folder / "model.safetensors") for folder in folders)
-convs, own = (sum(name.startswith(part) and name.endswith("bias") for name in second) for part in ("body.", "largest."))
-for name in second.keys() - first.keys():  # largest.N.*: they began as the body's last ones
-    _, number, part = name.split(".")
-    first[name] = first[f"body.{int(number) + 2 * (convs - own)}.{part}"]
+own = sum(name.startswith("largest.") and name.endswith("bias") for name in second)
+if own:
+    first |= own_layers(first, own)
 out.mkdir(exist_ok=True)
 mixed = {name: (1 - share) * first[name] + share * second[name] for name in first if not name.startswith("grain")}
 save_file(second | mixed, out / "model.safetensors")

@@ -462,8 +462,8 @@ class TrainRestorer:
     """A restorer, by itself (as `convert --part restorer` or an earlier run leaves it) or in a whole model; its critic
     goes on where it has one."""
     largest_convs: int = 0
-    """Give the largest factor as many last convolutions of its own, which begin as the body's. Of a restorer with such
-    convolutions they and the largest factor's head are trained, and the rest stays."""
+    """Last convolutions that the largest factor gets for itself; they begin as the body's (0: none are added). Of a
+    restorer that has such convolutions only these and the largest factor's head are trained."""
     loop: tyro.conf.OmitArgPrefixes[LoopFlags] = field(default_factory=LoopFlags)
     restoration: RestorationConfig = field(default_factory=RestorationConfig)
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
@@ -486,6 +486,7 @@ class TrainRestorer:
         _refuse_idle(self)
         if self.plan:
             sizes = RestorerConfig() if self.start is None else restorer_config(self.start)
+            sizes = dataclasses.replace(sizes, largest_convs=self.largest_convs or sizes.largest_convs)
             _show(self, sizes, "restorer", (self.restoration.side,))
             return 0
         torch.manual_seed(self.loop.seed)

@@ -3,7 +3,8 @@
 It is SRVGGNetCompact (Wang et al., Real-ESRGAN, realesrgan/archs/srvgg_arch.py), whose published weights load. Added
 are heads for the factors below the largest, and the option `denoise`: below 1 it mixes in a second set of weights that
 keeps the noise, as Real-ESRGAN's `-dn` does with its two files (deep network interpolation, Wang et al. 2018). The
-second set is stored as a low-rank change of the first.
+second set is stored as a low-rank change of the first. The largest factor can have last layers of its own, which take
+the same change.
 Shapes: B images, C channels of the body, h w the input's size, H W the output's.
 """
 
@@ -203,6 +204,7 @@ def load_compact(restorer: Restorer, state: dict[str, Tensor], noisy: dict[str, 
         if unknown:
             raise KeyError(f"unknown tensor {min(unknown)}")
     loaded = current | {name: state[name].float() for name in names}
+    loaded |= own_layers(loaded, config.largest_convs)
     for number, factor in enumerate(config.factors):
         for part, value in head.items():
             loaded[f"heads.{number}.{part}"] = area_head(value, file_factor, factor)
@@ -250,12 +252,22 @@ def with_own_layers(restorer: Restorer, convs: int) -> Restorer:
         raise OptionError(f"the largest factor can have 1 to {config.convs} convolutions of its own, not {convs}")
     other = Restorer(replace(config, largest_convs=convs))
     state = restorer.state_dict()
-    first = 2 * (config.convs + 1 - convs)
-    own = {
-        name: state[f"body.{first + int(i)}.{part}"]
-        for name in other.state_dict()
-        for kind, i, part in [name.split(".", 2)]
-        if kind == "largest"
-    }
-    other.load_state_dict(state | own)
+    other.load_state_dict(state | own_layers(state, convs))
     return other
+
+
+def own_layers(state: dict[str, Tensor], convs: int) -> dict[str, Tensor]:
+    """The last convolutions of a restorer's body, under the names of the largest factor's own.
+
+    Args:
+        state: of a restorer.
+        convs: how many.
+    """
+    names = [name.split(".") for name in state if name.startswith("body.")]
+    # Each convolution has a PReLU after it.
+    first = 1 + max(int(number) for _, number, _ in names) - 2 * convs
+    return {
+        f"largest.{int(number) - first}.{part}": state[f"body.{number}.{part}"]
+        for _, number, part in names
+        if int(number) >= first
+    }

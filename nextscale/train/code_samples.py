@@ -109,11 +109,12 @@ class CodeSamples:
                     for images in (targets, enlarge(inputs, targets.shape[-1]))
                 )
                 return CodeBatch(latents, own, None, classes)
-            restored = self.restorer.features(inputs)
-            features = restored[min(restored)]
+            factors = self.restorer.config.factors
+            restored = self.restorer.features(inputs, factors=factors if config.target == "restored" else factors[:1])
+            features = restored[factors[0]]
             if config.target == "photograph":
                 return CodeBatch(tokenizer.stage_latents(targets, ladder=ladder), [], features, classes, inputs)
-            drafts = [self.restorer.draft(restored, inputs, factor) for factor in self.restorer.config.factors]
+            drafts = [self.restorer.draft(restored, inputs, factor) for factor in factors]
             latents = [tokenizer.latents(draft.clamp(-1, 1)) for draft in drafts]
             return CodeBatch(latents, [], features, classes, inputs)
 

@@ -174,6 +174,25 @@ def _forwards(config: ModelConfig, training: Training, ladder: Ladder, stages: i
     return _fusion_forwards(run)
 
 
+def _restorer_forwards(config: RestorerConfig, side: int, batch: int) -> list[Piece]:
+    """The restorer's training: all of it, or what the largest factor has for itself."""
+    restorer, inputs = _empty(lambda: Restorer(config)), torch.empty(batch, 3, side, side)
+    own, factor = restorer.largest, config.factors[-1]
+    if own is None:
+        return [Piece("restorer", [restorer], 3, lambda: _differences(restorer(inputs)))]
+    h = torch.empty(batch, config.channels, side, side)
+    shared = slice(config.convs + 1 - config.largest_convs)
+    return [
+        Piece("restorer", [restorer.body], 1, lambda: restorer.body(inputs, part=shared)),
+        Piece(
+            f"x{factor}'s own layers",
+            [own, restorer.heads[-1]],
+            3,
+            lambda: _differences([restorer.draft({factor: own(h)}, inputs, factor)]),
+        ),
+    ]
+
+
 def _fusion_forwards(run: _Networks) -> list[Piece]:
     """The parts of the fusions' training: everything else is frozen and runs before them."""
     config, inputs = run.config, run.inputs
@@ -270,8 +289,7 @@ def _pieces(
 ) -> tuple[Piece, ...]:
     with FakeTensorMode():
         if isinstance(config, RestorerConfig):
-            restorer, inputs = _empty(lambda: Restorer(config)), torch.empty(batch, 3, side, side)
-            found = [Piece("restorer", [restorer], 3, lambda: _differences(restorer(inputs)))]
+            found = _restorer_forwards(config, side, batch)
         else:
             ladder = config.tokenizer.ladder
             ladder = ladder.for_input(side or ladder.input_side)

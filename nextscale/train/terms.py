@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,11 +27,11 @@ class Activations:
 
 
 class Terms:
-    """Pixel, LPIPS-squeeze and VGG19 terms, and the generator's loss against a critic if the config gives it a weight.
+    """Those terms to which the config gives a weight: pixels, LPIPS, VGG19, a critic, and what an enlargement draws.
 
     Args:
         config: weights of the terms.
-        factors: how many factors the model gives.
+        factors: that the model gives, smallest first.
         seed: of the windows and sizes.
 
     Raises:
@@ -41,15 +42,18 @@ class Terms:
     CHANNELS = (3, 128, 256)
     """Of the activations that a critic reads: the pixels replace the first layer."""
 
-    def __init__(self, config: RestorationConfig, factors: int, device: torch.device, seed: int = 0) -> None:
+    def __init__(
+        self, config: RestorationConfig, factors: Sequence[float], device: torch.device, seed: int = 0
+    ) -> None:
         self.config = config
+        self.factors = [int(factor) for factor in factors]
         self.seed = seed
-        self.factor_weights = _factor_weights(config, factors)
+        self.factor_weights = _factor_weights(config, len(factors))
         """Smallest factor first."""
         self.adversary: Adversary | None = None
         """One critic per factor; the loop takes its step."""
         if config.adversarial:
-            self.adversary = Adversary(factors, self.CHANNELS, config.critic_lr, device, by_accuracy=True)
+            self.adversary = Adversary(len(factors), self.CHANNELS, config.critic_lr, device, by_accuracy=True)
         layout = torch.channels_last
         self.vgg: Vgg19Features | None = None
         if config.feature or config.adversarial:
@@ -111,7 +115,7 @@ class Terms:
             # A few pixels less, from a place that moves: its strides of four see each pixel in turn.
             moved, aim = (window_of(images, chance, images.shape[-1] - 4) for images in (picture, target))
             terms["lpips_alex"] = share * resampled_lpips(self.alex, moved, aim, scale)
-        factor = picture.shape[-1] // config.side
+        factor = self.factors[number]
         if config.evenness and factor > 1:
             terms["evenness"] = share * unevenness(picture, factor, allowed=EVEN)
         if config.hatching and factor > 1:
@@ -170,7 +174,7 @@ def window_of(images: Tensor, chance: Chances, size: int) -> Tensor:
 
 
 EVEN = 0.015
-"""The unevenness of photographs, about (first differences, windows of 96 px)."""
+"""About the unevenness of photographs, in windows of 96 px: what is below it does not count."""
 
 
 def checkers(pictures: Tensor, window: int = 24) -> Tensor:

@@ -325,12 +325,11 @@ def condition_latents(
         restored: the restorer's features of them, where they are at hand.
     """
     if transformer.stem is not None:
+        assert restorer is not None
+        smallest = restorer.config.factors[0]
         if restored is None:
-            assert restorer is not None
-            restored = restorer.features(
-                inputs.contiguous(memory_format=torch.channels_last), factors=restorer.config.factors[:1]
-            )
-        out: list[Tensor] = transformer.stem(restored[min(restored)], inputs, ladder)
+            restored = restorer.features(inputs.contiguous(memory_format=torch.channels_last), factors=[smallest])
+        out: list[Tensor] = transformer.stem(restored[smallest], inputs, ladder)
         return out
     enlarged = enlarge(inputs, ladder.image_sides[-1]).contiguous(memory_format=torch.channels_last)
     if transformer.config.aligned_conditioning:

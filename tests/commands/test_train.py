@@ -124,6 +124,8 @@ def test_restorer_and_fusion_have_plans(tmp_path: Path, capsys: pytest.CaptureFi
     words = [*DATA, "--out", str(tmp_path / "a"), "--plan"]
     assert main(["train", "restorer", *words]) == 0
     assert "restorer training" in capsys.readouterr().out
+    assert main(["train", "restorer", *words, "--largest-convs", "13"]) == 0
+    assert "x4's own layers" in capsys.readouterr().out
     model = restoring_model(untrained=True).save_pretrained(tmp_path / "model")
     assert main(["train", "fusion", *words, "--start", str(model)]) == 0
     assert "fusions" in capsys.readouterr().out

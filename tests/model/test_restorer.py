@@ -16,7 +16,7 @@ from nextscale.errors import ModelError, OptionError
 from nextscale.model.checkpoint import load_weights, read_config
 from nextscale.model.config import RestorerConfig
 from nextscale.model.convert import convert
-from nextscale.model.restorer import Restorer, with_own_layers
+from nextscale.model.restorer import Restorer, load_compact, with_own_layers
 
 
 def compact_state(width: int = 8, convs: int = 3, factor: int = 4, *, seed: int = 0) -> dict[str, Tensor]:
@@ -94,12 +94,18 @@ def test_the_dial_reaches_the_second_files_picture_where_the_rank_allows(tmp_pat
         convert(tmp_path / "net.pth", tmp_path / "other", "var", "tokenizer", noisy=tmp_path / "wdn.pth")
 
 
-def test_the_denoise_dial_can_differ_within_a_batch() -> None:
+def with_grain(convs: int) -> Restorer:
+    """Random weights, and a dial that does something."""
     torch.manual_seed(0)
-    restorer = Restorer(RestorerConfig(channels=8, convs=2))
+    restorer = Restorer(RestorerConfig(channels=8, convs=convs))
     assert restorer.grain is not None
     for grain in restorer.grain:
         grain.up.weight.data.normal_(std=0.1)  # type: ignore[union-attr,operator]
+    return restorer
+
+
+def test_the_denoise_dial_can_differ_within_a_batch() -> None:
+    restorer = with_grain(2)
     images = torch.rand(1, 3, 8, 8).expand(2, 3, 8, 8) * 2 - 1
     with torch.no_grad():
         both = restorer(images, torch.tensor([0.0, 1.0]))[2]
@@ -109,11 +115,7 @@ def test_the_denoise_dial_can_differ_within_a_batch() -> None:
 
 
 def test_the_largest_factors_own_layers_begin_as_the_bodys_and_are_its_own() -> None:
-    torch.manual_seed(0)
-    shared = Restorer(RestorerConfig(channels=8, convs=3))
-    assert shared.grain is not None
-    for grain in shared.grain:
-        grain.up.weight.data.normal_(std=0.1)  # type: ignore[union-attr,operator]
+    shared = with_grain(3)
     own = with_own_layers(shared, 2)
     images = torch.rand(2, 3, 8, 10) * 2 - 1
     with torch.no_grad():
@@ -130,6 +132,9 @@ def test_the_largest_factors_own_layers_begin_as_the_bodys_and_are_its_own() -> 
             some = own.features(images, factors=wanted)
             assert tuple(some) == wanted
             assert all(torch.equal(some[f], features[f]) for f in wanted if f < 4)
+        state = compact_state()
+        load_compact(own, state)
+        torch.testing.assert_close(own(images)[2], published(state, images / 2 + 0.5) * 2 - 1, atol=1e-5, rtol=0)
     for restorer, convs, words in ((own, 1, "already"), (shared, 4, "1 to 3")):
         with pytest.raises(OptionError, match=words):
             with_own_layers(restorer, convs)
@@ -165,8 +170,6 @@ def test_it_equals_ncnn_on_a_published_compact_network() -> None:
     assert spec.origin is not None
     files = Path(spec.origin).parent / "models" / "realesr-animevideov3-x4"
     state = ncnn_weights(files.with_suffix(".param"), files.with_suffix(".bin"))
-    from nextscale.model.restorer import load_compact
-
     restorer = Restorer(RestorerConfig(convs=16))
     load_compact(restorer, state)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)

@@ -108,7 +108,7 @@ def test_the_cycle_of_the_fusion_counts_the_samples_of_all_processes(monkeypatch
 
 def test_terms_are_means_over_all_samples_however_many_are_smooth() -> None:
     config = RestorationConfig(feature=0, lpips=0, factor_weights=(1.0,))
-    terms = Terms(config, 1, torch.device("cpu"))
+    terms = Terms(config, [1], torch.device("cpu"))
     terms.lpips = lambda a, b: (a - b).abs().mean(dim=(1, 2, 3))  # type: ignore[assignment]
     terms.vgg = lambda x: [x]  # type: ignore[assignment]
     generator = torch.Generator().manual_seed(0)

@@ -85,7 +85,7 @@ def test_smooth_samples_are_ramps_under_noise_that_pixels_alone_judge() -> None:
         assert float(second) < 1e-5
         noise = inputs - torch.nn.functional.avg_pool2d(targets, 4)
         assert 0 < float(noise.std()) * 127.5 < 90
-    terms = Terms(dataclasses.replace(config, pixel=1.0, factor_weights=(2.0,)), 1, CPU)
+    terms = Terms(dataclasses.replace(config, pixel=1.0, factor_weights=(2.0,)), [4], CPU)
     picture, target = torch.ones(4, 3, 8, 8), torch.zeros(4, 3, 8, 8)
     marks = torch.tensor([True, False, False, False])
     values, activations = terms.terms(0, picture, target, marks, (0.0, 0.0, 0.0))
@@ -137,7 +137,6 @@ def test_the_restorer_learns_and_resumes_exactly(tmp_path: Path) -> None:
     assert np.mean(values[-20:]) < 0.9 * np.mean(values[:20])
 
 
-@pytest.mark.integration
 def test_the_largest_factors_own_layers_train_alone(tmp_path: Path) -> None:
     restorer = with_own_layers(tiny_restorer(), 1)
     before = {name: value.clone() for name, value in restorer.state_dict().items()}
@@ -170,7 +169,7 @@ def test_unevenness_tells_blocks_dots_and_weaves_from_photographs() -> None:
 
 def test_hatching_is_what_checkers_add_to_the_target() -> None:
     config = dataclasses.replace(PLAIN, hatching=1.0, pixel=0.0, factor_weights=(1.0,))
-    terms = Terms(config, 1, CPU)
+    terms = Terms(config, [4], CPU)
     photo = samples(PLAIN)[1][0][None]
     signs = 1 - 2 * ((torch.arange(64)[:, None] + torch.arange(64)) % 2).float()
     hatched, marks = photo + 0.02 * signs, torch.tensor([False])
@@ -182,6 +181,7 @@ def test_hatching_is_what_checkers_add_to_the_target() -> None:
     assert 0.005 < hatching(hatched, photo) < 0.021
 
 
+@pytest.mark.integration
 def test_a_critic_that_guesses_has_no_say_and_one_that_knows_has_all(tmp_path: Path) -> None:
     adversary = Adversary(1, (3,), 1e-3, CPU, by_accuracy=True)
     real, made = [torch.ones(4, 3, 32, 32)], [torch.zeros(4, 3, 32, 32, requires_grad=True)]

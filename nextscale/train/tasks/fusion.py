@@ -71,7 +71,7 @@ class FusionTask:
         self.ladder = model.tokenizer.ladder.for_input(config.side)
         self.stream = Stream(samples, self.device)
         self.grad_accum_steps = 1
-        self.terms = Terms(config, self.ladder.num_stages, self.device, samples.photographs.seed)
+        self.terms = Terms(config, self.ladder.factors, self.device, samples.photographs.seed)
         self.adversary = self.terms.adversary
         self.predicted: dict[int, list[Tensor]] = {}
         """Per position: the predicted ids of all steps in a row, int16, and the probability of each, float16."""

@@ -39,7 +39,7 @@ class RestorerTask:
         self.device = next(restorer.parameters()).device
         self.stream = Stream(samples, self.device)
         self.grad_accum_steps = 1
-        self.terms = Terms(config, len(restorer.config.factors), self.device, samples.photographs.seed)
+        self.terms = Terms(config, restorer.config.factors, self.device, samples.photographs.seed)
         self.adversary = self.terms.adversary
         factors = restorer.config.factors
         self.factors = factors if restorer.largest is None else factors[-1:]
