@@ -99,6 +99,14 @@ class Preset:
     """Probability of too little light: input and target get darker alike, the noise does not."""
     exposure: Range = (0.25, 0.8)
     """Range of the factor by which too little light reduces the values."""
+    unsharp_prob: float = 0.0
+    """Probability of an unsharp mask at the LR size, before a last compression."""
+    unsharp_sigma: Range = (0.5, 1.2)
+    """Of the mask's blur, in pixels of the input."""
+    unsharp_amount: Range = (0.2, 1.6)
+    enlarged: Range | None = None
+    """How many times training enlarges a part of the photograph before it is degraded: the target is then as soft to
+    the pixel as such photographs are. None leaves that to the training's `soft`."""
 
 
 X4PLUS = Preset(
@@ -180,6 +188,10 @@ CAMERA = Preset(
 )
 """A camera's picture as it is: the lens's blur, little noise, hardly compressed."""
 
+FULLSIZE = replace(CAMERA, name="fullsize", unsharp_prob=0.75, enlarged=(1.2, 2.6))
+"""A camera's picture at full size: soft to the pixel, as lens and color filter leave it, and then sharpened by the
+camera itself."""
+
 BILINEAR = Preset("bilinear", None, None, final_filters=("bilinear",), final_sinc_prob=0.0)
 """Bilinear x1/4 and nothing else: the class of clean inputs."""
 
@@ -258,7 +270,7 @@ NOISY = Preset(
 """Strong noise of a small sensor or of too little light, at the size of the input."""
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {p.name: p for p in (X4PLUS, STABLESR, CAMERA, COMPRESSED, NOISY, CLEAN, BILINEAR)}
+    {p.name: p for p in (X4PLUS, STABLESR, CAMERA, FULLSIZE, COMPRESSED, NOISY, CLEAN, BILINEAR)}
 )
 
 
@@ -338,6 +350,18 @@ class CompressSpec:
 
 
 @dataclass(frozen=True)
+class UnsharpSpec:
+    """An unsharp mask: the picture plus `amount` of what a Gaussian blur of `sigma` pixels takes away."""
+
+    sigma: float
+    amount: float
+
+    def __post_init__(self) -> None:
+        if self.sigma <= 0 or self.amount < 0:
+            raise OptionError(f"an unsharp mask needs a sigma above 0 and an amount from 0, got {self}")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How one photograph is degraded: the same recipe on the same pixels gives the same bytes."""
 
@@ -352,6 +376,8 @@ class Recipe:
     recompress: CompressSpec | None = field(default=None, metadata=ADDED)
     exposure: float = field(default=1.0, metadata=ADDED)
     """Factor on the values of input and target alike."""
+    unsharp: UnsharpSpec | None = field(default=None, metadata=ADDED)
+    """Of the input at its size, before a last compression."""
 
     def __post_init__(self) -> None:
         _check_choice("resize filter", self.final_filter, RESIZE_FILTERS)
@@ -434,7 +460,14 @@ def sample_recipe(preset: Preset, rng: random.Random) -> Recipe:
         sinc_first=rng.random() < preset.sinc_first_prob,
         recompress=_sample_compression(preset, rng),
         exposure=_uniform(preset.exposure, rng) if preset.dark_prob and rng.random() < preset.dark_prob else 1.0,
+        unsharp=_sample_unsharp(preset, rng),
     )
+
+
+def _sample_unsharp(preset: Preset, rng: random.Random) -> UnsharpSpec | None:
+    if not preset.unsharp_prob or rng.random() >= preset.unsharp_prob:
+        return None
+    return UnsharpSpec(_uniform(preset.unsharp_sigma, rng), _uniform(preset.unsharp_amount, rng))
 
 
 def _sample_compression(preset: Preset, rng: random.Random) -> CompressSpec | None:
@@ -655,6 +688,13 @@ def usm_sharpen(image_BCHW: Tensor, *, weight: float = 0.5, size: int = 51, thre
     return torch.lerp(image_BCHW, sharp, mask).clamp(0, 1)
 
 
+def unsharp(image_BCHW: Tensor, spec: UnsharpSpec) -> Tensor:
+    """The unsharp mask that a spec describes, of images in [0, 1]."""
+    side = 2 * math.ceil(3 * spec.sigma) + 1
+    blurred_BCHW = filter2d(image_BCHW, gaussian_kernel(side, spec.sigma, spec.sigma))
+    return (image_BCHW + spec.amount * (image_BCHW - blurred_BCHW)).clamp(0, 1)
+
+
 def add_gaussian_noise(image_CHW: Tensor, sigma: float, *, gray: bool, generator: torch.Generator) -> Tensor:
     """Add Gaussian noise of `sigma` 8-bit levels and clip to [0, 1]; the generator lives on the CPU."""
     C, H, W = image_CHW.shape
@@ -829,6 +869,8 @@ def degrade(hr_B3HW: Tensor, recipes: Sequence[Recipe], *, factor: int = FACTOR)
 
 def _degrade_one(image_13HW: Tensor, recipe: Recipe, size: tuple[int, int]) -> Tensor:
     image_13HW = _degrade_passes(image_13HW * recipe.exposure, recipe, size)
+    if recipe.unsharp is not None:
+        image_13HW = unsharp(image_13HW.clamp(0, 1), recipe.unsharp)
     return image_13HW if recipe.recompress is None else compress(image_13HW, recipe.recompress)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale.data.crops import Crops
-from nextscale.data.degrade import PRESETS, degrade, sample_recipe, usm_sharpen
+from nextscale.data.degrade import PRESETS, Preset, degrade, sample_recipe, usm_sharpen
 from nextscale.errors import OptionError
 from nextscale.model.config import Ladder
 from nextscale.train.distributed import positions
@@ -49,10 +49,7 @@ def photographs(
     position = positions(step, batch).start
     hr = torch.from_numpy(crops.batch(position, batch)).to(device).float() / 255
     chance = [random.Random(crops.seed * 1_000_003 + position + i) for i in range(batch)]
-    targets = [
-        softened(hr[i : i + 1], draw) if draw.random() < soft else hr[i : i + 1] for i, draw in enumerate(chance)
-    ]
-    return torch.cat(targets) * 2 - 1
+    return torch.cat([softened(hr[i : i + 1], draw, soft) for i, draw in enumerate(chance)]) * 2 - 1
 
 
 def pairs(
@@ -84,14 +81,13 @@ def pairs(
     labels = [int(draw.random() < clean) for draw in chance]
     # A single preset draws nothing.
     chosen = [presets[0] if len(presets) == 1 else draw.choice(presets) for draw in chance]
-    if soft:
-        hr = torch.cat(
-            [softened(hr[i : i + 1], draw) if draw.random() < soft else hr[i : i + 1] for i, draw in enumerate(chance)]
-        )
+    kinds = [PRESETS["bilinear" if label else name] for label, name in zip(labels, chosen, strict=True)]
+    hr = torch.cat(
+        [softened(hr[i : i + 1], draw, soft, kind) for i, (draw, kind) in enumerate(zip(chance, kinds, strict=True))]
+    )
     if sharpen:
         hr = usm_sharpen(hr)
-    kinds = ["bilinear" if label else name for label, name in zip(labels, chosen, strict=True)]
-    recipes = [sample_recipe(PRESETS[kind], draw) for kind, draw in zip(kinds, chance, strict=True)]
+    recipes = [sample_recipe(kind, draw) for kind, draw in zip(kinds, chance, strict=True)]
     hr = torch.cat([hr[i : i + 1] * recipe.exposure for i, recipe in enumerate(recipes)])
     recipes = [replace(recipe, exposure=1.0) for recipe in recipes]
     # The loop's autocast would run the codec's transforms in 16 bits.
@@ -99,11 +95,22 @@ def pairs(
         return hr * 2 - 1, degrade(hr, recipes, factor=factor) * 2 - 1, torch.tensor(labels, device=device)
 
 
-def softened(image: Tensor, draw: random.Random) -> Tensor:
+def softened(image: Tensor, draw: random.Random, share: float, preset: Preset | None = None) -> Tensor:
     """A random part of an image 1 3 H H in [0, 1], enlarged to its size: no longer sharp to the pixel, as most real
-    photographs are not."""
+    photographs are not.
+
+    Args:
+        share: probability of it, enlarged 1.2 to 2.2 times.
+        preset: if it says how much is enlarged, that always happens.
+    """
+    bounds = None if preset is None else preset.enlarged
+    if bounds is None:
+        # No share draws nothing.
+        if not share or draw.random() >= share:
+            return image
+        bounds = (1.2, 2.2)
     side = image.shape[-1]
-    part = round(side / draw.uniform(1.2, 2.2))
+    part = round(side / draw.uniform(*bounds))
     top, left = draw.randint(0, side - part), draw.randint(0, side - part)
     window = image[..., top : top + part, left : left + part]
     return F.interpolate(window, size=(side, side), mode="bicubic").clamp(0, 1)

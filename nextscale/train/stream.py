@@ -71,11 +71,12 @@ class Samples(Dataset[tuple[Tensor, ...]]):
             crops = self.faces
         hr = torch.from_numpy(crops.crop(position).copy()).permute(2, 0, 1)[None].float() / 255
         clean = draw.random() < config.clean
-        if draw.random() < config.soft and crops is not self.pages:
-            hr = softened(hr, draw)
+        preset = PRESETS["clean" if clean else draw.choice(config.presets)]
+        if crops is not self.pages:
+            hr = softened(hr, draw, config.soft, preset)
         if config.sharpen and crops is not self.pages:
             hr = usm_sharpen(hr)
-        recipe = sample_recipe(PRESETS["clean" if clean else draw.choice(config.presets)], draw)
+        recipe = sample_recipe(preset, draw)
         hr, recipe = hr * recipe.exposure, replace(recipe, exposure=1.0)
         lr = degrade(hr, [recipe], factor=self.factor)
         denoise, grain = 1.0, torch.zeros_like(lr)

@@ -267,6 +267,7 @@ def test_the_presets_hold_the_published_numbers() -> None:
     [
         (("x4plus", "stablesr", "bilinear"), "420538a91b6e9003fd180d1357f599b80b3850bfb3949618ab8de044f2ecadb3"),
         (("camera",), "e8514217da7cbe510acf6de74edabff55ba0323c8d3c9db998d7b3c87273149d"),
+        (("fullsize",), "a6429ecb3ffc69f16b113d3b252bfbdf42e289f15bea6207df66df445a187efd"),
     ],
 )
 def test_a_seed_draws_the_same_recipes_in_every_version(names: tuple[str, ...], digest: str) -> None:
@@ -292,6 +293,33 @@ def test_a_camera_blurs_and_adds_hardly_any_noise() -> None:
     # On a flat picture there is nothing but noise.
     flat = d.degrade(torch.full((8, 3, 128, 128), 0.5), d.sample_recipes(d.CAMERA, 8, random.Random(1)))
     assert float((flat - 0.5).abs().mean()) < 3 / 255
+
+
+def test_a_camera_at_full_size_sharpens_what_the_lens_left() -> None:
+    hr = photograph(8, 128, 128)
+    recipes = d.sample_recipes(d.FULLSIZE, 8, random.Random(1))
+    masks = [r.unsharp for r in recipes]
+    assert 0 < sum(mask is None for mask in masks) < 8
+    assert all(0.5 <= mask.sigma <= 1.2 and 0.2 <= mask.amount <= 1.6 for mask in masks if mask)
+    made = d.degrade(hr, recipes)
+    plain = d.degrade(hr, [dataclasses.replace(recipe, unsharp=None) for recipe in recipes])
+    detail = [(images[..., 1:] - images[..., :-1]).abs().mean((1, 2, 3)) for images in (made, plain)]
+    for i, mask in enumerate(masks):
+        assert torch.equal(made[i], plain[i]) if mask is None else detail[0][i] > 1.05 * detail[1][i]
+
+
+def test_an_unsharp_mask_adds_what_a_blur_takes_away() -> None:
+    image = torch.full((1, 3, 32, 32), 0.25)
+    image[..., 16:] = 0.75
+    made = d.unsharp(image, d.UnsharpSpec(sigma=1.0, amount=0.5))
+    kernel = d.gaussian_kernel(7, 1.0, 1.0)
+    overshoot = 0.5 * 0.5 * float(kernel[:, 4:].sum())  # of the column beside the edge, whose blur reaches over it
+    assert torch.allclose(made[..., 16], torch.tensor(0.75 + overshoot), atol=1e-6)
+    assert torch.allclose(made[..., 15], torch.tensor(0.25 - overshoot), atol=1e-6)
+    assert torch.allclose(made[..., :12], image[..., :12], atol=1e-6)
+    assert float(d.unsharp(image, d.UnsharpSpec(sigma=1.0, amount=9.0)).max()) == 1.0
+    with pytest.raises(OptionError, match="unsharp"):
+        d.UnsharpSpec(sigma=0.0, amount=1.0)
 
 
 def test_json_round_trip_is_exact() -> None:

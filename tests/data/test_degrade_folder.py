@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from nextscale import image as images
+from nextscale.commands.degrade import Degrade
 from nextscale.data import degrade as d
 from nextscale.data.degrade import PRESETS, Recipe, degrade, sample_recipes
 from nextscale.data.degrade_folder import Outcome, Plan, degrade_folder, degrade_pixels, main_numbers, read_recipe
@@ -148,6 +150,10 @@ def test_inputs_are_never_overwritten(photos: Path, tmp_path: Path) -> None:
     (first, *_) = run(photos, tmp_path / "out")
     assert "would overwrite an input" in first.error
     assert contents(photos) == before
+
+
+def test_the_command_offers_every_preset() -> None:
+    assert set(get_args(get_type_hints(Degrade)["preset"])) == set(PRESETS)
 
 
 def test_folders_and_plans_that_cannot_be_are_named(tmp_path: Path) -> None:

@@ -59,6 +59,13 @@ def test_targets_and_inputs_are_sharpened_where_asked() -> None:
     assert not torch.equal(sharp[1], plain[1])
 
 
+def test_targets_of_a_camera_at_full_size_are_always_soft() -> None:
+    config = dataclasses.replace(PLAIN, presets=("camera",), clean=0.0, grain=0.0, soft=0.0)
+    sharp, soft = (samples(dataclasses.replace(config, presets=(name,)))[3][0] for name in ("camera", "fullsize"))
+    sharp_finest, soft_finest = (float((x[:, 1:] - x[:, :-1]).abs().mean()) for x in (sharp, soft))
+    assert soft_finest < 0.9 * sharp_finest
+
+
 def test_targets_keep_as_much_noise_as_the_dial_lets_through() -> None:
     config = dataclasses.replace(PLAIN, presets=("noisy",), grain=1.0, clean=0.0, soft=0.0)
     rows = [samples(config)[i] for i in range(24)]

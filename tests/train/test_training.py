@@ -101,6 +101,18 @@ def test_soft_photographs_are_parts_of_the_crops_without_their_finest_detail(sma
     assert 0 < sum(kept) < 8
 
 
+def test_targets_of_a_camera_at_full_size_are_always_soft(small_crops: Crops) -> None:
+    sharp, _, _ = pairs(small_crops, range(8), ["camera"], 0.0, factor=4)
+    soft, inputs, _ = pairs(small_crops, range(8), ["fullsize"], 0.0, factor=4)
+    assert not any(torch.equal(a, b) for a, b in zip(soft, sharp, strict=True))
+    finest = [(x - F.avg_pool2d(x, 3, 1, 1))[..., 1:-1, 1:-1].abs().mean() for x in (soft, sharp)]
+    assert float(finest[0]) < 0.7 * float(finest[1])
+    # The input shows the same part.
+    assert float((F.avg_pool2d(soft, 4) - inputs).abs().mean()) < 0.5 * float(
+        (F.avg_pool2d(sharp, 4) - inputs).abs().mean()
+    )
+
+
 def test_pairs_of_sharpened_photographs(small_crops: Crops) -> None:
     (plain, inputs, _), (sharp, other, _) = (
         pairs(small_crops, range(2), ["stablesr"], 1.0, factor=4, sharpen=value) for value in (False, True)
