@@ -37,6 +37,7 @@ ARGUMENTS = {
     "tiny": ["data", "taef2_encoder.pth", "start.pth", "{out}"],
     "paper": ["openimages", "photos", "benches", "checkpoints", "{out}"],
     "ablations": ["data", "bench", "{out}"],
+    "ablations_codes": ["data", "tiny", "bench", "{out}"],
     "results": ["tiny", "benches", "{out}"],
 }
 """What each script is called with."""
@@ -171,9 +172,27 @@ def test_the_ablations_change_what_they_name(tmp_path: Path, monkeypatch: pytest
     assert not changes["unaligned"].transformer.aligned_conditioning
     found = commands("ablations", tmp_path)
     used = {Path(word).stem for command in found for word in command if word.endswith(".json")}
-    assert used == set(changes)
+    assert used == {"one-stage", "two-stages", "unaligned"}
     (off,) = [command for command in found if str(tmp_path / "out" / "preference-off" / "transformer") in command]
     assert parse(off, monkeypatch).part.codes.preference == 0
+
+
+def test_the_ablations_of_the_codes_take_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [parse(command, monkeypatch) for command in commands("ablations_codes", tmp_path) if command[0] == "train"]
+    trained = {run.part.out.parent.name: run.part for run in found}
+    assert {name: part.loop.steps for name, part in trained.items()} == {
+        "base": 82,
+        "causal": 63,
+        "photograph": 71,
+        "latents": 90,
+        "prefix": 55,
+        "prefix-causal": 50,
+        "preference": 71,
+    }
+    assert {part.loop.batch for part in trained.values()} == {8}
+    restored = {name for name, part in trained.items() if part.codes.target == "restored"}
+    assert restored == {"base", "causal", "preference"}
+    assert [name for name, part in trained.items() if part.codes.preference] == ["preference"]
 
 
 def test_every_block_of_the_results_page_has_its_report(tmp_path: Path) -> None:

@@ -318,8 +318,13 @@ class TransformerConfig:
     stem makes of the restorer's features (restorer)."""
     stem: StemConfig = field(default=StemConfig(), metadata=ADDED)
     """Sizes of the stem (condition: restorer)."""
+    temperatures: tuple[float, ...] = field(default=(), metadata=ADDED)
+    """What each step's logits are divided by, so that the probabilities are as often right as they say (temperature
+    scaling, Guo et al. 2017); chosen on held-back photographs after the training. Empty: 1 at each step."""
 
     def __post_init__(self) -> None:
+        if any(temperature <= 0 for temperature in self.temperatures):
+            raise ModelError(f"temperatures of a transformer lie above 0, got {list(self.temperatures)}")
         if self.condition == "restorer" and (self.prefix or not self.aligned_conditioning):
             raise ModelError(
                 "a transformer on the restorer's features has aligned_conditioning and no prefix; change the config"

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nextscale.errors import ModelError
 from nextscale.model.attention import Block, Cache
 from nextscale.model.config import Ladder, TransformerConfig
 from nextscale.model.layers import area_downsample
@@ -113,12 +114,21 @@ class Transformer(nn.Module):
         ladder: of the model's own tile size; other sizes work too.
         codebook_size: V.
         latent_channels: Z.
+
+    Raises:
+        ModelError: the config has temperatures for another number of steps.
     """
 
     def __init__(self, config: TransformerConfig, ladder: Ladder, codebook_size: int, latent_channels: int) -> None:
         super().__init__()
         self.config = config
         self.ladder = ladder
+        self.temperatures = config.temperatures or (1.0,) * ladder.num_steps
+        if len(self.temperatures) != ladder.num_steps:
+            raise ModelError(
+                f"the transformer has {len(self.temperatures)} temperatures for {ladder.num_steps} steps; "
+                f"change transformer.temperatures in the config"
+            )
         width = config.width
         self.prefix_embed = nn.Linear(latent_channels, width) if config.prefix else None
         self.word_embed = nn.Linear(latent_channels, width)
@@ -225,7 +235,10 @@ class Transformer(nn.Module):
         condition_BC = self.class_embed(condition.classes)
         lengths = [part.shape[1] for part in parts]
         logits: Tensor = self.stack(x_BLC, condition_BC, lengths, cache, skip=skip, prefix=prefix_length)
-        return logits
+        if not self.config.temperatures:
+            return logits
+        steps = torch.split(logits, [tokens.shape[1] for tokens in segments], dim=1)
+        return torch.cat([part / self.temperatures[first + i] for i, part in enumerate(steps)], dim=1)
 
     def _place(self, side: int, level: int) -> Tensor:
         """Level embedding plus positions on a grid of the side, 1 L C."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from nextscale.errors import ModelError
 from nextscale.model.attention import Cache
 from nextscale.model.config import TransformerConfig
 from nextscale.model.layers import area_downsample
-from nextscale.model.transformer import CLASS_FREE, Condition, Stack
+from nextscale.model.transformer import CLASS_FREE, Condition, Stack, Transformer
 from nextscale.upscale.nextscale import NextScale
 from tests.official import OfficialState, official_stack, official_state
 
@@ -76,6 +78,27 @@ def test_cached_segments_give_the_whole_sequence_logits(model: NextScale) -> Non
     parts = torch.cat([transformer.logits([segment], condition, cache) for segment in segments], dim=1)
     assert whole.shape == (2, 16 + 36 + 64 + 100, 64)
     assert float((whole - parts).abs().max()) < 1e-4
+
+
+def test_each_step_has_a_temperature_of_its_own(model: NextScale) -> None:
+    plain = model.transformer
+    temperatures = tuple(1 + 0.1 * step for step in range(10))
+    config = dataclasses.replace(plain.config, temperatures=temperatures)
+    scaled = Transformer(config, plain.ladder, 64, 32)
+    scaled.load_state_dict(plain.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    condition = Condition(stages_of(torch.randn(1, 32, 32, 32, generator=generator)), torch.tensor([0]))
+    maps = [torch.randn(1, 32, side, side, generator=generator) for side in (6, 8)]
+    wanted = plain(condition, maps).split([16, 36, 64], dim=1)
+    cache = Cache()
+    for step, found in enumerate(scaled(condition, maps).split([16, 36, 64], dim=1)):
+        torch.testing.assert_close(found, wanted[step] / temperatures[step])
+        tokens = scaled.embed(maps[step - 1], step) if step else scaled.start(condition)
+        torch.testing.assert_close(scaled.logits([tokens], condition, cache), found, atol=1e-4, rtol=0)
+    with pytest.raises(ModelError, match="2 temperatures for 10 steps"):
+        Transformer(dataclasses.replace(config, temperatures=(1.0, 2.0)), plain.ladder, 64, 32)
+    with pytest.raises(ModelError, match="above 0"):
+        dataclasses.replace(config, temperatures=(0.0,) * 10)
 
 
 def test_the_class_changes_the_logits(model: NextScale) -> None:

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Ablations of the shipped transformer: what it attends to, what it is conditioned on, whose codes it learns, and the preference term.
+# Every row begins with new blocks (`start_from_codebook`) on the shipped tokenizer, those on the restorer's features with the shipped
+# stem, and trains for about the same time: a row's steps are STEPS times its speed, as it was on one core.
+#
+# usage: runs/ablations_codes.sh DATA MODEL BENCH OUT
+#   DATA   folder of .tar shards or photographs to train on
+#   MODEL  a trained model, whose tokenizer, restorer and stem all rows have
+#   BENCH  pairs to judge by: LR of 128 px and HR of 512 px
+#   OUT    folder of the runs; the tables are OUT/tables/*/report.md
+# In the environment:
+#   STEPS=82   optimizer steps of `base`: five minutes of one core with AVX-512 and bfloat16
+#   SIDE=64    side in pixels of the training inputs, a multiple of 64
+#   KEPT=480   samples, which are made once and kept
+#   LIMIT=0    only the first pictures of BENCH (0: all)
+set -euo pipefail
+data=$1
+model=$2
+bench=$3
+out=$4
+root=$(cd "$(dirname "$0")/.." && pwd)
+row() { # NAME CONFIG SPEED [option ...]
+  local name=$1 config=$2 steps
+  steps=$((${STEPS:-82} * $3 / 100))
+  python - "$model" "$out/$name/start" "$root/runs/ablations/$config.json" <<'PYTHON'
+import sys
+from pathlib import Path
+
+import torch
+from nextscale import NextScale
+from nextscale.model.config_io import read_difference
+from nextscale.train.tasks.transformer import start_from_codebook
+from nextscale.upscale.nextscale import with_restorer
+
+model, out, file = NextScale.from_pretrained(sys.argv[1], device="cpu", fp32=True), *map(Path, sys.argv[2:])
+config = read_difference(model.config, file)
+restored = config.transformer.condition == "restorer"
+torch.manual_seed(0)
+fresh = NextScale.create(config if restored else config.codes_alone())
+start_from_codebook(fresh.transformer, model.tokenizer)
+if restored:
+    fresh.transformer.stem.load_state_dict(model.transformer.stem.state_dict())
+    whole = with_restorer(model.tokenizer, fresh.transformer, model.restorer, config.fusion)
+else:
+    whole = NextScale(fresh.config, model.tokenizer, fresh.transformer)
+whole.save_pretrained(out, half=False)
+PYTHON
+  python -m nextscale train transformer --data "$data" --out "$out/$name/transformer" --tokenizer "$model" \
+    --start "$out/$name/start" --steps "$((steps > 0 ? steps : 1))" --batch 8 --lr 6e-4 --warmup 8 --final-lr 0.03 --ema 0.95 \
+    --betas 0.9 0.97 --cache "$out/samples" --codes.kept-crops "${KEPT:-480}" --codes.sides "${SIDE:-64}" \
+    --codes.presets stablesr stablesr stablesr x4plus camera camera compressed noisy --codes.soft 0.35 --codes.clean 0.1 \
+    --codes.mixed 0.5 --codes.class-free 0.05 --codes.balance 0.5 "${@:4}"
+  PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" python -m reproduce report table-2 --bench "$bench" --fp32 \
+    --limit "${LIMIT:-0}" -n "$out/$name/transformer/model" --out "$out/tables/$name"
+}
+restored=(--restorer "$model" --codes.target restored --codes.preference 0)
+
+row base step 100 "${restored[@]}"
+row causal causal 78 "${restored[@]}"
+# The photograph's codes instead of the restored picture's.
+row photograph step 87 --restorer "$model" --codes.preference 0
+# The tokenizer's latents of the enlarged input instead of the restorer's features; with them as a prefix too; and causal too,
+# which is the paper's transformer but for the alignment.
+row latents latents 110 --codes.preference 0
+row prefix prefix 68 --codes.preference 0
+row prefix-causal prefix-causal 62 --codes.preference 0
+row preference step 87 "${restored[@]}" --codes.preference 1
