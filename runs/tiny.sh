@@ -56,7 +56,7 @@ out, *folders = map(Path, sys.argv[1:4])
 share = float(sys.argv[4]) if len(sys.argv) > 4 else 0.5
 first, second = (load_file(folder / "model.safetensors") for folder in folders)
 own = sum(name.startswith("largest.") and name.endswith("bias") for name in second)
-if own:
+if own and not any(name.startswith("largest.") for name in first):
     first |= own_layers(first, own)
 out.mkdir(exist_ok=True)
 mixed = {name: (1 - share) * first[name] + share * second[name] for name in first if not name.startswith("grain")}
@@ -121,13 +121,13 @@ mean "$out/mean-5" "$out/mean-4" "$out/restorer-5/model" 0.6
 # the shipped restorer before 1,100 with these terms. The second time began with .3 of the start of all in x4's own layers, and had 750
 # steps with soft pictures of `camera`, which were not sharpened, before 1,400 on what is below.)
 largest() { # largest NAME START STEPS, and what differs
-  train restorer --out "$out/$1" --start "$2" --largest-convs 13 --steps "$(steps "$3")" --batch 8 \
+  train restorer --out "$out/$1" --start "$2" --steps "$(steps "$3")" --batch 8 \
     --warmup 30 --final-lr 0.03 --ema 0.995 --betas 0.9 0.99 --clip 1 --weight-decay 0 \
     --restoration.lpips-scale 0.55 1.25 --restoration.evenness 6 --restoration.hatching 8 \
     --restoration.adversarial 1.0 --restoration.adversarial-from 0 --restoration.clean 0.1 --restoration.grain 0 \
     --restoration.faces-share 0.1 "${@:4}" "${restoration[@]}"
 }
-largest largest "$out/mean-5" 2000 --lr 2e-4 --restoration.pixel 0.4 --restoration.feature 0.3 --restoration.lpips 0.6 \
+largest largest "$out/mean-5" 2000 --largest-convs 13 --lr 2e-4 --restoration.pixel 0.4 --restoration.feature 0.3 --restoration.lpips 0.6 \
   --restoration.lpips-alex 1.0 --restoration.smooth-share 0.2 --restoration.smooth 10 --restoration.soft 0.35 \
   --restoration.pages-share 0.1 \
   --restoration.presets stablesr stablesr stablesr stablesr x4plus x4plus camera camera camera compressed noisy
