@@ -24,6 +24,7 @@ row() { # NAME CONFIG SPEED [option ...]
   steps=$((${STEPS:-82} * $3 / 100))
   python - "$model" "$out/$name/start" "$root/runs/ablations/$config.json" <<'PYTHON'
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,6 +35,8 @@ from nextscale.upscale.nextscale import with_restorer
 
 model, out, file = NextScale.from_pretrained(sys.argv[1], device="cpu", fp32=True), *map(Path, sys.argv[2:])
 config = read_difference(model.config, file)
+# The model's temperatures belong to its weights.
+config = replace(config, transformer=replace(config.transformer, temperatures=()))
 restored = config.transformer.condition == "restorer"
 torch.manual_seed(0)
 fresh = NextScale.create(config if restored else config.codes_alone())

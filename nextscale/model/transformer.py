@@ -123,11 +123,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.ladder = ladder
-        self.temperatures = config.temperatures or (1.0,) * ladder.num_steps
-        if len(self.temperatures) != ladder.num_steps:
+        if config.temperatures and len(config.temperatures) != ladder.num_steps:
             raise ModelError(
-                f"the transformer has {len(self.temperatures)} temperatures for {ladder.num_steps} steps; "
-                f"change transformer.temperatures in the config"
+                f"the transformer has {len(config.temperatures)} temperatures for {ladder.num_steps} steps; "
+                "change transformer.temperatures in the config"
             )
         width = config.width
         self.prefix_embed = nn.Linear(latent_channels, width) if config.prefix else None
@@ -237,8 +236,12 @@ class Transformer(nn.Module):
         logits: Tensor = self.stack(x_BLC, condition_BC, lengths, cache, skip=skip, prefix=prefix_length)
         if not self.config.temperatures:
             return logits
-        steps = torch.split(logits, [tokens.shape[1] for tokens in segments], dim=1)
-        return torch.cat([part / self.temperatures[first + i] for i, part in enumerate(steps)], dim=1)
+        temperatures = self.config.temperatures[first : first + len(segments)]
+        scales = [
+            logits.new_full((tokens.shape[1], 1), 1 / temperature)
+            for tokens, temperature in zip(segments, temperatures, strict=True)
+        ]
+        return logits * torch.cat(scales)
 
     def _place(self, side: int, level: int) -> Tensor:
         """Level embedding plus positions on a grid of the side, 1 L C."""

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nextscale.data.crops import Crops
+from nextscale.data.degrade import PRESETS
 from nextscale.files import canonical, make_folders, write_atomic
 from nextscale.model.restorer import Restorer
 from nextscale.model.tokenizer import Tokenizer
@@ -138,7 +139,7 @@ class CodeSamples:
         photographs = [(canonical(Path(path)), about.st_size, about.st_mtime_ns) for path, about in files]
         places = [(source.name, source.offset) for source in crops.sources]
         settings = (
-            config.presets,
+            [PRESETS[name] for name in (*config.presets, "bilinear")],
             config.clean,
             config.soft,
             config.sharpen,

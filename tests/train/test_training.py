@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nextscale.commands.main import main
 from nextscale.data.crops import Crops
-from nextscale.data.degrade import usm_sharpen
+from nextscale.data.degrade import PRESETS, usm_sharpen
 from nextscale.errors import NextScaleError
 from nextscale.model.checkpoint import save_folder
 from nextscale.model.config import FusionConfig, ModelConfig, RestorerConfig, SamplingOptions, StemConfig
@@ -24,6 +24,7 @@ from nextscale.model.restorer import Restorer
 from nextscale.model.sampler import sample, tile_noise
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.model.transformer import Condition, enlarge
+from nextscale.train import code_samples
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig
 from nextscale.train.loop import as_floats, learning_rate, train
 from nextscale.train.pairs import draws, pairs
@@ -334,6 +335,10 @@ def test_samples_on_disk_are_the_samples(crops: Crops, tmp_path: Path, monkeypat
     # Other settings and other photographs of the same names have other samples.
     other = stem_task(crops, dataclasses.replace(config, clean=0.5), tmp_path)
     assert other.samples.folders != cached.samples.folders
+    with monkeypatch.context() as patch:
+        changed = {name: dataclasses.replace(preset, clean_prob=0.5) for name, preset in PRESETS.items()}
+        patch.setattr(code_samples, "PRESETS", changed)
+        assert stem_task(crops, config, tmp_path).samples.folders != cached.samples.folders
     for path in EXAMPLES.glob("*.jpg"):
         (tmp_path / "photos").mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / "photos")
