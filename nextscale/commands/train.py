@@ -462,8 +462,8 @@ class TrainRestorer:
     """A restorer, by itself (as `convert --part restorer` or an earlier run leaves it) or in a whole model; its critic
     goes on where it has one."""
     largest_convs: int = 0
-    """Last convolutions that the largest factor gets for itself; they begin as the body's (0: none are added). Of a
-    restorer that has such convolutions only these and the largest factor's head are trained."""
+    """Last convolutions that the largest factor gets for itself; those that it had not begin as the body's (0: none are
+    added). Of a restorer that has such convolutions only these and the largest factor's head are trained."""
     loop: tyro.conf.OmitArgPrefixes[LoopFlags] = field(default_factory=LoopFlags)
     restoration: RestorationConfig = field(default_factory=RestorationConfig)
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)

@@ -204,7 +204,7 @@ def load_compact(restorer: Restorer, state: dict[str, Tensor], noisy: dict[str, 
         if unknown:
             raise KeyError(f"unknown tensor {min(unknown)}")
     loaded = current | {name: state[name].float() for name in names}
-    loaded |= own_layers(loaded, config.largest_convs)
+    loaded |= own_layers({name: loaded[name] for name in names}, config.largest_convs)
     for number, factor in enumerate(config.factors):
         for part, value in head.items():
             loaded[f"heads.{number}.{part}"] = area_head(value, file_factor, factor)
@@ -237,37 +237,41 @@ def area_head(value: Tensor, larger: int, factor: int) -> Tensor:
 
 @torch.no_grad()
 def with_own_layers(restorer: Restorer, convs: int) -> Restorer:
-    """The same restorer whose largest factor has its last layers for itself; they begin as the body's.
+    """The same restorer whose largest factor has its last layers for itself; those that it had not begin as the body's.
 
     Args:
         convs: how many.
 
     Raises:
-        OptionError: it has such layers already, or the body has fewer.
+        OptionError: it has as many already, or the body has fewer.
     """
     config = restorer.config
-    if config.largest_convs:
+    if convs <= config.largest_convs:
         raise OptionError(f"this restorer's largest factor has {config.largest_convs} convolutions of its own already")
     if not 0 < convs <= config.convs:
         raise OptionError(f"the largest factor can have 1 to {config.convs} convolutions of its own, not {convs}")
     other = Restorer(replace(config, largest_convs=convs))
     state = restorer.state_dict()
-    other.load_state_dict(state | own_layers(state, convs))
+    other.load_state_dict({n: t for n, t in state.items() if "largest." not in n} | own_layers(state, convs))
     return other
 
 
 def own_layers(state: dict[str, Tensor], convs: int) -> dict[str, Tensor]:
-    """The last convolutions of a restorer's body, under the names of the largest factor's own.
+    """The last convolutions on the largest factor's way through a restorer, under the names of its own.
 
     Args:
         state: of a restorer.
-        convs: how many.
+        convs: how many; at least as many as it has of its own.
     """
-    names = [name.split(".") for name in state if name.startswith("body.")]
+
+    def numbered(part: str) -> dict[tuple[int, str], Tensor]:
+        names = (name.split(".") for name in state if name.startswith(f"{part}."))
+        return {(int(number), kind): state[f"{part}.{number}.{kind}"] for _, number, kind in names}
+
+    body, own = numbered("body"), numbered("largest")
+    end = 1 + max(number for number, _ in body)
+    branch = end - 1 - max((number for number, _ in own), default=-1)
+    way = body | {(number + branch, kind): tensor for (number, kind), tensor in own.items()}
     # Each convolution has a PReLU after it.
-    first = 1 + max(int(number) for _, number, _ in names) - 2 * convs
-    return {
-        f"largest.{int(number) - first}.{part}": state[f"body.{number}.{part}"]
-        for _, number, part in names
-        if int(number) >= first
-    }
+    first = end - 2 * convs
+    return {f"largest.{number - first}.{kind}": tensor for (number, kind), tensor in way.items() if number >= first}

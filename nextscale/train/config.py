@@ -174,6 +174,11 @@ class RestorationConfig:
     """Rendered text, drawings and ramps: folders, shards or globs."""
     pages_share: float = 0.14
     """Share of the samples that are such pages, where `pages` names some."""
+    pairs: tuple[str, ...] = ()
+    """Folders of pairs that exist, LR and HR as `evaluate` reads them: of a camera, or with another method's results as
+    HR (distillation). They are used as they are; their LR may not be smaller than `side`."""
+    pairs_share: float = 0.5
+    """Share of the samples that are such pairs, where `pairs` names some."""
     smooth_share: float = 0.1
     """Share of the samples that are smooth ramps under strong noise. Only pixels count there: LPIPS and a critic ask
     for texture everywhere."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nextscale.data.crops import Crops
+from nextscale.data.crops import Crops, DataError, Source, load
 from nextscale.data.degrade import PRESETS, Preset, degrade, sample_recipe, usm_sharpen
-from nextscale.errors import OptionError
+from nextscale.errors import ImageError, OptionError
+from nextscale.evaluate.datasets import pairs as find_pairs
+from nextscale.evaluate.datasets import size_of
 from nextscale.model.config import Ladder
 from nextscale.train.distributed import positions
 
@@ -114,3 +117,45 @@ def softened(image: Tensor, draw: random.Random, share: float, preset: Preset | 
     top, left = draw.randint(0, side - part), draw.randint(0, side - part)
     window = image[..., top : top + part, left : left + part]
     return F.interpolate(window, size=(side, side), mode="bicubic").clamp(0, 1)
+
+
+class GivenPairs:
+    """Crops of pairs that exist: two photographs of a camera, or photographs and what another method makes of them.
+
+    Args:
+        folders: of pairs, in one of the layouts that `evaluate` reads.
+        side: of the input crops in pixels; no input may be smaller.
+        factor: the side of a target over that of its input.
+
+    Raises:
+        ImageError: a folder holds no pairs, or some do not fit each other.
+        DataError: an input is smaller than a crop.
+    """
+
+    def __init__(self, folders: Sequence[str], side: int, factor: int) -> None:
+        self.side, self.factor = side, factor
+        self.found = [pair for folder in folders for pair in find_pairs(Path(folder), factor)]
+        for pair in self.found:
+            if min(size_of(pair.lr)) < side:
+                raise DataError(f"{pair.lr}: smaller than a crop of {side} px; remove the pair or lower the side")
+
+    def crop(self, draw: random.Random) -> tuple[Tensor, Tensor]:
+        """A window of a pair, flipped and transposed at random: target 3 H H and input 3 h h in [0, 1]; H = factor h.
+
+        Raises:
+            DataError: a file cannot be decoded.
+        """
+        pair = draw.choice(self.found)
+        try:
+            large, small = (load(Source(str(path))) for path in (pair.hr, pair.lr))
+        except (ImageError, OSError) as error:
+            raise DataError(f"{pair.name}: {error}; remove or replace the pair") from None
+        top, left = (draw.randint(0, length - self.side) for length in small.shape[:2])
+        flipped, transposed = draw.random() < 0.5, draw.random() < 0.5
+        target, image = (
+            torch.from_numpy(pixels[scale * top :, scale * left :][: scale * self.side, : scale * self.side].copy())
+            for pixels, scale in ((large, self.factor), (small, 1))
+        )
+        target, image = (x.permute(2, 1, 0) if transposed else x.permute(2, 0, 1) for x in (target, image))
+        target, image = (x.flip(-1) if flipped else x for x in (target, image))
+        return target.float() / 255, image.float() / 255

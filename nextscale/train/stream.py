@@ -17,7 +17,7 @@ from nextscale.data.degrade import PRESETS, coarse_noise, degrade, sample_recipe
 from nextscale.model.layers import area_downsample
 from nextscale.train.config import RestorationConfig
 from nextscale.train.distributed import positions
-from nextscale.train.pairs import softened
+from nextscale.train.pairs import GivenPairs, softened
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Samples(Dataset[tuple[Tensor, ...]]):
         self.photographs, self.faces, self.pages = photographs, faces, pages
         self.config = config
         self.factor = photographs.side // config.side
+        self.given = GivenPairs(config.pairs, config.side, self.factor) if config.pairs else None
 
     def __getitem__(self, position: int) -> tuple[Tensor, ...]:
         # A loop's autocast, which worker processes inherit, would run the codec's transforms in 16 bits.
@@ -61,6 +62,10 @@ class Samples(Dataset[tuple[Tensor, ...]]):
     def _sample(self, position: int) -> tuple[Tensor, ...]:
         config = self.config
         draw = random.Random(self.photographs.seed * 1_000_003 + position)
+        if self.given is not None and draw.random() < config.pairs_share:
+            target, image = self.given.crop(draw)
+            marks = (torch.tensor(1.0), torch.tensor(0.0), torch.tensor(0.0))
+            return target * 2 - 1, image * 2 - 1, torch.zeros_like(image), *marks
         if config.smooth_share and draw.random() < config.smooth_share:
             return self._ramp(draw)
         kind = draw.random()

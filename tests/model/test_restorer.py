@@ -135,7 +135,10 @@ def test_the_largest_factors_own_layers_begin_as_the_bodys_and_are_its_own() -> 
         state = compact_state()
         load_compact(own, state)
         torch.testing.assert_close(own(images)[2], published(state, images / 2 + 0.5) * 2 - 1, atol=1e-5, rtol=0)
-    for restorer, convs, words in ((own, 1, "already"), (shared, 4, "1 to 3")):
+    more, own = with_own_layers(own, 3), own.eval()
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(more(images, 0.3), own(images, 0.3), strict=True))
+    for restorer, convs, words in ((own, 1, "already"), (more, 3, "already"), (shared, 4, "1 to 3")):
         with pytest.raises(OptionError, match=words):
             with_own_layers(restorer, convs)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from nextscale.data.crops import Crops
+from nextscale.data.crops import Crops, DataError
 from nextscale.data.degrade import usm_sharpen
+from nextscale.errors import ImageError
 from nextscale.image import read
 from nextscale.model.config import RestorerConfig, TaesdConfig, TokenizerConfig
 from nextscale.model.restorer import Restorer, with_own_layers
@@ -48,6 +51,37 @@ def test_a_sample_depends_on_its_position_alone() -> None:
     for a, b in zip(first, again, strict=True):
         assert all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
     assert torch.equal(here.batch(3, 2).inputs, first[0].inputs)
+
+
+def test_given_pairs_are_used_as_they_are(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for name, height, width in (("a", 16, 20), ("b", 24, 16)):
+        pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        for folder, values in (("LR", pixels), ("HR", 255 - pixels.repeat(4, 0).repeat(4, 1))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(values).save(tmp_path / folder / f"{name}.png")
+    config = dataclasses.replace(PLAIN, pairs=(str(tmp_path),), pairs_share=0.5)
+    found = [samples(config)[position] for position in range(40)]
+    # The targets here are negatives of their inputs, which no photograph is.
+    sums = [s[0] + s[1].repeat_interleave(4, 1).repeat_interleave(4, 2) for s in found]
+    given = [s for s, total in zip(found, sums, strict=True) if float(total.abs().max()) < 1e-6]
+    assert 10 < len(given) < 30
+    assert all(
+        s[1].shape == (3, 16, 16) and [float(mark) for mark in s[3:]] == [1, 0, 0] and not s[2].any() for s in given
+    )
+    assert len({s[1].numpy().tobytes() for s in given}) > 8
+    assert torch.equal(samples(config)[3][1], found[3][1])
+    with pytest.raises(DataError, match=r"a\.png.*crop of 24 px"):
+        samples(dataclasses.replace(config, side=24))
+    broken = tmp_path / "LR" / "a.png"
+    whole = samples(config)
+    broken.write_bytes(broken.read_bytes()[:200])
+    assert whole.given is not None
+    whole.given.found = [pair for pair in whole.given.found if pair.lr == broken]
+    with pytest.raises(DataError, match=r"a: .*remove or replace the pair"):
+        whole.given.crop(random.Random(0))
+    with pytest.raises(ImageError, match="no such folder"):
+        samples(dataclasses.replace(config, pairs=("nowhere",)))
 
 
 def test_targets_and_inputs_are_sharpened_where_asked() -> None:
