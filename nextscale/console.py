@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, Protocol
 
-from nextscale.errors import NextScaleError
+from nextscale.errors import NextScaleError, OutputError
 
 # Controls of terminals, line and paragraph separators, marks that turn the direction of writing, halves of characters.
 _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -25,10 +26,41 @@ def printable(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """One line on stdout, at once; what its encoding cannot hold is escaped."""
+    """One line on stdout, at once; what its encoding cannot hold is escaped.
+
+    Raises:
+        OutputError: it takes no more.
+        BrokenPipeError: who read it has gone.
+    """
+    if sys.stdout is None:  # closed by whoever started the program, who wants no lines
+        return
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(printable(text).encode(encoding, "backslashreplace").decode(encoding) + "\n")
-    sys.stdout.flush()
+    with to_output():
+        sys.stdout.write(printable(text).encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        sys.stdout.flush()
+
+
+@contextmanager
+def to_output() -> Iterator[None]:
+    """Turn the errors of writing to stdout, such as a full disk behind it, into one line.
+
+    Raises:
+        OutputError: it takes no more.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence_output()
+        reason = error.strerror or type(error).__name__
+        raise OutputError(f"the standard output takes no more ({reason}); send it elsewhere") from None
+
+
+def silence_output() -> None:
+    """Let stdout lead nowhere, so that Python does not try again to write what is left when it exits."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say_row(row: dict[str, Any]) -> None:
@@ -38,8 +70,15 @@ def say_row(row: dict[str, Any]) -> None:
 
 def note(text: str) -> None:
     """One line on stderr that is no complaint: how far something is."""
-    sys.stderr.write(printable(text) + "\n")
-    sys.stderr.flush()
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(printable(text) + "\n")
+        sys.stderr.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:  # a full disk behind it; there is no place left to say so
+        return
 
 
 def complain(text: str) -> None:

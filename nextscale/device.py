@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+import textwrap
 import time
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +40,7 @@ def pick_device(name: str) -> torch.device:
     try:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = textwrap.shorten(str(error).splitlines()[0], 120, placeholder=" ...")
         raise OptionError(f"device {name} is not available here ({reason}); use auto or cpu") from None
     return device
 

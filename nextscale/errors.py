@@ -21,8 +21,26 @@ class ModelError(NextScaleError):
     """A model folder or checkpoint that cannot be loaded, saved or converted."""
 
 
+class OutputError(NextScaleError):
+    """The standard output takes no more."""
+
+
 class OptionError(NextScaleError):
     """Options that contradict each other or the model."""
+
+
+def check_type(options: Any, name: str, kind: type, allowed: str) -> None:
+    """Refuse a value of another type: what a program passes, since a command line knows its types.
+
+    Args:
+        allowed: what is wanted, as in "a whole number".
+
+    Raises:
+        OptionError: naming the option, what is allowed and what it got.
+    """
+    value = getattr(options, name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise OptionError(f"{name.replace('_', '-')} must be {allowed}, got {value!r}")
 
 
 def check_values(options: Any, checks: Iterable[tuple[str, bool, str]]) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,44 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], object], *,
     """
     part = _temporary(path)
     try:
-        if callable(content):
-            content(part)
-        else:
-            part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
+        _fill(part, content)
         if previous is not None and path.exists():
             path.replace(previous)
         part.replace(path)
         _flush_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_together(contents: Iterable[tuple[Path, bytes]]) -> None:
+    """Write several files, all of them or none: each to a temporary name first, then each to its own.
+
+    The folders must be there.
+
+    Raises:
+        OSError: the disk refuses; files that were there before are still there.
+    """
+    parts: list[tuple[Path, Path]] = []
+    try:
+        for path, data in contents:
+            parts.append((_temporary(path), path))
+            _fill(parts[-1][0], data)
+        for part, path in parts:
+            part.replace(path)
+        for folder in {path.parent for _, path in parts}:
+            _flush_folder(folder)
+    finally:
+        for part, _ in parts:
+            part.unlink(missing_ok=True)
+
+
+def _fill(part: Path, content: bytes | str | Callable[[Path], object]) -> None:
+    if callable(content):
+        content(part)
+    else:
+        part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def make_folders(path: Path) -> None:

@@ -8,10 +8,11 @@
 #   SIDE=128          side in pixels of the training inputs of the codes, a multiple of 64 (64)
 #   NOISY="A B"       realesr-general-x4v3.pth and realesr-general-wdn-x4v3.pth: the two ends of the denoise dial
 #   FACES=, PAGES=    folders or shards of photographs with faces and of rendered pages (`nextscale data pages`)
+#   TAUGHT=           folder of pairs from `runs/taught.py` (distillation; without it the last restorer learns from photographs alone)
 #   PIXELS=1          without perceptual terms and critic, to try the recipe out where their weights are missing
 # The perceptual terms need VGG19 and SqueezeNet weights: NEXTSCALE_WEIGHTS names their folder.
-# The shipped tokenizer and restorers 4 and 5 come from `runs/tiny_gpu.py`, which trains all parts on one GPU at once; the rest is as
-# here. LOG.md has each run, and where it differed.
+# The shipped tokenizer and restorers 4 and 5 come from `runs/tiny_gpu.py`, which trains all parts on one GPU at once, and each of the
+# last two restorers is the mean of two runs; the rest is as here. LOG.md has each run, and where it differed.
 set -euo pipefail
 data=$1
 taef2=$2
@@ -32,6 +33,8 @@ fi
 [[ -z ${FACES:-} ]] || sources+=(--restoration.faces "$FACES")
 [[ -z ${PAGES:-} ]] || sources+=(--restoration.pages "$PAGES")
 restoration+=("${sources[@]}")
+pairs=()
+[[ -z ${TAUGHT:-} ]] || pairs=(--restoration.pairs "$TAUGHT")
 
 # The tokenizer: codebook and Phi on TAEF2's latents, then a decoder per stage on codes.
 python -m nextscale convert "$taef2" "$out/taef2" --from taesd --part tokenizer
@@ -56,7 +59,7 @@ out, *folders = map(Path, sys.argv[1:4])
 share = float(sys.argv[4]) if len(sys.argv) > 4 else 0.5
 first, second = (load_file(folder / "model.safetensors") for folder in folders)
 own = sum(name.startswith("largest.") and name.endswith("bias") for name in second)
-if own and not any(name.startswith("largest.") for name in first):
+if own:
     first |= own_layers(first, own)
 out.mkdir(exist_ok=True)
 mixed = {name: (1 - share) * first[name] + share * second[name] for name in first if not name.startswith("grain")}
@@ -136,12 +139,43 @@ largest fullsize "$out/mean-6" 2150 --lr 1.5e-4 --restoration.pixel 0.5 --restor
   --restoration.lpips-alex 1.2 --restoration.smooth-share 0.18 --restoration.smooth 8 --restoration.soft 0.12 \
   --restoration.pages-share 0.16 \
   --restoration.presets stablesr stablesr stablesr stablesr x4plus x4plus fullsize fullsize fullsize compressed noisy
-mean "$out/restorer" "$out/mean-6" "$out/fullsize/model" 0.75
+mean "$out/mean-7" "$out/mean-6" "$out/fullsize/model" 0.75
+
+# x4 gets nearly a network of its own, which begins two fifths of the way back to the published one: its outlines are clean, and
+# trainings for LPIPS lose them.
+python - "$out/mean-7" "$out/start" "$out/wide" <<'PYTHON'
+import sys
+from pathlib import Path
+import torch
+from nextscale.model.checkpoint import save_folder
+from nextscale.model.restorer import with_own_layers
+from nextscale.train.adversarial import CRITIC
+from nextscale.upscale.nextscale import read_restorer
+
+now, published, out = map(Path, sys.argv[1:])
+restorer, clean = (with_own_layers(read_restorer(folder), 25) for folder in (now, published))
+with torch.no_grad():
+    for name, tensor in restorer.state_dict().items():
+        if name.startswith(("largest.", "heads.2.")):
+            tensor.lerp_(clean.state_dict()[name], 0.4)
+save_folder(out, "restorer", restorer.config, restorer.state_dict())
+if (now / CRITIC).exists():
+    (out / CRITIC).write_bytes((now / CRITIC).read_bytes())
+PYTHON
+taught() { # taught NAME START STEPS, and what differs
+  largest "$@" --restoration.pixel 0.5 --restoration.feature 0.5 --restoration.lpips 0.5 --restoration.lpips-alex 1.0 \
+    --restoration.evenness 8 --restoration.smooth-share 0.25 --restoration.smooth 16 --restoration.soft 0.12 \
+    --restoration.clean 0.12 --restoration.pages-share 0.04 "${pairs[@]}"
+}
+taught taught-1 "$out/wide" 1900 --lr 1.2e-4 --restoration.presets fullsize fullsize fullsize stablesr
+mean "$out/mean-8" "$out/mean-7" "$out/taught-1/model" 0.8
+taught taught-2 "$out/mean-8" 700 --lr 7e-5 --restoration.presets fullsize fullsize fullsize stablesr stablesr
+mean "$out/restorer" "$out/mean-7" "$out/taught-2/model" 0.45
 
 # The transformer: the stem alone until it knows the latents of the restored picture, then all of it on the codes of that.
 # (The shipped one had learned 340 + 600 steps with another stem, then 401 of 160 on a GPU with one that did not see the
 # colors; with the present one, 360 steps of the stem alone and 300 of all, then 1,000 and 600 with its own histories, the
-# last of them on some inputs of twice the side, 110 on the codes of the restorer before, without `fullsize`, and 270 on those of the present one.)
+# last of them on some inputs of twice the side, 110 on the codes of one restorer, without `fullsize`, and 270 on those of the next; not on those of the present one, see LOG.md.)
 train transformer --out "$out/transformer" --tokenizer "$out/decoders/model" --restorer "$out/restorer" \
   --steps "$(steps 1600)" --batch 8 --lr 1e-3 --warmup 15 --final-lr 0.03 --ema 0.97 --cache "$out/samples" \
   --codes.target restored --codes.latent-steps "$(steps 700)" --codes.kept-crops 3992 --codes.sides "$side" "$side" "$((2 * side))" \
@@ -178,6 +212,6 @@ model.save_pretrained(out / "tiny")
 # The transformer is surer than it may be: on held-back crops these temperatures, one for each step, brought its probabilities nearest to
 # how often it was right (LOG.md). The likeliest codes stay.
 file = json.loads((out / "tiny/config.json").read_text())
-file["config"]["transformer"]["temperatures"] = [1.1, 1.15, 1.2, 1.05, 1.05, 1.1, 1.1, 1.05, 1.1, 1.1]
+file["config"]["transformer"]["temperatures"] = [1.1, 1.15, 1.2, 1.05, 1.05, 1.1, 1.1, 1.1, 1.1, 1.1]
 (out / "tiny/config.json").write_text(json.dumps(file, indent=1))
 PYTHON

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from nextscale.__main__ import main as command
 from nextscale.commands.main import main
 from nextscale.console import complain, counted, lasting, note, printable, run_program, say, say_row
 from nextscale.errors import OptionError
+
+ROOT = Path(__file__).parents[1]
 
 
 class Terminal(io.StringIO):
@@ -105,3 +111,44 @@ def test_nothing_else_writes_to_the_terminal() -> None:
 )
 def test_times_are_said_as_people_say_them(seconds: float, words: str) -> None:
     assert lasting(seconds) == words
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("words", ["version", "evaluate --sets", "upscale -i a.png -o - --fast"])
+def test_a_full_or_closed_standard_output_is_one_line(words: str, tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, "-m", "nextscale", *words.split()]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(program, cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        "nextscale: the standard output takes no more (No space left on device); send it elsewhere\n"
+    )
+    closed = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *program], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    if words.startswith("upscale"):
+        assert (closed.returncode, closed.stderr) == (
+            1,
+            b"nextscale: the standard output is closed; name a file with -o\n",
+        )
+    else:
+        assert (closed.returncode, closed.stderr) == (0, b"")
+
+
+def test_an_interrupt_while_the_command_is_imported_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    class Interrupting:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "nextscale.commands.main":
+                raise KeyboardInterrupt
+
+    known = sys.modules.pop("nextscale.commands.main", None)
+    sys.meta_path.insert(0, Interrupting())
+    try:
+        assert command() == 130
+    finally:
+        del sys.meta_path[0]
+        if known is not None:
+            sys.modules["nextscale.commands.main"] = known
+    assert capsys.readouterr().err == "nextscale: stopped\n"

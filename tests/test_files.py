@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from nextscale.files import (
     mark_of,
     read_json_lines,
     write_atomic,
+    write_together,
 )
 
 
@@ -43,6 +45,21 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
         write_atomic(path, fail, previous=tmp_path / "b")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert path.read_bytes() == b"one"
+
+
+def test_files_are_written_together_or_not_at_all(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_bytes(b"before")
+
+    def contents() -> Iterator[tuple[Path, bytes]]:
+        yield old, b"after"
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        write_together(contents())
+    assert old.read_bytes() == b"before"
+    write_together([(old, b"after"), (new, b"new")])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"old": b"after", "new": b"new"}
 
 
 def test_a_check_leaves_no_trace(tmp_path: Path) -> None:

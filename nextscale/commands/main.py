@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from nextscale.commands.evaluate import Evaluate
 from nextscale.commands.serve import Serve
 from nextscale.commands.train import Train
 from nextscale.commands.upscale import Upscale
-from nextscale.console import complain, note, printable, say
+from nextscale.console import complain, note, printable, say, silence_output
 from nextscale.errors import NextScaleError, OptionError
 
 
@@ -81,8 +80,7 @@ def run_command(kind: Any, prog: str, description: str | None, arguments: list[s
         complain(str(error))
         return 1
     except BrokenPipeError:
-        # Whoever read the lines has gone; Python must not try to flush them when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_output()  # whoever read the lines has gone
         return 1
     except KeyboardInterrupt:
         complain("stopped")

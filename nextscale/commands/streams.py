@@ -12,7 +12,8 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from nextscale.addresses import is_address, shown, store_reason
-from nextscale.errors import ImageError, NextScaleError, OptionError
+from nextscale.console import to_output
+from nextscale.errors import ImageError, NextScaleError, OptionError, OutputError
 from nextscale.install import how_to_install
 
 STANDARD = "-"
@@ -71,14 +72,22 @@ def missing(path: Path) -> str | None:
 
 
 def to_stdout(file: Path) -> None:
-    """Write a file's bytes to the standard output."""
-    with file.open("rb") as source:
+    """Write a file's bytes to the standard output.
+
+    Raises:
+        OutputError: it is closed, or takes no more.
+    """
+    if sys.stdout is None:
+        raise OutputError("the standard output is closed; name a file with -o")
+    with file.open("rb") as source, to_output():
         shutil.copyfileobj(source, sys.stdout.buffer)
-    sys.stdout.buffer.flush()
+        sys.stdout.buffer.flush()
 
 
 def _from_stdin(place: Path) -> Path:
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin is None:
+        raise ImageError("the standard input is closed; send a picture into it, as in `... < photo.jpg`")
+    if sys.stdin.isatty():
         raise ImageError("the standard input is a terminal; send a picture into it, as in `... < photo.jpg`")
     path = place / "stdin"  # without a suffix: what it is, its bytes say
     try:

@@ -135,6 +135,8 @@ class Upscale:
                 self._report({"input": str(path), "error": reason}, events)
             if inputs.results:
                 self._left_out(inputs.results)
+            if inputs.unread:
+                self._unread(inputs.unread)
             if not sources:
                 return 1
             stamps = {source: stamp_of(source) for source in sources}
@@ -268,6 +270,11 @@ class Upscale:
             line = f"{results[0]} and {len(results) - 1} more: left out as results of earlier runs; name the files"
         (complain if self.json else say)(line)
 
+    def _unread(self, files: list[Path]) -> None:
+        """Say which pictures of the folders are of a kind that is not read."""
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        complain(f"{files[0]}{more}: left out, as such pictures are not read; make JPEG, PNG or TIFF files of them")
+
     def _summary(self, done: int, before: int, failed: int, seconds: float) -> None:
         if not self.json and not self.quiet and done + before + failed > 1:
             earlier = f", {before} finished before" if before else ""
@@ -300,6 +307,8 @@ class Inputs:
     """What is not to be had, with the reason."""
     results: list[Path]
     """Files of the folders that are results of earlier runs."""
+    unread: list[Path] = field(default_factory=list)
+    """Files of the folders that are pictures, but of a kind that is not read."""
 
 
 def list_inputs(
@@ -323,12 +332,14 @@ def list_inputs(
     beside: set[str] = set()
     explicit: set[str] = set()
     refused: list[tuple[Path, str]] = []
+    unread: list[Path] = []
     output = None if without is None else os.path.join(os.path.realpath(without), "")
     for path in named:
         inside, is_folder = [path], os.path.isdir(path)
         if is_folder:
             try:
                 inside = images.find_pictures(path, recursive=recursive)
+                unread += images.find_pictures(path, recursive=recursive, suffixes=images.OTHER_SUFFIXES)
                 if recursive and output is not None and output != os.path.join(os.path.realpath(path), ""):
                     inside = [file for file in inside if not canonical(file).startswith(output)]
                 inside += [link for link in path.iterdir() if images.is_picture_path(link) and not os.path.exists(link)]
@@ -353,7 +364,7 @@ def list_inputs(
     pictures = [picture for picture in found.values() if picture not in results]
     if results and not pictures:
         refused += [(path, ONLY_RESULTS) for path in named]
-    return Inputs(pictures, refused, sorted(picture for picture in found.values() if picture in results))
+    return Inputs(pictures, refused, sorted(picture for picture in found.values() if picture in results), unread)
 
 
 def output_folder(command: Upscale, named: Sequence[Path]) -> Path | None:

@@ -75,7 +75,7 @@ def degrade_folder(folder: Path, out: Path, plan: Plan, *, sheet: Path | None = 
         OptionError: the folders cannot be used so. ImageError: the sheet cannot be written.
     """
     if not folder.is_dir():
-        raise OptionError(f"-i {folder}: no such folder")
+        raise OptionError(f"-i {folder}: no such folder; check the name")
     if out.resolve().is_relative_to(folder.resolve()):
         raise OptionError(f"-o {out}: lies inside the folder of photographs; choose one outside")
     if sheet is not None:

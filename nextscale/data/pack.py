@@ -116,7 +116,7 @@ def _find(folders: Sequence[Path]) -> list[tuple[Path, Path]]:
     found: dict[str, tuple[Path, Path]] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise OptionError(f"{folder}: no such folder of photographs")
+            raise OptionError(f"{folder}: no such folder of photographs; check the name")
         for photo in images.find_pictures(folder, recursive=True):
             found.setdefault(os.path.realpath(photo), (folder, photo))
     return sorted(found.values(), key=lambda pair: (-pair[1].stat().st_size, pair[1].relative_to(pair[0]).as_posix()))

@@ -2,6 +2,7 @@
 
 from nextscale.image.picture import (
     MAX_PIXELS,
+    OTHER_SUFFIXES,
     SUFFIXES,
     WRITE_FORMATS,
     Array,
@@ -13,10 +14,11 @@ from nextscale.image.picture import (
 )
 from nextscale.image.read import decode_bytes, find_pictures, from_pil, is_picture_path, read
 from nextscale.image.resize import Filter, bleed, resize
-from nextscale.image.write import check_folder, check_format, encode_bytes, write, write_bytes
+from nextscale.image.write import check_folder, check_format, encode_bytes, write, write_all, write_bytes
 
 __all__ = [
     "MAX_PIXELS",
+    "OTHER_SUFFIXES",
     "SUFFIXES",
     "WRITE_FORMATS",
     "Array",
@@ -37,5 +39,6 @@ __all__ = [
     "rgb8",
     "to_float",
     "write",
+    "write_all",
     "write_bytes",
 ]

@@ -23,7 +23,12 @@ WRITE_FORMATS: Final = {
     ".bmp": "BMP",
     ".avif": "AVIF",
 }
-SUFFIXES: Final = (*WRITE_FORMATS, ".gif")
+SUFFIXES: Final = (*WRITE_FORMATS, ".gif", ".jfif", ".jpe")
+OTHER_SUFFIXES: Final = (
+    *(".heic", ".heif", ".jxl", ".jp2", ".psd", ".xcf", ".svg", ".exr", ".dng"),
+    *(".arw", ".cr2", ".cr3", ".nef", ".orf", ".pef", ".raf", ".rw2"),
+)
+"""Of pictures that are not read."""
 MAX_PIXELS: Final = 512_000_000
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
@@ -190,16 +190,22 @@ def _is_lossless_webp(data: bytes) -> bool:
     return False
 
 
-def is_picture_path(path: str | os.PathLike[str]) -> bool:
+def is_picture_path(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFIXES) -> bool:
     """Whether the name has a picture's suffix and is not hidden; nothing is opened."""
     path = Path(path)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
 
 
-def find_pictures(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
+def find_pictures(
+    folder: str | os.PathLike[str], recursive: bool = False, *, suffixes: Collection[str] = SUFFIXES
+) -> list[Path]:
     """The picture files in a folder, sorted by path; hidden files and hidden folders are skipped, links to folders too.
 
-    Raises `ImageError` where the folder cannot be listed.
+    Args:
+        suffixes: which names are those of pictures.
+
+    Raises:
+        ImageError: the folder cannot be listed.
     """
 
     def refuse(error: OSError) -> None:
@@ -208,5 +214,5 @@ def find_pictures(folder: str | os.PathLike[str], recursive: bool = False) -> li
     found: list[Path] = []
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-        found += [Path(parent, name) for name in files if is_picture_path(name)]
+        found += [Path(parent, name) for name in files if is_picture_path(name, suffixes)]
     return sorted(path for path in found if path.is_file())

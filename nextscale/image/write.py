@@ -9,6 +9,8 @@ import errno
 import io
 import os
 import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +19,7 @@ import numpy as np
 from PIL import Image, features
 
 from nextscale.errors import ImageError, OptionError
-from nextscale.files import check_writable, write_atomic
+from nextscale.files import check_writable, write_together
 from nextscale.image.color import to_srgb
 from nextscale.image.guard import one_line, quiet
 from nextscale.image.metadata import exif_to_write
@@ -45,7 +47,13 @@ def write(path: str | os.PathLike[str], picture: Picture, *, quality: int = 95, 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write any file whole or not at all; missing parent folders are made, `ImageError` where the disk refuses."""
-    _write_whole(path, data)
+    write_all([(path, data)])
+
+
+def write_all(files: Iterable[tuple[str | os.PathLike[str], bytes]]) -> None:
+    """Write several files, all of them or none; as `write_bytes`, links followed."""
+    with _explained():
+        write_together((_ready(path), data) for path, data in files)
 
 
 def encode_bytes(picture: Picture, suffix: str, *, quality: int = 95, lossless: bool = False) -> bytes:
@@ -152,17 +160,22 @@ _REMEDIES: Final = {
 
 def check_folder(path: str | os.PathLike[str]) -> None:
     """`ImageError` where `write` could make no file of that name; missing parent folders are made."""
-    _write_whole(path, None)
+    with _explained():
+        _ready(path)
 
 
-def _write_whole(named: str | os.PathLike[str], data: bytes | None) -> None:
-    """Write a file, links followed (None: only see whether it could be written)."""
+def _ready(named: str | os.PathLike[str]) -> Path:
+    """The file that a name leads to, whose folder is there and can be written to."""
     path = Path(os.path.realpath(named))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path)
+    return path
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        check_writable(path)
-        if data is not None:
-            write_atomic(path, data)
+        yield
     except OSError as error:
         reason = _REMEDIES.get(error.errno or 0, f"it cannot be written ({one_line(error)}); choose another folder")
         raise ImageError(reason) from error

@@ -389,7 +389,7 @@ def tiny() -> ModelConfig:
             aligned_conditioning=True,
             condition="restorer",
         ),
-        restorer=RestorerConfig(largest_convs=13),
+        restorer=RestorerConfig(largest_convs=25),
         fusion=FusionConfig(blocks=0, codes=False),
     )
 

@@ -125,7 +125,7 @@ def read_state(path: Path, part: Part) -> State:
         ModelError: not a checkpoint, damaged, or without that part.
     """
     if not path.is_file():
-        raise ModelError(f"{path}: no such file")
+        raise ModelError(f"{path}: no such file; check the name")
     try:
         data: Any = load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
     except (SafetensorError, OSError, ValueError) as error:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nextscale.errors import OptionError, check_values
+from nextscale.errors import OptionError, check_type, check_values
 from nextscale.model.config import SamplingOptions
 
 InputClass = Literal["degraded", "clean"]
@@ -64,6 +65,10 @@ class UpscaleOptions:
     the restorer keeps them (fidelity 1), else wavelet."""
 
     def __post_init__(self) -> None:
+        for name in ("scale", "fidelity", "denoise", "temperature", "top_p", "cfg"):
+            check_type(self, name, numbers.Real, "a number")
+        for name in ("seed", "top_k", "tile", "tile_overlap", "tile_batch"):
+            check_type(self, name, numbers.Integral, "a whole number")
         checks = [
             ("scale", 0 < self.scale <= 100_000, "above 0 (and at most 100000)"),
             ("fidelity", 0 <= self.fidelity <= 1, "in [0, 1]"),

@@ -195,7 +195,7 @@ def encode_results(result: UpscaleResult, suffix: str, *, lossless: bool) -> Ite
 
 
 def write_results(result: UpscaleResult, files: dict[str, Path], *, lossless: bool) -> dict[str, Mark]:
-    """Write every picture and map of a result to its file, each on the disk before this returns.
+    """Write every picture and map of a result to its file, all of them or none, on the disk before this returns.
 
     Args:
         files: by label, as `Targets.claim` gives them; all pictures have one suffix.
@@ -204,7 +204,11 @@ def write_results(result: UpscaleResult, files: dict[str, Path], *, lossless: bo
         What each file holds, by canonical path.
     """
     marks = {}
-    for label, _, data in encode_results(result, next(iter(files.values())).suffix, lossless=lossless):
-        images.write_bytes(files[label], data)
-        marks[canonical(files[label])] = mark_of(data)
+
+    def contents() -> Iterator[tuple[Path, bytes]]:
+        for label, _, data in encode_results(result, next(iter(files.values())).suffix, lossless=lossless):
+            marks[canonical(files[label])] = mark_of(data)
+            yield files[label], data
+
+    images.write_all(contents())
     return marks

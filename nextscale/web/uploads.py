@@ -56,7 +56,8 @@ async def receive(request: Request, target: Path, limits: Limits) -> Upload:
             except FormParserError:
                 raise RefusedError(400, "the form cannot be read; send multipart/form-data with one file") from None
         elif kind == b"application/x-www-form-urlencoded":
-            raise RefusedError(415, "send the photograph as a form (curl -F image=@photo.jpg) or as the body itself")
+            how = "as a form (curl -F image=@photo.jpg), or as the body with its type (-H Content-Type:image/jpeg)"
+            raise RefusedError(415, f"send the photograph {how}")
         else:
             async for piece in _pieces(request, limits):
                 _add(file, piece, upload, limits)

@@ -577,6 +577,38 @@ def test_a_mishap_inside_is_one_line_as_well(run: Run, monkeypatch: pytest.Monke
         run("-i", "a.png", "-o", "out")
 
 
+def test_pictures_that_are_not_read_are_named(run: Run) -> None:
+    photo("a.png")
+    Path("b.jfif").write_bytes(photo("b.jpg").read_bytes())
+    Path("b.jpg").unlink()
+    Path("c.HEIC").write_bytes(b"")
+    Path("d.nef").write_bytes(b"")
+    Path("notes.txt").write_text("no picture")
+    outcome = run("-i", ".", "-o", "out")
+    assert outcome.status == 0
+    assert outcome.complaints == [
+        "nextscale: c.HEIC and 1 more: left out, as such pictures are not read; make JPEG, PNG or TIFF files of them"
+    ]
+    assert files(Path("out")) == ["a_x1.png", "b_x1.jpg"]
+
+
+def test_a_set_that_fails_leaves_none_of_its_files(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo("a.png")
+    encode, calls = images.encode_bytes, []
+
+    def failing(*arguments: Any, **options: Any) -> bytes:
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        return encode(*arguments, **options)
+
+    monkeypatch.setattr(images, "encode_bytes", failing)
+    outcome = run("-i", "a.png", "-o", "out", "--all-factors", "-s", "2")
+    assert outcome.complaints == ["nextscale: a.png: the disk is full; free some space"]
+    assert len(calls) == 2
+    assert not files(Path("out"))
+
+
 # ---- bad targets ----
 
 

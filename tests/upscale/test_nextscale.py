@@ -804,7 +804,7 @@ def test_results_become_pillow_images_of_eight_bits() -> None:
         ("scale", 0.0), ("scale", -1.0), ("scale", float("nan")), ("scale", float("inf")),
         ("fidelity", 1.5), ("seed", -1), ("seed", 2**63), ("temperature", -0.1), ("top_k", -1), ("top_p", 1.5),
         ("cfg", -1.0), ("tile", -1), ("tile_overlap", -1), ("tile_batch", 0), ("input_class", "dirty"),
-        ("color_fix", "sepia"),
+        ("color_fix", "sepia"), ("scale", "2"), ("seed", 1.5), ("top_k", None), ("fidelity", True),
     ],
 )  # fmt: skip
 def test_bad_options_are_refused_by_name(name: str, bad: Any) -> None:
