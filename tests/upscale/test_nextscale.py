@@ -976,6 +976,15 @@ def test_color_fix_none_changes_nothing() -> None:
     assert match_color(decoded, inputs, "none") is decoded
 
 
+@needs_tiny
+def test_the_shipped_codes_do_not_change_the_picture_at_fidelity_1(tiny: NextScale) -> None:
+    """The fusion has heads of its own: those of another restorer would draw another picture than --fast."""
+    picture = noise(40, 40, 3)
+    whole, fast = (tiny.upscale(picture, all_factors=True, fast=value).images for value in (False, True))
+    assert list(whole) == list(fast) == [1, 2, 4]
+    assert all(np.array_equal(whole[factor].rgb, fast[factor].rgb) for factor in whole)
+
+
 # ---- seams of the shipped model ----
 
 BAND = slice(104, 128)
