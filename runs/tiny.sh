@@ -154,14 +154,16 @@ from nextscale.upscale.nextscale import read_restorer
 
 now, published, out = map(Path, sys.argv[1:])
 restorer, clean = (with_own_layers(read_restorer(folder), 25) for folder in (now, published))
+outlines = clean.state_dict()
 with torch.no_grad():
     for name, tensor in restorer.state_dict().items():
         if name.startswith(("largest.", "heads.2.")):
-            tensor.lerp_(clean.state_dict()[name], 0.4)
+            tensor.lerp_(outlines[name], 0.4)
 save_folder(out, "restorer", restorer.config, restorer.state_dict())
 if (now / CRITIC).exists():
     (out / CRITIC).write_bytes((now / CRITIC).read_bytes())
 PYTHON
+
 taught() { # taught NAME START STEPS, and what differs
   largest "$@" --restoration.pixel 0.5 --restoration.feature 0.5 --restoration.lpips 0.5 --restoration.lpips-alex 1.0 \
     --restoration.evenness 8 --restoration.smooth-share 0.25 --restoration.smooth 16 --restoration.soft 0.12 \

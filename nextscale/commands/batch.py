@@ -18,6 +18,7 @@ import tyro
 
 from nextscale import image as images
 from nextscale.commands.cli_types import UpscaleFlags
+from nextscale.commands.streams import report_unread
 from nextscale.console import complain, lasting, say, say_row
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.files import Mark, has_mark, mark_of
@@ -257,9 +258,11 @@ def list_pictures(uri: str) -> dict[str, list[int]]:
     try:
         if not store.fs.isdir(store.root):
             raise NextScaleError(f"{uri}: no such folder; check the address")
-        return {name: stamp for name, stamp in store.files().items() if images.is_picture_path(Path(name))}
+        files = store.files()
     except OSError as error:
         raise NextScaleError(f"{uri}: it cannot be listed ({error.strerror or error})") from None
+    report_unread(sorted(name for name in files if images.is_picture_path(name, images.OTHER_SUFFIXES)))
+    return {name: stamp for name, stamp in files.items() if images.is_picture_path(name)}
 
 
 class Worker:

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from nextscale.addresses import is_address, shown, store_reason
-from nextscale.console import to_output
+from nextscale.console import complain, to_output
 from nextscale.errors import ImageError, NextScaleError, OptionError, OutputError
 from nextscale.install import how_to_install
 
@@ -69,6 +69,13 @@ def missing(path: Path) -> str | None:
     if os.path.islink(path):
         return "the link points to a missing file; mend the link or name the file itself"
     return "no such file; check the name"
+
+
+def report_unread(names: Sequence[str]) -> None:
+    """Say which pictures of a folder are left out since their kind is not read; nothing where there are none."""
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        complain(f"{names[0]}{more}: left out, as such pictures are not read; make JPEG, PNG or TIFF files of them")
 
 
 def to_stdout(file: Path) -> None:

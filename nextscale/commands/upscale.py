@@ -18,7 +18,7 @@ import tyro
 
 from nextscale.commands.cli_types import UpscaleFlags
 from nextscale.commands.progress import ProgressEvents, ProgressLines, progress
-from nextscale.commands.streams import STANDARD, fetch, local_path, missing, to_stdout
+from nextscale.commands.streams import STANDARD, fetch, local_path, missing, report_unread, to_stdout
 from nextscale.console import complain, lasting, say, say_row
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.files import Mark, canonical, has_mark
@@ -135,8 +135,7 @@ class Upscale:
                 self._report({"input": str(path), "error": reason}, events)
             if inputs.results:
                 self._left_out(inputs.results)
-            if inputs.unread:
-                self._unread(inputs.unread)
+            report_unread(inputs.unread)
             if not sources:
                 return 1
             stamps = {source: stamp_of(source) for source in sources}
@@ -270,11 +269,6 @@ class Upscale:
             line = f"{results[0]} and {len(results) - 1} more: left out as results of earlier runs; name the files"
         (complain if self.json else say)(line)
 
-    def _unread(self, files: list[Path]) -> None:
-        """Say which pictures of the folders are of a kind that is not read."""
-        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-        complain(f"{files[0]}{more}: left out, as such pictures are not read; make JPEG, PNG or TIFF files of them")
-
     def _summary(self, done: int, before: int, failed: int, seconds: float) -> None:
         if not self.json and not self.quiet and done + before + failed > 1:
             earlier = f", {before} finished before" if before else ""
@@ -307,7 +301,7 @@ class Inputs:
     """What is not to be had, with the reason."""
     results: list[Path]
     """Files of the folders that are results of earlier runs."""
-    unread: list[Path] = field(default_factory=list)
+    unread: list[str]
     """Files of the folders that are pictures, but of a kind that is not read."""
 
 
@@ -332,14 +326,15 @@ def list_inputs(
     beside: set[str] = set()
     explicit: set[str] = set()
     refused: list[tuple[Path, str]] = []
-    unread: list[Path] = []
+    unread: dict[str, str] = {}
     output = None if without is None else os.path.join(os.path.realpath(without), "")
     for path in named:
         inside, is_folder = [path], os.path.isdir(path)
         if is_folder:
             try:
                 inside = images.find_pictures(path, recursive=recursive)
-                unread += images.find_pictures(path, recursive=recursive, suffixes=images.OTHER_SUFFIXES)
+                other = images.find_pictures(path, recursive=recursive, suffixes=images.OTHER_SUFFIXES)
+                unread |= {canonical(file): str(file) for file in other}
                 if recursive and output is not None and output != os.path.join(os.path.realpath(path), ""):
                     inside = [file for file in inside if not canonical(file).startswith(output)]
                 inside += [link for link in path.iterdir() if images.is_picture_path(link) and not os.path.exists(link)]
@@ -364,7 +359,8 @@ def list_inputs(
     pictures = [picture for picture in found.values() if picture not in results]
     if results and not pictures:
         refused += [(path, ONLY_RESULTS) for path in named]
-    return Inputs(pictures, refused, sorted(picture for picture in found.values() if picture in results), unread)
+    left_out = sorted(picture for picture in found.values() if picture in results)
+    return Inputs(pictures, refused, left_out, sorted(unread.values()))
 
 
 def output_folder(command: Upscale, named: Sequence[Path]) -> Path | None:

@@ -310,3 +310,13 @@ def test_batch_and_upscale_give_the_same_files(model_folder: Path, tmp_path: Pat
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / out).iterdir()} for out in ("one", "two"))
     assert sorted(one) == ["a_x1.png", "b_x1.jpg", "c_x1.webp", "d_x1.bmp", "e_x1.webp"]
     assert one == two
+
+
+def test_pictures_that_are_not_read_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.jpg", "b.HEIC", "deep/c.nef", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert list(list_pictures(str(tmp_path))) == ["a.jpg"]
+    assert capsys.readouterr().err == (
+        "nextscale: b.HEIC and 1 more: left out, as such pictures are not read; make JPEG, PNG or TIFF files of them\n"
+    )
