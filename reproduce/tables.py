@@ -38,22 +38,23 @@ from reproduce.published import PublishedRow, Table, published, set_of
 CODES_ALONE = UpscaleOptions(fidelity=0.0, color_fix="none")
 """The paper's decoder: nothing but the codes."""
 VARIANTS: dict[str, dict[str, Any]] = {
-    "class 0 (degraded), likeliest code": {},
-    "class 1 (clean), likeliest code": {"input_class": "clean"},
+    "default": {},
     "fidelity 0.75": {"fidelity": 0.75},
     "fidelity 0.5": {"fidelity": 0.5},
     "fidelity 0.25": {"fidelity": 0.25},
-    "fidelity 0": {"fidelity": 0.0},
-    "guidance 1": {"cfg": 1.0},
-    "guidance 2": {"cfg": 2.0},
-    "temperature 0.5": {"temperature": 0.5},
-    "temperature 1": {"temperature": 1.0},
-    "temperature 1, top-k 10": {"temperature": 1.0, "top_k": 10},
-    "temperature 1, top-k 100": {"temperature": 1.0, "top_k": 100},
-    "temperature 1, top-p 0.9": {"temperature": 1.0, "top_p": 0.9},
+    "codes alone": {"fidelity": 0.0},
+    "codes alone, class 1 (clean)": {"fidelity": 0.0, "input_class": "clean"},
+    "codes alone, guidance 1": {"fidelity": 0.0, "cfg": 1.0},
+    "codes alone, guidance 2": {"fidelity": 0.0, "cfg": 2.0},
+    "codes alone, temperature 0.5": {"fidelity": 0.0, "temperature": 0.5},
+    "codes alone, temperature 1": {"fidelity": 0.0, "temperature": 1.0},
+    "codes alone, temperature 1, top-k 10": {"fidelity": 0.0, "temperature": 1.0, "top_k": 10},
+    "codes alone, temperature 1, top-k 100": {"fidelity": 0.0, "temperature": 1.0, "top_k": 100},
+    "codes alone, temperature 1, top-p 0.9": {"fidelity": 0.0, "temperature": 1.0, "top_p": 0.9},
 }
-"""Settings of inference, each a difference from the options given."""
-CLASSES = tuple(VARIANTS)[:2]
+"""Settings of inference, each a difference from the options given. Class, guidance and temperature change the codes,
+which a fusion may not read."""
+CLASSES = ("default", "codes alone", "codes alone, class 1 (clean)")
 """Those that are also run on clean inputs."""
 
 
@@ -306,13 +307,14 @@ def compare_variants(
 ) -> tuple[Evaluation, Evaluation]:
     """One model under several settings: on degraded inputs, and the two classes on clean ones.
 
-    Settings of fidelity are left out where `upscale` has it at 0: a model without a trained fusion has none.
+    Settings that differ in fidelity alone are left out where `upscale` has it at 0: a model without a trained fusion
+    has none.
     """
     loaded, factors = setting.load(model), setting.options.factors
     restorers = {
         name: Restorer(loaded, dataclasses.replace(upscale, **change), factors, name)
         for name, change in variants.items()
-        if upscale.fidelity or "fidelity" not in change
+        if upscale.fidelity or set(change) != {"fidelity"}
     }
     about = {"models": digests({OURS: model}), **dataclasses.asdict(upscale)}
     degraded = _within(setting, "degraded").run(list(restorers.values()), found, bench, about | {"inputs": "LR"})

@@ -9,7 +9,7 @@ import errno
 import io
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -52,8 +52,15 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 def write_all(files: Iterable[tuple[str | os.PathLike[str], bytes]]) -> None:
     """Write several files, all of them or none; as `write_bytes`, links followed."""
-    with _explained():
-        write_together((_ready(path), data) for path, data in files)
+    reached: list[str] = []
+
+    def ready() -> Iterator[tuple[Path, bytes]]:
+        for path, data in files:
+            reached.append(os.fspath(path))
+            yield _ready(path), data
+
+    with _explained(reached):
+        write_together(ready())
 
 
 def encode_bytes(picture: Picture, suffix: str, *, quality: int = 95, lossless: bool = False) -> bytes:
@@ -148,8 +155,8 @@ _REMEDIES: Final = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
     errno.EFBIG: "the file would exceed the size limit; raise it (ulimit -f) or write a smaller format",
-    errno.EACCES: "no permission to write there; choose another folder",
-    errno.EPERM: "no permission to write there; choose another folder",
+    errno.EACCES: "no permission to write it; choose another folder",
+    errno.EPERM: "no permission to write it; choose another folder",
     errno.EROFS: "the disk is read-only; choose another folder",
     errno.ENOTDIR: "a part of the folder's path is a file; choose another folder",
     errno.EEXIST: "a part of the folder's path is a file; choose another folder",
@@ -160,7 +167,7 @@ _REMEDIES: Final = {
 
 def check_folder(path: str | os.PathLike[str]) -> None:
     """`ImageError` where `write` could make no file of that name; missing parent folders are made."""
-    with _explained():
+    with _explained([os.fspath(path)]):
         _ready(path)
 
 
@@ -173,9 +180,10 @@ def _ready(named: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(names: Sequence[str]) -> Iterator[None]:
+    """Name the file in the errors of the disk: the last one that was reached."""
     try:
         yield
     except OSError as error:
         reason = _REMEDIES.get(error.errno or 0, f"it cannot be written ({one_line(error)}); choose another folder")
-        raise ImageError(reason) from error
+        raise ImageError(": ".join([*names[-1:], reason])) from error
