@@ -45,12 +45,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "codes alone": {"fidelity": 0.0},
     "codes alone, class 1 (clean)": {"fidelity": 0.0, "input_class": "clean"},
     "codes alone, guidance 1": {"fidelity": 0.0, "cfg": 1.0},
-    "codes alone, guidance 2": {"fidelity": 0.0, "cfg": 2.0},
-    "codes alone, temperature 0.5": {"fidelity": 0.0, "temperature": 0.5},
     "codes alone, temperature 1": {"fidelity": 0.0, "temperature": 1.0},
     "codes alone, temperature 1, top-k 10": {"fidelity": 0.0, "temperature": 1.0, "top_k": 10},
-    "codes alone, temperature 1, top-k 100": {"fidelity": 0.0, "temperature": 1.0, "top_k": 100},
-    "codes alone, temperature 1, top-p 0.9": {"fidelity": 0.0, "temperature": 1.0, "top_p": 0.9},
 }
 """Settings of inference, each a difference from the options given. Class, guidance and temperature change the codes,
 which a fusion may not read."""

@@ -1,11 +1,11 @@
-"""Pairs from which the restorer learns outlines: bad, small pictures, and what Real-ESRGAN x4plus makes of them.
+"""Pairs from which the restorer learns outlines: small pictures, and what Real-ESRGAN x4plus makes of them.
 
-    python runs/taught.py DATA OUT COUNT [--faces FACES] [--pages PAGES] [--seed SEED]
+    python runs/taught.py DATA OUT COUNT [--faces FACES] [--pages PAGES] [--clean SHARE] [--seed SEED]
 
 DATA, FACES and PAGES are folders or shards of photographs, of faces and of rendered pages (`nextscale data pages`). OUT
 gets LR/ and HR/, as `nextscale train restorer --restoration.pairs OUT` reads them; what is there already is kept. The
-degradations are those on which Real-ESRGAN's pictures were nearer to the photograph than the restorer's (LOG.md). Needs
-`pip install '.[peers]'`.
+degradations are those on which Real-ESRGAN's pictures were nearer to the photograph than the restorer's; SHARE of the
+inputs are only reduced, where people like its outlines better (LOG.md). Needs `pip install '.[peers]'`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,21 @@ def main(
     count: tyro.conf.Positional[int],
     faces: str = "",
     pages: str = "",
+    clean: float = 0.2,
     seed: int = 0,
     threads: int = 0,
 ) -> None:
     """Make the pairs from where the folder ends."""
     # The shares of faces and pages count only where such photographs are named.
     config = RestorationConfig(
-        side=SIDE, presets=PRESETS, clean=0.0, soft=0.2, faces_share=0.2, pages_share=0.25, smooth_share=0.0, grain=0.0
+        side=SIDE,
+        presets=PRESETS,
+        clean=clean,
+        soft=0.2,
+        faces_share=0.2,
+        pages_share=0.25,
+        smooth_share=0.0,
+        grain=0.0,
     )
     photographs, face, page = (Crops([n], SIDE * FACTOR, seed=seed) if n else None for n in (data, faces, pages))
     assert photographs is not None

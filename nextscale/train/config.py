@@ -204,6 +204,9 @@ class RestorationConfig:
     photographs have: blocks, dots and weaves of the enlargement."""
     hatching: float = 0.0
     """Weight of checkers of single pixels beyond the target's, which is where `evenness` alone leads."""
+    gradients: float = 0.0
+    """Weight of the difference of the local mean strength of gradients: a soft outline has too little of it wherever
+    exactly it runs, which the pixel difference forgives."""
     adversarial: float = 0.0
     """Weight of the generator's loss against a critic of pixels and VGG19 activations (0: no critic)."""
     adversarial_from: int = 150

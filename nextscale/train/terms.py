@@ -120,6 +120,9 @@ class Terms:
             terms["evenness"] = share * unevenness(picture, factor, allowed=EVEN)
         if config.hatching and factor > 1:
             terms["hatching"] = share * F.relu(checkers(picture) - checkers(target)).mean()
+        if config.gradients:
+            apart = [(x - y).abs().mean() for x, y in zip(*map(gradient_strengths, (picture, target)), strict=True)]
+            terms["gradients"] = share * torch.stack(apart).mean()
         if self.vgg is None:
             return terms, None
         window, target_window = (window_of(images, chance, config.window) for images in (picture, target))
@@ -191,6 +194,25 @@ def checkers(pictures: Tensor, window: int = 24) -> Tensor:
     checker = (x[..., 1:, 1:] - x[..., 1:, :-1] - x[..., :-1, 1:] + x[..., :-1, :-1]) / 4
     size = min(window, checker.shape[-1])
     return F.avg_pool2d(checker.abs().mean(dim=1, keepdim=True), size, stride=max(1, size // 2))
+
+
+def gradient_strengths(pictures: Tensor, window: int = 8) -> list[Tensor]:
+    """The local mean strength of differences of gray values one and two pixels apart, in the unit of the pictures.
+
+    Args:
+        pictures: B 3 H H.
+        window: side in pixels of the parts in which it is averaged; they overlap by half.
+
+    Returns:
+        Four maps B 1 h w: across and down, one and two pixels apart.
+    """
+    gray = pictures.float().mean(dim=1, keepdim=True)
+    differences = [
+        difference
+        for apart in (1, 2)
+        for difference in (gray[..., apart:] - gray[..., :-apart], gray[..., apart:, :] - gray[..., :-apart, :])
+    ]
+    return [F.avg_pool2d(d.abs(), min(window, *d.shape[-2:]), stride=window // 2) for d in differences]
 
 
 def unevenness(pictures: Tensor, factor: int, window: int = 96, allowed: float = 0.0) -> Tensor:

@@ -222,6 +222,24 @@ def test_hatching_is_what_checkers_add_to_the_target() -> None:
     assert 0.005 < hatching(hatched, photo) < 0.021
 
 
+def test_gradients_tell_a_soft_outline_from_a_sharp_one_and_not_where_it_runs() -> None:
+    config = dataclasses.replace(PLAIN, gradients=1.0, pixel=0.0, factor_weights=(1.0,))
+    terms = Terms(config, [4], CPU)
+    ramp = torch.arange(64.0)
+    outline = {width: ((ramp - 31.5) / width).clamp(-0.5, 0.5).expand(1, 3, 64, 64) for width in (1, 8)}
+
+    def gradients(picture: Tensor, target: Tensor) -> float:
+        marks = torch.tensor([False])
+        return float(terms.terms(0, picture, target, marks, (0.0, 0.0, 0.0))[0]["gradients"])
+
+    sharp, soft = outline[1], outline[8]
+    assert gradients(sharp, sharp) == 0
+    weak = 0.5 * sharp
+    assert gradients(weak, sharp) == pytest.approx(gradients(torch.zeros_like(sharp), sharp) / 2)
+    # Blurred, the same contrast is spread over its neighbors; moved by a pixel, it is as strong in nearly all windows.
+    assert gradients(sharp.roll(1, -1)[..., 2:-2, 2:-2], sharp[..., 2:-2, 2:-2]) < 0.5 * gradients(soft, sharp)
+
+
 @pytest.mark.integration
 def test_a_critic_that_guesses_has_no_say_and_one_that_knows_has_all(tmp_path: Path) -> None:
     adversary = Adversary(1, (3,), 1e-3, CPU, by_accuracy=True)
