@@ -16,43 +16,43 @@ Mark = list[Any]
 """What a file holds: its bytes, and their SHA-256 in hex."""
 
 
-def write_atomic(path: Path, content: bytes | str | Callable[[Path], object], *, previous: Path | None = None) -> None:
+Content = bytes | str | Callable[[Path], object]
+"""A file's bytes or text, or a function that writes the file at the path it is given."""
+
+
+def write_atomic(path: Path, content: Content, *, previous: Path | None = None) -> None:
     """Write a file whole or not at all: to a temporary name beside it, then to the disk, then to its own name.
 
     The folder must be there.
 
     Args:
-        content: the file's bytes or text, or a function that writes the file at the path it is given.
         previous: the name that a file which was there before takes (default: it is gone).
 
     Raises:
         OSError: the disk refuses; a file that was there before is still there. Errors of the function pass through.
     """
-    part = _temporary(path)
-    try:
-        _fill(part, content)
-        if previous is not None and path.exists():
-            path.replace(previous)
-        part.replace(path)
-        _flush_folder(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
+    write_together([(path, content)], previous=previous)
 
 
-def write_together(contents: Iterable[tuple[Path, bytes]]) -> None:
+def write_together(contents: Iterable[tuple[Path, Content]], *, previous: Path | None = None) -> None:
     """Write several files, all of them or none: each to a temporary name first, then each to its own.
 
-    The folders must be there.
+    The folders must be there. Only a rename that fails after all is on the disk can leave a part of them.
+
+    Args:
+        previous: as for `write_atomic`, where it is a single file.
 
     Raises:
         OSError: the disk refuses; files that were there before are still there.
     """
     parts: list[tuple[Path, Path]] = []
     try:
-        for path, data in contents:
+        for path, content in contents:
             parts.append((_temporary(path), path))
-            _fill(parts[-1][0], data)
+            _fill(parts[-1][0], content)
         for part, path in parts:
+            if previous is not None and path.exists():
+                path.replace(previous)
             part.replace(path)
         for folder in {path.parent for _, path in parts}:
             _flush_folder(folder)
@@ -61,7 +61,7 @@ def write_together(contents: Iterable[tuple[Path, bytes]]) -> None:
             part.unlink(missing_ok=True)
 
 
-def _fill(part: Path, content: bytes | str | Callable[[Path], object]) -> None:
+def _fill(part: Path, content: Content) -> None:
     if callable(content):
         content(part)
     else:

@@ -50,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Settings of inference, each a difference from the options given. Class, guidance and temperature change the codes,
 which a fusion may not read."""
-CLASSES = ("default", "codes alone", "codes alone, class 1 (clean)")
+ON_CLEAN = ("default", "codes alone", "codes alone, class 1 (clean)")
 """Those that are also run on clean inputs."""
 
 
@@ -301,7 +301,7 @@ def compare_variants(
     upscale: UpscaleOptions,
     variants: Mapping[str, dict[str, Any]] = VARIANTS,
 ) -> tuple[Evaluation, Evaluation]:
-    """One model under several settings: on degraded inputs, and the two classes on clean ones.
+    """One model under several settings on degraded inputs, and under those of `ON_CLEAN` on clean ones.
 
     Settings that differ in fidelity alone are left out where `upscale` has it at 0: a model without a trained fusion
     has none.
@@ -315,7 +315,7 @@ def compare_variants(
     about = {"models": digests({OURS: model}), **dataclasses.asdict(upscale)}
     degraded = _within(setting, "degraded").run(list(restorers.values()), found, bench, about | {"inputs": "LR"})
     whole = setting.options.bench_factor
-    clean = [FromPhotograph(restorers[name], whole) for name in CLASSES if name in restorers]
+    clean = [FromPhotograph(restorers[name], whole) for name in ON_CLEAN if name in restorers]
     photos = [Pair(pair.name, pair.hr, pair.hr) for pair in found]
     return degraded, _within(setting, "clean").run(clean, photos, bench, about | {"inputs": "HR reduced bilinearly"})
 

@@ -8,11 +8,11 @@
 #   SIDE=128          side in pixels of the training inputs of the codes, a multiple of 64 (64)
 #   NOISY="A B"       realesr-general-x4v3.pth and realesr-general-wdn-x4v3.pth: the two ends of the denoise dial
 #   FACES=, PAGES=    folders or shards of photographs with faces and of rendered pages (`nextscale data pages`)
-#   TAUGHT=           folder of pairs from `runs/taught.py` (distillation; without it the last restorer learns from photographs alone)
+#   TAUGHT=           folder of pairs from `runs/taught.py` (distillation; without it the last three restorers learn from photographs alone)
 #   PIXELS=1          without perceptual terms and critic, to try the recipe out where their weights are missing
 # The perceptual terms need VGG19 and SqueezeNet weights: NEXTSCALE_WEIGHTS names their folder.
-# The shipped tokenizer and restorers 4 and 5 come from `runs/tiny_gpu.py`, which trains all parts on one GPU at once, and each of the
-# last two restorers is the mean of two runs; the rest is as here. LOG.md has each run, and where it differed.
+# The shipped tokenizer and restorers 4 and 5 come from `runs/tiny_gpu.py`, which trains all parts on one GPU at once, and
+# `taught-1`, `taught-2` and `outlines` are means of two runs each; the rest is as here. LOG.md has each run, and where it differed.
 set -euo pipefail
 data=$1
 taef2=$2
@@ -173,7 +173,8 @@ taught taught-1 "$out/wide" 1900 --lr 1.2e-4 --restoration.presets fullsize full
 mean "$out/mean-8" "$out/mean-7" "$out/taught-1/model" 0.8
 taught taught-2 "$out/mean-8" 700 --lr 7e-5 --restoration.presets fullsize fullsize fullsize stablesr stablesr
 # And outlines as strong as the target's, of good small pictures too, with a critic of twice the weight. (The shipped one is made of two such
-# runs, of which one began half way back to the published network, and of two of 600 and 400 steps more from their mean; LOG.md.)
+# runs, of which one began half way back to the published network, and of two of 600 and 400 steps more from their mean; `gradients` weighed
+# half as much, or nothing, on photographs; LOG.md.)
 largest outlines "$out/taught-2/model" 1900 --lr 8e-5 --restoration.pixel 0.3 --restoration.feature 0.5 --restoration.lpips 0.5 \
   --restoration.lpips-alex 1.1 --restoration.evenness 8 --restoration.hatching 4 --restoration.gradients 4 --restoration.adversarial 2.0 \
   --restoration.smooth-share 0.3 --restoration.smooth 16 --restoration.soft 0.12 --restoration.clean 0 --restoration.pages-share 0.04 \

@@ -332,8 +332,10 @@ def list_inputs(
         inside, is_folder = [path], os.path.isdir(path)
         if is_folder:
             try:
-                inside = images.find_pictures(path, recursive=recursive)
-                other = images.find_pictures(path, recursive=recursive, suffixes=images.OTHER_SUFFIXES)
+                suffixes = (*images.SUFFIXES, *images.OTHER_SUFFIXES)
+                there = images.find_pictures(path, recursive=recursive, suffixes=suffixes)
+                inside = [file for file in there if images.is_picture_path(file)]
+                other = [file for file in there if not images.is_picture_path(file)]
                 unread |= {canonical(file): str(file) for file in other}
                 if recursive and output is not None and output != os.path.join(os.path.realpath(path), ""):
                     inside = [file for file in inside if not canonical(file).startswith(output)]

@@ -23,8 +23,8 @@ from nextscale.model.config import ModelConfig
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.options import UpscaleOptions
 from reproduce.tables import (
-    CLASSES,
     CODES_ALONE,
+    ON_CLEAN,
     VARIANTS,
     FlatBaseline,
     FromPhotograph,
@@ -182,13 +182,13 @@ def test_models_stand_side_by_side_at_the_factors_they_have(model_folder: Path, 
 
 def test_variants_differ_from_the_default_and_are_named(model_folder: Path, pair: Pair) -> None:
     setting = dataclasses.replace(SETTING, options=BenchOptions(factors=(1.0,), peers=()))
-    few = {name: VARIANTS[name] for name in (*CLASSES, "fidelity 0.5", "codes alone, temperature 1")}
+    few = {name: VARIANTS[name] for name in (*ON_CLEAN, "fidelity 0.5", "codes alone, temperature 1")}
     upscale = UpscaleOptions(tile=64)
     degraded, clean = compare_variants(model_folder, [pair], "set", setting, upscale, few)
     values = {row.method: row.metrics["psnr"].mean for row in degraded.rows}
     assert list(values) == list(few)
     assert len(set(values.values())) == len(few)
-    assert [row.method for row in clean.rows] == list(CLASSES)
+    assert [row.method for row in clean.rows] == list(ON_CLEAN)
     alone, _ = compare_variants(model_folder, [pair], "set", setting, ALONE, few)
     assert [row.method for row in alone.rows] == [
         "default",
