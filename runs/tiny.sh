@@ -9,6 +9,8 @@
 #   NOISY="A B"       realesr-general-x4v3.pth and realesr-general-wdn-x4v3.pth: the two ends of the denoise dial
 #   FACES=, PAGES=    folders or shards of photographs with faces and of rendered pages (`nextscale data pages`)
 #   TAUGHT=           folder of pairs from `runs/taught.py` (distillation; without it the last three restorers learn from photographs alone)
+#   GPU=              folder with photos*.tar, faces.tar and pages.tar: x4 goes on with runs/outlines_gpu.py (SECONDS_GPU=315 of them)
+#   CODES_BATCH=8     samples a step where the transformer goes on (64)
 #   PIXELS=1          without perceptual terms and critic, to try the recipe out where their weights are missing
 # The perceptual terms need VGG19 and SqueezeNet weights: NEXTSCALE_WEIGHTS names their folder.
 # The shipped tokenizer and restorers 4 and 5 come from `runs/tiny_gpu.py`, which trains all parts on one GPU at once, and
@@ -179,17 +181,39 @@ largest outlines "$out/taught-2/model" 1900 --lr 8e-5 --restoration.pixel 0.3 --
   --restoration.lpips-alex 1.1 --restoration.evenness 8 --restoration.hatching 4 --restoration.gradients 4 --restoration.adversarial 2.0 \
   --restoration.smooth-share 0.3 --restoration.smooth 16 --restoration.soft 0.12 --restoration.clean 0 --restoration.pages-share 0.04 \
   --restoration.presets fullsize fullsize fullsize stablesr "${pairs[@]}"
-mean "$out/restorer" "$out/mean-7" "$out/outlines/model" 0.65
+mean "$out/mean-9" "$out/mean-7" "$out/outlines/model" 0.65
+# On a GPU, with pairs made as it trains, Real-ESRGAN's picture of each hard input among them, and a critic that sees the input too:
+# 1,147 steps of 64.
+sharp=$out/mean-9
+if [[ -n ${GPU:-} ]]; then
+  sharp=$out/outlines-gpu
+  python runs/outlines_gpu.py "$GPU" "$out/mean-9" "$sharp" "${SECONDS_GPU:-315}"
+fi
+# Those pairs had no pictures at full size, and x4 then drew soft photographs too sharp. (The shipped one has two such runs in it; the
+# second began with .8 of the GPU's, and ended 80 steps earlier.)
+mean "$out/mean-10" "$out/mean-7" "$sharp" 0.65
+largest balanced "$out/mean-10" 840 --lr 6e-5 --restoration.pixel 0.3 --restoration.feature 0.5 --restoration.lpips 0.5 \
+  --restoration.lpips-alex 1.5 --restoration.evenness 8 --restoration.hatching 4 --restoration.gradients 3 --restoration.adversarial 0.8 \
+  --restoration.smooth-share 0.1 --restoration.smooth 30 --restoration.soft 0.15 --restoration.clean 0.06 --restoration.pages-share 0.06 \
+  --restoration.presets fullsize fullsize fullsize camera stablesr stablesr stablesr stablesr "${pairs[@]}"
+mean "$out/mean-11" "$sharp" "$out/balanced/model" 0.69
+mean "$out/restorer" "$out/mean-7" "$out/mean-11" 0.8
 
 # The transformer: the stem alone until it knows the latents of the restored picture, then all of it on the codes of that.
 # (The shipped one had learned 340 + 600 steps with another stem, then 401 of 160 on a GPU with one that did not see the
 # colors; with the present one, 360 steps of the stem alone and 300 of all, then 1,000 and 600 with its own histories, the
-# last of them on some inputs of twice the side, 110 on the codes of one restorer, without `fullsize`, and 270 on those of the next; not on those of the present one, see LOG.md.)
-train transformer --out "$out/transformer" --tokenizer "$out/decoders/model" --restorer "$out/restorer" \
-  --steps "$(steps 1600)" --batch 8 --lr 1e-3 --warmup 15 --final-lr 0.03 --ema 0.97 --cache "$out/samples" \
-  --codes.target restored --codes.latent-steps "$(steps 700)" --codes.kept-crops 3992 --codes.sides "$side" "$side" "$((2 * side))" \
-  --codes.presets stablesr stablesr x4plus fullsize fullsize camera compressed noisy --codes.soft 0.35 --codes.clean 0.1 \
-  --codes.preference 0 --codes.mixed 0.5 --codes.predicted 0.5 --codes.class-free 0.05 --codes.balance 0.5
+# last of them on some inputs of twice the side, 110 on the codes of one restorer, without `fullsize`, and 270 on those of the next; then
+# the second command, on a GPU, on the codes of `outlines-gpu`.)
+codes() { # codes NAME STEPS, and what differs
+  train transformer --out "$out/$1" --tokenizer "$out/decoders/model" --restorer "$out/restorer" --steps "$(steps "$2")" \
+    --codes.target restored --codes.sides "$side" "$side" "$side" "$((2 * side))" --codes.soft 0.35 --codes.clean 0.1 \
+    --codes.preference 0 --codes.mixed 0.5 --codes.predicted 0.5 --codes.class-free 0.05 --codes.balance 0.5 "${@:3}"
+}
+codes first-codes 1600 --batch 8 --lr 1e-3 --warmup 15 --final-lr 0.03 --ema 0.97 --cache "$out/samples" \
+  --codes.latent-steps "$(steps 700)" --codes.kept-crops 3992 \
+  --codes.presets stablesr stablesr x4plus fullsize fullsize camera compressed noisy
+codes transformer 368 --start "$out/first-codes/model" --batch "${CODES_BATCH:-64}" --lr 6e-4 --warmup 80 --final-lr 0.02 --ema 0.98 \
+  --codes.presets stablesr stablesr x4plus fullsize fullsize camera camera camera compressed noisy
 
 # What becomes of the codes: the decoders on those that the transformer predicts, and the error that the fusion expects.
 # The shipped fusion gives the restorer's pictures; trained on them, it was worse to look at (LOG.md).
@@ -221,6 +245,6 @@ model.save_pretrained(out / "tiny")
 # The transformer is surer than it may be: on held-back crops these temperatures, one for each step, brought its probabilities nearest to
 # how often it was right (LOG.md). The likeliest codes stay.
 file = json.loads((out / "tiny/config.json").read_text())
-file["config"]["transformer"]["temperatures"] = [1.1, 1.15, 1.2, 1.05, 1.05, 1.1, 1.2, 1.2, 1.2, 1.15]
+file["config"]["transformer"]["temperatures"] = [1.1, 1.25, 1.3, 1.15, 1.15, 1.2, 1.3, 1.3, 1.3, 1.25]
 (out / "tiny/config.json").write_text(json.dumps(file, indent=1))
 PYTHON

@@ -236,7 +236,7 @@ def run_tiny(out: Path, taef2: Path, start: Path, **settings: str) -> NextScale:
     done = subprocess.run(
         ["bash", str(ROOT / "runs" / "tiny.sh"), str(ROOT / "examples"), str(taef2), str(start), str(out)],
         env={name: value for name, value in os.environ.items() if name != "RANK"}
-        | {"PATH": search, "SIDE": "64"}
+        | {"PATH": search, "SIDE": "64", "CODES_BATCH": "4"}
         | settings,
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
