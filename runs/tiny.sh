@@ -187,10 +187,10 @@ mean "$out/mean-9" "$out/mean-7" "$out/outlines/model" 0.65
 sharp=$out/mean-9
 if [[ -n ${GPU:-} ]]; then
   sharp=$out/outlines-gpu
-  python runs/outlines_gpu.py "$GPU" "$out/mean-9" "$sharp" "${SECONDS_GPU:-315}"
+  [[ -e $sharp/model.safetensors ]] || python runs/outlines_gpu.py "$GPU" "$out/mean-9" "$sharp" "${SECONDS_GPU:-315}"
 fi
 # Those pairs had no pictures at full size, and x4 then drew soft photographs too sharp. (The shipped one has two such runs in it; the
-# second began with .8 of the GPU's, and ended 80 steps earlier.)
+# second began with .8 of the GPU's, and ended after 727 steps.)
 mean "$out/mean-10" "$out/mean-7" "$sharp" 0.65
 largest balanced "$out/mean-10" 840 --lr 6e-5 --restoration.pixel 0.3 --restoration.feature 0.5 --restoration.lpips 0.5 \
   --restoration.lpips-alex 1.5 --restoration.evenness 8 --restoration.hatching 4 --restoration.gradients 3 --restoration.adversarial 0.8 \

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import struct
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-FILE = Path(__file__).parents[1] / "runs" / "outlines_gpu.py"
+from nextscale.errors import NextScaleError
+from tests.conftest import script
 
 
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
-    spec = importlib.util.spec_from_file_location("outlines_gpu", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "outlines_gpu", module)
-    spec.loader.exec_module(module)
-    return module
+    return script("outlines_gpu", monkeypatch)
 
 
 def test_a_file_of_ncnn_becomes_the_network(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +38,7 @@ def test_a_file_of_ncnn_becomes_the_network(recipe: Any, tmp_path: Path, monkeyp
     assert made.shape == (1, 3, 32, 24)
     torch.testing.assert_close(made, net(inputs))
     (tmp_path / "net.bin").write_bytes(file + b"rest")
-    with pytest.raises(SystemExit, match=r"net\.bin"):
+    with pytest.raises(NextScaleError, match=r"net\.bin"):
         recipe.real_esrgan(tmp_path / "net.bin")
 
 

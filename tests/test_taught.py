@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +10,7 @@ import pytest
 
 from nextscale.image import read
 from nextscale.train.pairs import GivenPairs
+from tests.conftest import script
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,11 +18,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def taught(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, with a teacher that repeats pixels: Real-ESRGAN's network is an extra."""
-    spec = importlib.util.spec_from_file_location("taught", ROOT / "runs" / "taught.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("taught", monkeypatch)
 
     class Teacher:
         def __init__(self, *, threads: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,22 +10,16 @@ import pytest
 import torch
 
 from nextscale.model.layers import area_downsample
-from tests.conftest import random_model
+from tests.conftest import random_model, script
 
 GRAY = 6
 """Levels between one sample and the next."""
-FILE = Path(__file__).parents[1] / "runs" / "tiny_gpu.py"
 
 
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setenv("REHEARSE", "1")
-    spec = importlib.util.spec_from_file_location("tiny_gpu", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "tiny_gpu", module)
-    spec.loader.exec_module(module)
+    module = script("tiny_gpu", monkeypatch)
     monkeypatch.setattr(module, "SLOTS", {64: 12, 128: 4})
     monkeypatch.setattr(module, "DEVICE", torch.device("cpu"))
     return module

@@ -7,6 +7,7 @@ faster"), which the perceptual terms compute anyway: only a few small heads are 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,8 @@ class Adversary:
         with torch.enable_grad():
             value = F.softplus(-self.critics[stage](apart)).mean()
             slopes = torch.autograd.grad(value, apart)
-        norm = torch.stack([g.float().square().sum() for g in slopes]).sum().sqrt()
-        usual = sum(1 / x.numel() for x in activations) ** 0.5 / len(activations)
-        if self.by_accuracy:
-            usual = usual * max(0.0, 2 * self.accuracies[stage] - 1)
-        towards = [(g * x).float().sum() for g, x in zip(slopes, activations, strict=True)]
-        return torch.stack(towards).sum() * (usual / norm.clamp(min=1e-12)), value.detach()
+        strength = max(0.0, 2 * self.accuracies[stage] - 1) if self.by_accuracy else 1.0
+        return pull(slopes, activations, strength), value.detach()
 
     def keep(self, stage: int, made: list[Tensor], real: list[Tensor]) -> None:
         """Keep activations of generated pictures and photographs for the critics' next step."""
@@ -129,6 +126,20 @@ class Adversary:
         self.critics.load_state_dict(state["critics"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.accuracies = list(state.get("accuracies", self.accuracies))
+
+
+def pull(slopes: Sequence[Tensor], activations: Sequence[Tensor], strength: float = 1.0) -> Tensor:
+    """A term whose gradient at the activations points along `slopes`, however large these are.
+
+    Args:
+        slopes: gradients of a loss, of the activations' shapes.
+        strength: norm of the term's gradient, relative to that of a mean absolute difference of activations.
+    """
+    norm = torch.stack([g.float().square().sum() for g in slopes]).sum().sqrt()
+    usual = sum(1 / x.numel() for x in activations) ** 0.5 / len(activations) * strength
+    towards = [(g * x).float().sum() for g, x in zip(slopes, activations, strict=True)]
+    term: Tensor = torch.stack(towards).sum() * (usual / norm.clamp(min=1e-12))
+    return term
 
 
 def save_critic(adversary: Adversary | None, path: Path) -> None:
