@@ -1,107 +1,94 @@
 #!/usr/bin/env bash
-# Ablations on `tiny`: each row differs from `base` in one configuration file or option, and every phase of every row has
-# the same budget. Each command resumes where it was stopped.
+# Ablations of the transformer on the shipped tokenizer: the paper's (Table 1b: the preference term; Table 2's baseline: flat codes), and
+# what `tiny` does otherwise (what a token attends to, what the codes are conditioned on, whose codes are learned).
+# Every row begins with new blocks (`start_from_codebook`), those on the restorer's features with the shipped stem, and trains for about
+# the same time: a row's steps are STEPS times its speed, as it was on one core. Each command resumes where it was stopped.
 #
-# usage: runs/ablations.sh DATA BENCH OUT
+# usage: runs/ablations.sh DATA MODEL BENCH OUT
 #   DATA   folder of .tar shards or photographs to train on
+#   MODEL  a trained model, whose tokenizer, restorer and stem all rows have
 #   BENCH  pairs to judge by: LR of 128 px and HR of 512 px
 #   OUT    folder of the runs; the tables are OUT/tables/*/report.md
 # In the environment:
-#   STEPS=400   optimizer steps of each phase
-#   SIDE=64     side in pixels of the training inputs, a multiple of 64
-#   LIMIT=0     only the first pictures of BENCH (0: all)
-#   RATE=6e-4   learning rate of decoders and transformers
-#   AUTOENCODER=tiny   the tokenizer or model whose autoencoder all rows have
-# The perceptual terms need VGG19 and SqueezeNet weights: NEXTSCALE_WEIGHTS names their folder.
-#
-# All rows are the paper's decoder (w = 0), so no fusion is trained. What they share is trained once:
-# base's tokenizer (all transformers but those of another number of stages), base's transformer (hybrid-off, which
-# changes the decoders alone).
+#   STEPS=82   optimizer steps of `base`: five minutes of one core with AVX-512 and bfloat16
+#   SIDE=64    side in pixels of the training inputs, a multiple of 64
+#   KEPT=480   samples, which are made once and kept
+#   LIMIT=0    only the first pictures of BENCH (0: all)
+#   ROWS="latents preference flat"   only these rows, and the tables that they make (all)
 set -euo pipefail
 data=$1
-bench=$2
-out=$3
-steps=${STEPS:-400}
-side=${SIDE:-64}
-limit=${LIMIT:-0}
-rate=${RATE:-6e-4}
+model=$2
+bench=$3
+out=$4
 root=$(cd "$(dirname "$0")/.." && pwd)
-changes=$root/runs/ablations
-train() { python -m nextscale train "$@" --data "$data"; }
-report() { PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" python -m reproduce report "$@" --limit "$limit"; }
-vocabulary() { # NAME [option ...]
-  train tokenizer --phase codebook --out "$out/$1/codebook" --start "$autoencoder" \
-    --steps "$steps" --batch 16 --lr 0.02 --warmup 10 --weight-decay 0 --final-lr 0.01 --ema 0.98 \
-    --codebook.side "$side" "${@:2}"
+all="base causal photograph restored-preference latents preference flat prefix prefix-causal"
+rows=" ${ROWS:-$all} "
+wanted() { # all of NAME ...
+  local name
+  for name in "$@"; do [[ $rows == *" $name "* ]] || return 1; done
 }
-decoders() { # NAME TOKENIZER [option ...]
-  train tokenizer --phase decoders --out "$out/$1/decoders" --start "$2" \
-    --steps "$steps" --batch 4 --lr "$rate" --warmup 20 --final-lr 0.03 --ema 0.99 \
-    --reconstruction.side "$side" \
-    --reconstruction.unquantized-prob 0.5 "${@:3}"
+report() { # TABLE [option ...]
+  PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" python -m reproduce report "$@" --bench "$bench" --fp32 --limit "${LIMIT:-0}"
 }
-transformer() { # NAME TOKENIZER [option ...]
-  train transformer --out "$out/$1/transformer" --tokenizer "$2" \
-    --steps "$steps" --batch 8 --lr "$rate" --warmup 12 --ema 0.97 \
-    --codes.sides "$side" "$side" "$side" "$((2 * side))" --codes.beta 3 "${@:3}"
+row() { # NAME CONFIG SPEED [option ...]
+  local name=$1 change=$root/runs/ablations/$2.json steps begins
+  wanted "$name" || return 0
+  steps=$((${STEPS:-82} * $3 / 100))
+  begins=(--config "$change")
+  if [[ " ${*:4} " == *" --restorer "* ]]; then
+    with_shipped_stem "$change" "$out/$name/start"
+    begins=(--start "$out/$name/start")
+  fi
+  python -m nextscale train transformer --data "$data" --out "$out/$name/transformer" --tokenizer "$model" "${begins[@]}" \
+    --steps "$((steps > 0 ? steps : 1))" --batch 8 --lr 6e-4 --warmup 8 --final-lr 0.03 --ema 0.95 \
+    --betas 0.9 0.97 --cache "$out/samples" --codes.kept-crops "${KEPT:-480}" --codes.sides "${SIDE:-64}" \
+    --codes.presets stablesr stablesr stablesr x4plus camera camera compressed noisy --codes.soft 0.35 --codes.clean 0.1 \
+    --codes.mixed 0.5 --codes.class-free 0.05 --codes.balance 0.5 "${@:4}"
+  # Flat codes have no pictures at x1 and x2 but as a baseline.
+  [[ $name == flat ]] || report table-2 -n "$out/$name/transformer/model" --out "$out/tables/$name"
 }
-
-autoencoder=${AUTOENCODER:-tiny}
-
-# The row all others differ from: three stages, hierarchical codes, half of the decoders' samples unquantized,
-# preference with beta 3, aligned conditioning.
-vocabulary base
-decoders base "$out/base/codebook/model"
-transformer base "$out/base/decoders/model"
-
-# Hierarchical or flat codes: the same tokenizer read in one stage. Its row is Table 2's baseline (which the paper
-# trains without preference): prefixes of the flat codes, decoded after each stage's steps.
-transformer flat-codes "$out/base/decoders/model" --config "$changes/one-stage.json"
-
-# One or two stages of the same ten steps, with a vocabulary and decoders of their own: what three stages cost at x4.
-vocabulary one-stage --config "$changes/one-stage.json"
-decoders one-stage "$out/one-stage/codebook/model"
-transformer one-stage "$out/one-stage/decoders/model"
-vocabulary two-stages --config "$changes/two-stages.json"
-decoders two-stages "$out/two-stages/codebook/model"
-transformer two-stages "$out/two-stages/decoders/model"
-
-# Preference (DPO): off, milder, sharper.
-transformer preference-off "$out/base/decoders/model" --codes.preference 0
-transformer beta-1 "$out/base/decoders/model" --codes.beta 1
-transformer beta-10 "$out/base/decoders/model" --codes.beta 10
-
-# Conditioning by the prefix alone, as in the paper. It also starts from VAR's initialization: `start_from_codebook`
-# needs the aligned latents.
-transformer unaligned "$out/base/decoders/model" --config "$changes/unaligned.json"
-
-# Hybrid training off: the decoders never see unquantized latents. Only they differ, so base's transformer serves.
-decoders hybrid-off "$out/base/codebook/model" --reconstruction.unquantized-prob 0
-python - "$out" <<'PYTHON'
+with_shipped_stem() { # CHANGE FOLDER
+  python - "$model" "$2" "$1" <<'PYTHON'
 import sys
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 from nextscale import NextScale
+from nextscale.model.config_io import read_difference
+from nextscale.train.tasks.transformer import start_from_codebook
+from nextscale.upscale.nextscale import with_restorer
 
-out = Path(sys.argv[1])
-model = NextScale.assemble(out / "hybrid-off" / "decoders" / "model", out / "base" / "transformer" / "model")
-model.save_pretrained(out / "hybrid-off" / "transformer" / "model", half=False)
+model, out, file = NextScale.from_pretrained(sys.argv[1], device="cpu", fp32=True), *map(Path, sys.argv[2:])
+config = read_difference(model.config, file)
+# The model's temperatures belong to its weights.
+config = replace(config, transformer=replace(config.transformer, temperatures=()))
+torch.manual_seed(0)
+fresh = NextScale.create(config)
+start_from_codebook(fresh.transformer, model.tokenizer)
+fresh.transformer.stem.load_state_dict(model.transformer.stem.state_dict())
+with_restorer(model.tokenizer, fresh.transformer, model.restorer, config.fusion).save_pretrained(out, half=False)
 PYTHON
+}
+restored=(--restorer "$model" --codes.target restored --codes.preference 0)
 
-rows=()
-for name in base one-stage two-stages preference-off beta-1 beta-10 unaligned hybrid-off; do
-  rows+=("$name=$out/$name/transformer/model")
-done
-report models --bench "$bench" --models "${rows[@]}" --baselines "flat-codes=$out/flat-codes/transformer/model" \
-  --out "$out/tables/models"
-report table-1b --bench "$bench" -n "$out/base/transformer/model" --without "$out/preference-off/transformer/model" \
-  --out "$out/tables/table-1b"
-report table-2 --bench "$bench" -n "$out/base/transformer/model" --baseline "$out/flat-codes/transformer/model" \
-  --out "$out/tables/table-2"
-# The photographs' own codes: what the tokenizers alone lose.
-report reconstructions --photos "$bench/HR" --out "$out/tables/reconstructions" \
-  --models "base=$out/base/decoders/model" "one-stage=$out/one-stage/decoders/model" \
-  "two-stages=$out/two-stages/decoders/model" "hybrid-off=$out/hybrid-off/decoders/model"
-report table-1a --photos "$bench/HR" -n "$out/base/decoders/model" --flat-trained "$out/one-stage/decoders/model" \
-  --out "$out/tables/table-1a"
-# No training: class, guidance, temperature, top-k (the fidelity dial needs a fusion, see runs/results.sh).
-report inference --bench "$bench" -n "$out/base/transformer/model" --fidelity 0 --out "$out/tables/inference"
+row base step 100 "${restored[@]}"
+row causal causal 78 "${restored[@]}"
+# The photograph's codes instead of the restored picture's.
+row photograph step 87 --restorer "$model" --codes.preference 0
+row restored-preference step 87 "${restored[@]}" --codes.preference 1
+# The tokenizer's latents of the enlarged input instead of the restorer's features, as in the paper; then with the paper's preference
+# term; and on flat codes, without it, which is the paper's baseline.
+row latents latents 110 --codes.preference 0
+row preference latents 110 --codes.preference 1 --codes.beta 3
+row flat one-stage 110 --codes.preference 0
+# With the latents as a prefix too; and causal too, which is the paper's transformer but for the alignment.
+row prefix prefix 68 --codes.preference 0
+row prefix-causal prefix-causal 62 --codes.preference 0
+
+if wanted latents preference; then
+  report table-1b -n "$out/preference/transformer/model" --without "$out/latents/transformer/model" --out "$out/tables/table-1b"
+fi
+if wanted latents flat; then
+  report table-2 -n "$out/latents/transformer/model" --baseline "$out/flat/transformer/model" --out "$out/tables/table-2"
+fi

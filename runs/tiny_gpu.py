@@ -276,7 +276,8 @@ class Latents:
 class PoolCodes:
     """Takes the place of `CodeSamples`."""
 
-    def __init__(self, work: Path, tokenizer, restorer) -> None:
+    def __init__(self, work: Path, tokenizer, restorer, encoded: int) -> None:
+        self.encoded = encoded
         self.latents = {side: Latents(work, side, tokenizer, seed=side, restorer=restorer) for side in (SIDE, LARGE)}
         self.ladders = {side: kept.ladder for side, kept in self.latents.items()}
         self.restorer = restorer
@@ -291,7 +292,7 @@ class PoolCodes:
             inputs = kept.inputs(places)
             features = self.restorer.features(inputs, factors=(1,))[1].float()
         clean = kept.source.marks[places.cpu(), 1].long().to(DEVICE)
-        return CodeBatch(latents, [], features, clean, inputs)
+        return CodeBatch(latents, latents[: self.encoded], features, clean, inputs)
 
 
 class PoolCrops:
@@ -486,7 +487,7 @@ def transformer(start: Path, work: Path) -> None:
     )  # fmt: skip
     crops = {side: PoolCrops(work, side) for side in (SIDE, LARGE)}
     task = CodesTask(model, tokenizer, crops, settings, restorer=model_restorer)
-    task.samples = PoolCodes(work, tokenizer, model_restorer)
+    task.samples = PoolCodes(work, tokenizer, model_restorer, model.config.stem.encoded)
 
     def save(average) -> None:
         half(average.state_dict(), work / "out" / "transformer.safetensors")

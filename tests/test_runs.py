@@ -36,8 +36,7 @@ SCRIPTS = sorted((ROOT / "runs").glob("*.sh"))
 ARGUMENTS = {
     "tiny": ["data", "taef2_encoder.pth", "start.pth", "{out}"],
     "paper": ["openimages", "photos", "benches", "checkpoints", "{out}"],
-    "ablations": ["data", "bench", "{out}"],
-    "ablations_codes": ["data", "tiny", "bench", "{out}"],
+    "ablations": ["data", "tiny", "bench", "{out}"],
     "results": ["tiny", "benches", "{out}"],
 }
 """What each script is called with."""
@@ -151,48 +150,49 @@ def test_paper_trains_with_the_papers_numbers(tmp_path: Path, monkeypatch: pytes
     assert (terms.pixel, terms.lpips, terms.feature, terms.grid) == (1.0, 5.0, 0.0, 0.0)
 
 
-def test_every_row_of_the_ablations_has_the_same_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = commands("ablations", tmp_path, STEPS="7", SIDE="128")
-    trained = [parse(command, monkeypatch).part for command in found if command[0] == "train"]
-    assert {part.loop.steps for part in trained} == {7}
-    for kind in ("codebook", "decoders", "transformer"):
-        sizes = {(part.loop.batch, part.loop.lr) for part in trained if getattr(part, "phase", "transformer") == kind}
-        assert len(sizes) == 1
-    transformers = [command for command in found if command[:2] == ["train", "transformer"]]
-    rows = [Path(command[command.index("--out") + 1]).parent.name for command in transformers]
-    assert rows == ["base", "flat-codes", "one-stage", "two-stages", "preference-off", "beta-1", "beta-10", "unaligned"]
-
-
-def test_the_ablations_change_what_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ablations_take_the_same_time_and_change_what_they_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changes = {
         file.stem: read_difference(tiny().codes_alone(), file) for file in (ROOT / "runs" / "ablations").glob("*.json")
     }
     assert changes["one-stage"].tokenizer.ladder.num_stages == 1
-    assert changes["two-stages"].tokenizer.ladder.canvases == (16, 32)
-    assert not changes["unaligned"].transformer.aligned_conditioning
-    found = commands("ablations", tmp_path)
-    used = {Path(word).stem for command in found for word in command if word.endswith(".json")}
-    assert used == {"one-stage", "two-stages", "unaligned"}
-    (off,) = [command for command in found if str(tmp_path / "out" / "preference-off" / "transformer") in command]
-    assert parse(off, monkeypatch).part.codes.preference == 0
-
-
-def test_the_ablations_of_the_codes_take_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [parse(command, monkeypatch) for command in commands("ablations_codes", tmp_path) if command[0] == "train"]
-    trained = {run.part.out.parent.name: run.part for run in found}
+    found = [command for command in commands("ablations", tmp_path) if command[0] == "train"]
+    trained = {run.part.out.parent.name: run.part for run in (parse(command, monkeypatch) for command in found)}
     assert {name: part.loop.steps for name, part in trained.items()} == {
         "base": 82,
         "causal": 63,
         "photograph": 71,
+        "restored-preference": 71,
         "latents": 90,
+        "preference": 90,
+        "flat": 90,
         "prefix": 55,
         "prefix-causal": 50,
-        "preference": 71,
     }
     assert {part.loop.batch for part in trained.values()} == {8}
     restored = {name for name, part in trained.items() if part.codes.target == "restored"}
-    assert restored == {"base", "causal", "preference"}
-    assert [name for name, part in trained.items() if part.codes.preference] == ["preference"]
+    assert restored == {"base", "causal", "restored-preference"}
+    assert [name for name, part in trained.items() if part.codes.preference] == ["restored-preference", "preference"]
+    # What begins anew has its change; the others have theirs in the folder that they start from.
+    assert {name: part.config.stem for name, part in trained.items() if part.config} == {
+        "latents": "latents",
+        "preference": "latents",
+        "flat": "one-stage",
+        "prefix": "prefix",
+        "prefix-causal": "prefix-causal",
+    }
+
+
+def test_some_rows_of_the_ablations_make_their_tables(tmp_path: Path) -> None:
+    found = commands("ablations", tmp_path, ROWS="latents flat")
+    outs = [Path(command[command.index("--out") + 1]) for command in found]
+    assert [out.parent.name if out.name == "transformer" else out.name for out in outs] == [
+        "latents",
+        "latents",
+        "flat",
+        "table-2",
+    ]
 
 
 def test_every_block_of_the_results_page_has_its_report(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """The stem: the restorer's features of a photograph -> the transformer's condition on every stage's canvas.
 
-It stands for the tokenizer's encoder, which need not run where a photograph is restored: convolutions bring what the
-restorer knows to the resolution of the encoder's last level, and a copy of that level goes on from there.
+It stands for the tokenizer's encoder, which at x4 is nearly as much work as all the rest: convolutions bring what the
+restorer knows to the resolution of the encoder's last level, and a copy of that level goes on from there. At x1 the
+encoder itself is cheap, and its latents can take the place of the stem's.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -55,13 +58,14 @@ class Stem(nn.Module):
         free = config.out_channels - latent_channels
         self.free = nn.ModuleList(nn.Conv2d(width, free, 1) for _ in sides) if free else None
 
-    def forward(self, features: Tensor, images: Tensor, ladder: Ladder) -> list[Tensor]:
+    def forward(self, features: Tensor, images: Tensor, ladder: Ladder, encoded: Sequence[Tensor] = ()) -> list[Tensor]:
         """The condition of each stage, float32, the last one's canvas last.
 
         Args:
             features: B C s s, s the ladder's input side.
             images: B 3 s s in [-1, 1].
             ladder: the model's, or the same for another side.
+            encoded: latents B Z c c of the first stages' restored images, where they are known.
         """
         entering = torch.cat([features, images.to(features.dtype)], dim=1)
         levels = [self.block(F.relu(self.enter(entering)))]
@@ -74,7 +78,10 @@ class Stem(nn.Module):
             if h.shape[-1] < side:
                 h = F.interpolate(h, size=(side, side), mode="nearest")
             h = area_downsample(h, side)
-            z = self.latent(F.pixel_unshuffle(self.level(F.relu(leave(h))), 2))
+            if stage < len(encoded):
+                z = encoded[stage]
+            else:
+                z = self.latent(F.pixel_unshuffle(self.level(F.relu(leave(h))), 2))
             if self.free is not None:
                 z = torch.cat([z, self.free[stage](area_downsample(h, canvas))], dim=1)
             maps.append(z.float())

@@ -31,9 +31,10 @@ class CodeBatch:
     """B samples, float32."""
 
     latents: list[Tensor]
-    """Those whose codes are learned: the photographs', or their restored inputs', per stage B Z h w."""
+    """Those whose codes are learned: the photographs', or their restored inputs', B Z h w of each stage that trains."""
     own: list[Tensor]
-    """The enlarged inputs'; none where the transformer is conditioned on the restorer's features."""
+    """Those that the condition holds, per stage: the enlarged inputs'. Where the transformer is conditioned on the
+    restorer's features, the restored images' of the stages that are encoded (`StemConfig.encoded`)."""
     features: Tensor | None
     """The restorer's features B C h w, where the transformer is conditioned on them."""
     classes: Tensor
@@ -48,6 +49,7 @@ class CodeSamples:
     Args:
         crops: of each side in pixels of the inputs.
         restorer: on whose features the transformer is conditioned (None: on latents of the enlarged input).
+        encoded: of how many stages the condition has the restored image's latents too.
         cache: folder to keep samples in; each set of weights and settings has a folder of its own within it.
     """
 
@@ -58,12 +60,15 @@ class CodeSamples:
         crops: dict[int, Crops],
         config: CodesConfig,
         cache: Path | None = None,
+        *,
+        encoded: int = 0,
     ) -> None:
-        self.tokenizer, self.restorer = tokenizer, restorer
+        self.tokenizer, self.restorer, self.encoded = tokenizer, restorer, encoded
         self.crops, self.config = crops, config
         self.device = tokenizer.quant_conv.weight.device
         self.ladders = {side: tokenizer.ladder.for_input(side) for side in crops}
         self.factor = whole_factor(tokenizer.ladder)
+        self.stages = config.stages or tokenizer.ladder.num_stages
         self.folders: dict[int, Path] = {}
         if cache is not None:
             self.folders = {side: cache / f"{side}-{self._fingerprint(side)}" for side in crops}
@@ -111,24 +116,27 @@ class CodeSamples:
                 )
                 return CodeBatch(latents, own, None, classes)
             factors = self.restorer.config.factors
-            restored = self.restorer.features(inputs, factors=factors if config.target == "restored" else factors[:1])
-            features = restored[factors[0]]
-            if config.target == "photograph":
-                return CodeBatch(tokenizer.stage_latents(targets, ladder=ladder), [], features, classes, inputs)
-            drafts = [self.restorer.draft(restored, inputs, factor) for factor in factors]
+            known = factors[: max(self.stages, self.encoded) if config.target == "restored" else self.encoded]
+            restored = self.restorer.features(inputs, factors=known or factors[:1])
+            drafts = [self.restorer.draft(restored, inputs, factor) for factor in known]
             latents = [tokenizer.latents(draft.clamp(-1, 1)) for draft in drafts]
-            return CodeBatch(latents, [], features, classes, inputs)
+            own, features = latents[: self.encoded], restored[factors[0]]
+            if config.target == "photograph":
+                latents = tokenizer.stage_latents(targets, ladder=ladder)
+            latents = latents[: self.stages]
+            return CodeBatch(latents, own, features, classes, inputs)
 
     def _joined(self, samples: list[dict[str, Tensor]]) -> CodeBatch:
         def stacked(name: str) -> Tensor:
             # As float32 before they meet: a CPU's autocast to bfloat16 does not stack float16.
             return torch.stack([sample[name].float() for sample in samples]).to(self.device)
 
-        stages = range(self.tokenizer.ladder.num_stages)
-        latents = [stacked(f"latent_{n}") for n in stages]
+        stages = self.tokenizer.ladder.num_stages
+        latents = [stacked(f"latent_{n}") for n in range(stages if self.restorer is None else self.stages)]
+        own = [stacked(f"own_{n}") for n in range(stages if self.restorer is None else self.encoded)]
         if self.restorer is not None:
-            return CodeBatch(latents, [], stacked("features"), stacked("class").long(), stacked("inputs"))
-        return CodeBatch(latents, [stacked(f"own_{n}") for n in stages], None, stacked("class").long())
+            return CodeBatch(latents, own, stacked("features"), stacked("class").long(), stacked("inputs"))
+        return CodeBatch(latents, own, None, stacked("class").long())
 
     def _fingerprint(self, side: int) -> str:
         """Of everything that samples follow from."""
@@ -146,7 +154,7 @@ class CodeSamples:
             config.target,
             crops.seed,
             crops.side,
-            "with inputs",  # what a sample holds
+            f"with inputs, {self.encoded} encoded, {self.stages} stages",  # what a sample holds
         )
         digest.update(repr((photographs, places, settings, self.ladders[side])).encode())
         for part in (self.tokenizer.encoder, self.tokenizer.quant_conv, self.restorer):

@@ -126,8 +126,9 @@ class _Networks:
     def predict(self) -> Tensor:
         condition, stem = self.condition, self.transformer.stem
         if stem is not None:
+            encoded = self.latents[: self.transformer.config.stem.encoded]
             features = torch.empty(*self.inputs.shape[:1], stem.enter.in_channels - 3, *self.inputs.shape[2:])
-            condition = replace(condition, latents=stem(features, self.inputs, self.ladder))
+            condition = replace(condition, latents=stem(features, self.inputs, self.ladder, encoded))
         logits: Tensor = self.transformer(condition, self.maps[1:])
         with torch.autocast("cpu", enabled=False):
             return logits.log_softmax(-1)

@@ -159,8 +159,9 @@ class Pipeline:
         if self.restorer is not None:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
             with self._autocast():
-                # The codes follow from the features of the smallest factor.
-                needed = wanted if options.fast else [self.restorer.config.factors[0], *wanted]
+                # The codes follow from the features of the smallest factor, and from images that are encoded.
+                for_codes = self.restorer.config.factors[: max(1, self.config.transformer.stem.encoded)]
+                needed = wanted if options.fast else [*for_codes, *wanted]
                 restored = self.restorer.features(inputs, options.denoise, needed)
             clock.tick("restorer")
         if options.fast:
@@ -326,10 +327,14 @@ def condition_latents(
     """
     if transformer.stem is not None:
         assert restorer is not None
-        smallest = restorer.config.factors[0]
+        factors = restorer.config.factors
+        known = factors[: transformer.config.stem.encoded]
         if restored is None:
-            restored = restorer.features(inputs.contiguous(memory_format=torch.channels_last), factors=[smallest])
-        out: list[Tensor] = transformer.stem(restored[smallest], inputs, ladder)
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            restored = restorer.features(inputs, factors=known or factors[:1])
+        drafts = [restorer.draft(restored, inputs, factor) for factor in known]
+        encoded = [tokenizer.latents(draft.clamp(-1, 1)) for draft in drafts]
+        out: list[Tensor] = transformer.stem(restored[factors[0]], inputs, ladder, encoded)
         return out
     enlarged = enlarge(inputs, ladder.image_sides[-1]).contiguous(memory_format=torch.channels_last)
     if transformer.config.aligned_conditioning:

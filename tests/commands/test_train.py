@@ -63,7 +63,8 @@ def test_a_transformer_of_flat_codes_is_a_baseline_of_its_tokenizer(
 
 def test_decoders_train_on_fewer_stages_of_a_trained_tokenizer(tokenizer: Path, tmp_path: Path) -> None:
     plain = ["--reconstruction.feature", "0", "--reconstruction.lpips", "0", "--phase", "decoders"]
-    words = ["--start", str(tokenizer), "--config", str(ABLATIONS / "two-stages.json")]
+    two = difference(tmp_path, {"tokenizer": {"ladder": {"stage_ends": [6, 10]}}})
+    words = ["--start", str(tokenizer), "--config", two]
     assert main(["train", "tokenizer", *DATA, *plain, *words, "--out", str(tmp_path)]) == 0
     trained = Tokenizer.from_pretrained(tmp_path / "model")
     assert trained.ladder.canvases == (16, 32)
@@ -94,7 +95,7 @@ def test_a_started_transformer_has_its_configuration(
     tokenizer: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--tokenizer", str(tokenizer), "--start", str(model_folder), "--out", str(tmp_path / "a")]
-    config = ["--config", str(ABLATIONS / "unaligned.json")]
+    config = ["--config", difference(tmp_path, {"transformer": {"aligned_conditioning": False}})]
     assert main(["train", "transformer", *DATA, *words, *config]) == 2
     assert "--start brings its own configuration" in capsys.readouterr().err
 

@@ -173,6 +173,10 @@ def test_configs_that_contradict_themselves_are_refused() -> None:
         TransformerConfig(width=100, heads=3)
     with pytest.raises(ModelError, match="reduces sides by 16"):
         TokenizerConfig(ladder=Ladder(patch=8))
+    model = tiny()
+    stem = dataclasses.replace(model.transformer.stem, encoded=4)
+    with pytest.raises(ModelError, match="4 stages encoded, the ladder has only 3"):
+        dataclasses.replace(model, transformer=dataclasses.replace(model.transformer, stem=stem))
 
 
 def count(config: ModelConfig) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -33,6 +33,7 @@ from nextscale.train.tasks.reconstruction import ReconstructionTask, _grid, star
 from nextscale.train.tasks.transformer import CodesTask, start_from_codebook
 from nextscale.train.validation import Validation
 from nextscale.upscale.nextscale import NextScale
+from nextscale.upscale.pipeline import condition_latents
 from tests.conftest import random_model, small_config
 from tests.train.toy import Stopped, stop_after
 
@@ -276,12 +277,11 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(crops: Crops, tmp_
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
-def stem_task(crops: Crops, config: CodesConfig, cache: Path | None = None) -> CodesTask:
+def stem_task(crops: Crops, config: CodesConfig, cache: Path | None = None, encoded: int = 0) -> CodesTask:
     """A small transformer on the features of a small restorer."""
     base = small_config()
-    sizes = dataclasses.replace(
-        base.transformer, prefix=False, condition="restorer", stem=StemConfig(features=8, channels=16, out_channels=40)
-    )
+    stem = StemConfig(features=8, channels=16, out_channels=40, encoded=encoded)
+    sizes = dataclasses.replace(base.transformer, prefix=False, condition="restorer", stem=stem)
     torch.manual_seed(0)
     part = dataclasses.replace(base.tokenizer, fusion=None)
     model = NextScale.create(ModelConfig(part, sizes, RestorerConfig(8, 2, grain_rank=0), FusionConfig(8, 1, 8)))
@@ -312,6 +312,35 @@ def test_the_codes_of_the_restored_picture_follow_from_the_input(crops: Crops) -
         wanted = [task.tokenizer.latents(picture) for picture in pictures]
     for latents, other in zip(made.latents, wanted, strict=True):
         torch.testing.assert_close(latents, other)
+
+
+@pytest.mark.parametrize("target", ["restored", "photograph"])
+def test_encoded_stages_are_conditioned_on_the_restored_images_latents(
+    crops: Crops, tmp_path: Path, target: Literal["restored", "photograph"]
+) -> None:
+    # As many stages train as are encoded, so that no other images need be made.
+    config = CodesConfig(sides=(64,), presets=("camera",), clean=0.0, target=target, stages=2)
+    task = stem_task(crops, config, tmp_path, encoded=2)
+    model, restorer = task.transformer, task.restorer
+    assert model.stem is not None
+    assert restorer is not None
+    made, kept = (task.samples.batch(64, 0, 2) for _ in range(2))
+    assert [len(part) for part in (made.latents, made.own, kept.latents, kept.own)] == [2, 2, 2, 2]
+    torch.testing.assert_close(made.own, kept.own)
+    targets, inputs, _ = pairs(crops, range(2), ("camera",), 0.0, factor=4)
+    ladder = task.ladders[64]
+    with torch.no_grad():
+        restored = [task.tokenizer.latents(picture.clamp(-1, 1)) for picture in restorer(inputs)]
+        features = restorer.features(inputs, factors=(1, 2))
+        condition = condition_latents(task.tokenizer, model, restorer, ladder, inputs, features)
+        guessed = model.stem(features[1], inputs, ladder)
+    wanted = restored if target == "restored" else task.tokenizer.stage_latents(targets, ladder=ladder)
+    torch.testing.assert_close(made.latents, wanted[:2])
+    channels = wanted[0].shape[1]
+    for stage, maps in enumerate(condition):
+        torch.testing.assert_close(maps[:, :channels], restored[stage] if stage < 2 else guessed[stage][:, :channels])
+        torch.testing.assert_close(maps[:, channels:], guessed[stage][:, channels:])
+    assert {"latent", "accuracy_6"} <= set(task.losses(0, 2)[1])
 
 
 def test_samples_on_disk_are_the_samples(crops: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

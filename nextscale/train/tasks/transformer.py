@@ -108,7 +108,8 @@ class CodesTask:
         self.crops = crops
         self.config = config
         self.validation = validation
-        self.samples = CodeSamples(self.tokenizer, self.restorer, crops, config, cache)
+        encoded = transformer.config.stem.encoded
+        self.samples = CodeSamples(self.tokenizer, self.restorer, crops, config, cache, encoded=encoded)
         self.ladders = self.samples.ladders
         self.weights = {side: _token_weights(ladder, config.balance) for side, ladder in self.ladders.items()}
 
@@ -131,9 +132,10 @@ class CodesTask:
         if self.transformer.stem is not None:
             assert samples.features is not None
             assert samples.inputs is not None
-            conditions = self.transformer.stem(samples.features, samples.inputs, ladder)
-            latent = torch.stack([_distance(c, z) for c, z in zip(conditions, samples.latents, strict=True)]).mean()
-            own = [c.detach()[:, : z.shape[1]].float() for c, z in zip(conditions, samples.latents, strict=True)]
+            conditions = self.transformer.stem(samples.features, samples.inputs, ladder, own)
+            trained = list(zip(conditions, samples.latents, strict=False))
+            latent = torch.stack([_distance(c, z) for c, z in trained]).mean()
+            own = [c.detach()[:, : z.shape[1]].float() for c, z in trained]
             total = total + config.latent * latent
             numbers["latent"] = latent.detach()
             if done < config.latent_steps:
