@@ -24,6 +24,7 @@ from nextscale.model.transformer import enlarge
 from nextscale.train.config import CodesConfig
 from nextscale.train.distributed import positions
 from nextscale.train.pairs import pairs, whole_factor
+from nextscale.upscale.pipeline import restored_latents
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,11 @@ class CodeSamples:
             factors = self.restorer.config.factors
             known = factors[: max(self.stages, self.encoded) if config.target == "restored" else self.encoded]
             restored = self.restorer.features(inputs, factors=known or factors[:1])
-            drafts = [self.restorer.draft(restored, inputs, factor) for factor in known]
-            latents = [tokenizer.latents(draft.clamp(-1, 1)) for draft in drafts]
+            latents = restored_latents(tokenizer, self.restorer, restored, inputs, known)
             own, features = latents[: self.encoded], restored[factors[0]]
             if config.target == "photograph":
-                latents = tokenizer.stage_latents(targets, ladder=ladder)
-            latents = latents[: self.stages]
-            return CodeBatch(latents, own, features, classes, inputs)
+                latents = tokenizer.stage_latents(targets, self.stages, ladder=ladder)
+            return CodeBatch(latents[: self.stages], own, features, classes, inputs)
 
     def _joined(self, samples: list[dict[str, Tensor]]) -> CodeBatch:
         def stacked(name: str) -> Tensor:

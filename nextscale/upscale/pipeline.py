@@ -6,7 +6,7 @@ Knows nothing of pictures; `run.py` cuts them into tiles.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -332,14 +332,26 @@ def condition_latents(
         if restored is None:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
             restored = restorer.features(inputs, factors=known or factors[:1])
-        drafts = [restorer.draft(restored, inputs, factor) for factor in known]
-        encoded = [tokenizer.latents(draft.clamp(-1, 1)) for draft in drafts]
+        encoded = restored_latents(tokenizer, restorer, restored, inputs, known)
         out: list[Tensor] = transformer.stem(restored[factors[0]], inputs, ladder, encoded)
         return out
     enlarged = enlarge(inputs, ladder.image_sides[-1]).contiguous(memory_format=torch.channels_last)
     if transformer.config.aligned_conditioning:
         return tokenizer.stage_latents(enlarged, ladder=ladder)
     return [tokenizer.latents(enlarged)]
+
+
+def restored_latents(
+    tokenizer: Tokenizer, restorer: Restorer, restored: dict[int, Tensor], inputs: Tensor, factors: Sequence[int]
+) -> list[Tensor]:
+    """Latents B Z c c of the restored images at some factors.
+
+    Args:
+        restored: the restorer's features of the inputs, of these factors at least.
+        inputs: B 3 s s in [-1, 1].
+    """
+    drafts = [restorer.draft(restored, inputs, factor) for factor in factors]
+    return [tokenizer.latents(draft.clamp(-1, 1)) for draft in drafts]
 
 
 def make_fusions(config: FusionConfig, restorer: Restorer, tokenizer: Tokenizer) -> nn.ModuleList:
