@@ -1,4 +1,4 @@
-"""A hosted demo: Gradio's face over the server's own HTTP API. `pip install 'nextscale[demo]'; python app.py`"""
+"""A hosted demo: Gradio's face over the server's own HTTP API. `pip install '.[demo]'; python app.py`"""
 
 from __future__ import annotations
 

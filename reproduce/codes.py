@@ -130,7 +130,7 @@ def codes_markdown(steps: Sequence[StepNumbers], ladder: Ladder, pictures: int, 
     """One line per step."""
     header = [
         "step", "side", "codes used", "perplexity", "predicted = photograph's", "enlarged input's = photograph's",
-        "predicted = fitting", "predicted = restored", "mean probability", "-log2 p a token",
+        "predicted = target on its canvas", "predicted = restored", "mean probability", "-log2 p a token",
     ]  # fmt: skip
     lines = []
     for k, (side, row) in enumerate(zip(ladder.sides, steps, strict=True), 1):
@@ -150,7 +150,7 @@ def codes_markdown(steps: Sequence[StepNumbers], ladder: Ladder, pictures: int, 
     note = (
         f"{pictures} pictures of {bench}, the likeliest code at each step. A picture is {tokens} tokens of {size} "
         f"codes: {plain:.1f} kbit plainly, {frequent:.1f} by each step's frequencies on this set, {left:.1f} under the "
-        "transformer, which sees the input. Fitting: the photograph's code after the codes predicted so far; restored: "
-        "that of the restorer's picture (of the photograph, without a restorer)."
+        "transformer, which sees the input. Target on its canvas: the photograph's code after the codes predicted so "
+        "far; restored: that of the restorer's picture (of the photograph, without a restorer)."
     )
     return f"{markdown_table(header, lines)}\n{note}\n"

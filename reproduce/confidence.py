@@ -34,8 +34,8 @@ NUMBERS = {
     "pixels": "rank correlation, pixels",
     "blocks": "rank correlation, 8 x 8 blocks",
     "error": "mean error",
-    "surest": "error of the surest fifth",
-    "doubtful": "error of the most doubtful fifth",
+    "surest": "error of the lowest fifth of the map",
+    "doubtful": "error of its highest fifth",
 }
 
 
@@ -184,8 +184,9 @@ def confidence_markdown(study: ConfidenceStudy) -> str:
     pictures = len({row["name"] for row in study.rows})
     note = (
         f"{pictures} pictures of {study.bench}; means with 95% bootstrap intervals. Spearman's rank correlation of "
-        "doubt and error; errors are mean absolute differences in 8-bit levels. The smoothness of the input (minus "
-        "the local deviation of its luma) knows nothing of the model: what the other map has over it is its own."
+        "the map and the true error; errors are mean absolute differences in 8-bit levels. The smoothness of the "
+        "input (minus the local deviation of its luma) knows nothing of the model: what the other map has over it is "
+        "its own."
     )
     return f"{markdown_table(header, lines)}\n{note}\n"
 

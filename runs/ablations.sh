@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Ablations of the transformer on the shipped tokenizer: the paper's (Table 1b: the preference term; Table 2's baseline: flat codes), and
-# what `tiny` does otherwise (what a token attends to, what the codes are conditioned on, whose codes are learned).
-# Every row begins with new blocks (`start_from_codebook`), those on the restorer's features with the shipped stem, and trains for about
+# what `tiny` does otherwise (what a token attends to, what the codes are conditioned on, whose codes are learned); and, with TAEF2, of
+# the tokenizer (Table 1a: a codebook that learns flat codes; decoders without the hybrid trick).
+# Every row of the transformer begins with new blocks (`start_from_codebook`), those on the restorer's features with the shipped stem, and trains for about
 # the same time: a row's steps are STEPS times its speed, as it was on one core. Each command resumes where it was stopped.
 #
 # usage: runs/ablations.sh DATA MODEL BENCH OUT
@@ -14,6 +15,8 @@
 #   SIDE=64    side in pixels of the training inputs, a multiple of 64
 #   KEPT=480   samples, which are made once and kept
 #   LIMIT=0    only the first pictures of BENCH (0: all)
+#   TAEF2=     taef2_encoder.pth of TAESD (or its safetensors), with taef2_decoder beside it: where the tokenizer's rows begin, which
+#              are left out without it
 #   ROWS="latents preference flat"   only these rows, and the tables that they make (all)
 set -euo pipefail
 data=$1
@@ -21,14 +24,14 @@ model=$2
 bench=$3
 out=$4
 root=$(cd "$(dirname "$0")/.." && pwd)
-all="base causal photograph restored-preference latents preference flat prefix prefix-causal"
+all="base causal photograph restored-preference latents preference flat prefix prefix-causal codebook codebook-flat hybrid plain"
 rows=" ${ROWS:-$all} "
 wanted() { # all of NAME ...
   local name
   for name in "$@"; do [[ $rows == *" $name "* ]] || return 1; done
 }
 report() { # TABLE [option ...]
-  PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" python -m reproduce report "$@" --bench "$bench" --fp32 --limit "${LIMIT:-0}"
+  PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" python -m reproduce report "$@" --fp32 --limit "${LIMIT:-0}"
 }
 row() { # NAME CONFIG SPEED [option ...]
   local name=$1 change=$root/runs/ablations/$2.json steps begins
@@ -45,7 +48,7 @@ row() { # NAME CONFIG SPEED [option ...]
     --codes.presets stablesr stablesr stablesr x4plus camera camera compressed noisy --codes.soft 0.35 --codes.clean 0.1 \
     --codes.mixed 0.5 --codes.class-free 0.05 --codes.balance 0.5 "${@:4}"
   # Flat codes have no pictures at x1 and x2 but as a baseline.
-  [[ $name == flat ]] || report table-2 -n "$out/$name/transformer/model" --out "$out/tables/$name"
+  [[ $name == flat ]] || report table-2 --bench "$bench" -n "$out/$name/transformer/model" --out "$out/tables/$name"
 }
 with_shipped_stem() { # CHANGE FOLDER
   python - "$model" "$2" "$1" <<'PYTHON'
@@ -87,8 +90,40 @@ row prefix prefix 68 --codes.preference 0
 row prefix-causal prefix-causal 62 --codes.preference 0
 
 if wanted latents preference; then
-  report table-1b -n "$out/preference/transformer/model" --without "$out/latents/transformer/model" --out "$out/tables/table-1b"
+  report table-1b --bench "$bench" -n "$out/preference/transformer/model" --without "$out/latents/transformer/model" --out "$out/tables/table-1b"
 fi
 if wanted latents flat; then
-  report table-2 -n "$out/latents/transformer/model" --baseline "$out/flat/transformer/model" --out "$out/tables/table-2"
+  report table-2 --bench "$bench" -n "$out/latents/transformer/model" --baseline "$out/flat/transformer/model" --out "$out/tables/table-2"
+fi
+
+# ---- of the tokenizer: codebook and decoders begin anew on TAEF2's latents ----
+
+[[ -n ${TAEF2:-} ]] || exit 0
+tokenizer() { # NAME PHASE START SPEED [option ...]
+  local steps=$((${STEPS:-82} * $4 / 100))
+  wanted "$1" || return 0
+  python -m nextscale train tokenizer --phase "$2" --data "$data" --out "$out/$1" --start "$3" \
+    --steps "$((steps > 0 ? steps : 1))" "${@:5}"
+}
+codebook() { # NAME [option ...]
+  tokenizer "$1" codebook "$out/taef2" 240 --batch 16 --lr 0.02 --warmup 10 --weight-decay 0 --final-lr 0.01 --ema 0.95 \
+    --codebook.side "${SIDE:-64}" --codebook.kept-crops "$((${KEPT:-480} / 2))" "${@:2}"
+}
+decoders() { # NAME [option ...]
+  tokenizer "$1" decoders "$out/codebook/model" 55 --batch 4 --lr 6e-4 --warmup 8 --final-lr 0.03 --ema 0.95 \
+    --reconstruction.side "${SIDE:-64}" --reconstruction.pixel 0.4 --reconstruction.feature 0.6 --reconstruction.lpips 0.4 "${@:2}"
+}
+[[ -e $out/taef2/config.json ]] || python -m nextscale convert "$TAEF2" "$out/taef2" --from taesd --part tokenizer
+codebook codebook
+codebook codebook-flat --config "$root/runs/ablations/one-stage.json"
+# Half of the samples decoded from the latent without quantization (the paper's hybrid trick), and none.
+decoders hybrid
+decoders plain --reconstruction.unquantized-prob 0
+
+# The codebooks with TAEF2's decoder, which knows neither.
+if wanted codebook codebook-flat; then
+  report table-1a --photos "$bench/HR" -n "$out/codebook/model" --flat-trained "$out/codebook-flat/model" --out "$out/tables/table-1a"
+fi
+if wanted hybrid plain; then
+  report reconstructions --photos "$bench/HR" --models "hybrid=$out/hybrid/model" "plain=$out/plain/model" --out "$out/tables/hybrid"
 fi

@@ -12,7 +12,7 @@
 #   GPU=              folder with photos*.tar, faces.tar and pages.tar: x4 goes on with runs/outlines_gpu.py (SECONDS_GPU=315 of them)
 #   CODES_BATCH=8     samples a step where the transformer goes on (64)
 #   PIXELS=1          without perceptual terms and critic, to try the recipe out where their weights are missing
-# The perceptual terms need VGG19 and SqueezeNet weights: NEXTSCALE_WEIGHTS names their folder.
+# The perceptual terms need VGG19, SqueezeNet and AlexNet weights: NEXTSCALE_WEIGHTS names their folder.
 # The shipped tokenizer and restorers 4 and 5 come from `runs/tiny_gpu.py`, which trains all parts on one GPU at once, and
 # `taught-1`, `taught-2` and `outlines` are means of two runs each; the rest is as here. LOG.md has each run, and where it differed.
 set -euo pipefail

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -157,7 +158,7 @@ def test_the_ablations_take_the_same_time_and_change_what_they_name(
         file.stem: read_difference(tiny().codes_alone(), file) for file in (ROOT / "runs" / "ablations").glob("*.json")
     }
     assert changes["one-stage"].tokenizer.ladder.num_stages == 1
-    found = [command for command in commands("ablations", tmp_path) if command[0] == "train"]
+    found = [command for command in commands("ablations", tmp_path) if command[:2] == ["train", "transformer"]]
     trained = {run.part.out.parent.name: run.part for run in (parse(command, monkeypatch) for command in found)}
     assert {name: part.loop.steps for name, part in trained.items()} == {
         "base": 82,
@@ -195,13 +196,31 @@ def test_some_rows_of_the_ablations_make_their_tables(tmp_path: Path) -> None:
     ]
 
 
+def test_the_ablations_of_the_tokenizer_differ_in_what_they_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = commands("ablations", tmp_path, TAEF2="taef2_encoder.pth")
+    parts = [parse(command, monkeypatch).part for command in found if command[:2] == ["train", "tokenizer"]]
+    rows = {part.out.name: part for part in parts}
+    assert list(rows) == ["codebook", "codebook-flat", "hybrid", "plain"]
+    assert [row.config.stem if row.config else None for row in rows.values()] == [None, "one-stage", None, None]
+    assert rows["codebook"].codebook == rows["codebook-flat"].codebook
+    assert rows["hybrid"].start == rows["plain"].start
+    assert rows["plain"].reconstruction == replace(rows["hybrid"].reconstruction, unquantized_prob=0.0)
+    assert recorded(found, "convert")[1] == "taef2_encoder.pth"
+    # Without the file there is nothing to begin from.
+    (tmp_path / "without").mkdir()
+    without = commands("ablations", tmp_path / "without")
+    assert not [command for command in without if command[:2] == ["train", "tokenizer"] or command[0] == "convert"]
+
+
 def test_every_block_of_the_results_page_has_its_report(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     blocks = set(re.findall(r"<!-- end ([\w.-]+) -->", page))
     outs = set()
     for name in ("results", "ablations"):
         (tmp_path / name).mkdir()
-        for command in commands(name, tmp_path / name):
+        for command in commands(name, tmp_path / name, TAEF2="taef2_encoder.pth"):
             if command[0] == "report" and "--out" in command:
                 outs.add(Path(command[command.index("--out") + 1]).name)
     assert blocks

@@ -13,7 +13,7 @@ from nextscale.console import complain, say
 
 @dataclass(frozen=True)
 class Degrade:
-    """Make bad, small copies of photographs: nextscale degrade -i PHOTOS -o LR --preset stablesr --seed 0"""
+    """Generate degraded low-resolution inputs: nextscale degrade -i PHOTOS -o LR --preset stablesr --seed 0"""
 
     pictures: Annotated[Path, tyro.conf.arg(aliases=["-i"], metavar="DIR")]
     """A folder of photographs; its subfolders count, too."""

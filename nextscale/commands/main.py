@@ -51,7 +51,7 @@ Command = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the `nextscale` command; the exit status is 0, 1 if anything failed, or 2 for wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    description = "Restore and enlarge any photograph with one visual autoregressive model."
+    description = "Restore and enlarge photographs with one visual autoregressive model and a convolutional restorer."
     return run_command(Command, "nextscale", description, ["version"] if arguments == ["--version"] else arguments)
 
 

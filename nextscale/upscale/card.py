@@ -74,7 +74,7 @@ def model_card(facts: CardFacts, shape: dict[str, Any]) -> str:
         "## Intended use",
         "Photographs that are small, blurred, noisy or compressed, to be looked at. Not for evidence, diagnosis, "
         "identification of persons or reading of text: details at x2 and x4 are plausible, not true, and the "
-        "confidence map tells how sure the model was, not whether it was right.",
+        "map of the expected error is the model's own estimate, which can be wrong.",
         "## Limits",
         "\n\n".join(
             [

@@ -1,4 +1,4 @@
-"""What became of every picture of a folder: lines that a killed run leaves whole, and the plan made from them."""
+"""An append-only JSONL manifest of a folder's pictures, and the plan of a resumed run."""
 
 from __future__ import annotations
 

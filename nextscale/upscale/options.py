@@ -45,7 +45,7 @@ class UpscaleOptions:
     seed: int = 0
     """Seed of the draws at a temperature above 0; the same seed gives the same bytes."""
     temperature: float = 0.0
-    """0 chooses the likeliest code; 1 draws from the model's own distribution."""
+    """0: greedy, the likeliest code; above 0: sample (1: from the model's own distribution)."""
     top_k: int = 0
     """Draw among the k likeliest codes only (0: all)."""
     top_p: float = 0.0
