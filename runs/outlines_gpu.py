@@ -39,8 +39,8 @@ from nextscale.train.stream import Samples
 from nextscale.train.terms import Terms, chances, gradient_strengths, resampled_lpips, window_of
 from nextscale.upscale.nextscale import read_restorer
 
-PHOTOGRAPHS, TAUGHT, RAMPS = range(3)
-TURN = (PHOTOGRAPHS, TAUGHT) * 4 + (PHOTOGRAPHS, RAMPS, TAUGHT, PHOTOGRAPHS)
+PHOTOGRAPHS, DISTILLED, RAMPS = range(3)
+TURN = (PHOTOGRAPHS, DISTILLED) * 4 + (PHOTOGRAPHS, RAMPS, DISTILLED, PHOTOGRAPHS)
 """What a worker makes, in turn."""
 
 
@@ -50,12 +50,12 @@ class Settings:
 
     workers: int = 15
     batch: tuple[int, int, int] = (30, 27, 7)
-    """Of photographs, taught pairs and ramps."""
+    """Of photographs, distillation pairs and ramps."""
     side: int = 64
     """Side in pixels of the inputs."""
     lr: float = 2e-4
     pool: int = 8192
-    """Samples kept of photographs and of taught pairs each; a quarter as many ramps."""
+    """Samples kept of photographs and of distillation pairs each; a quarter as many ramps."""
     first: int = 400
     """So many of each before the first step."""
     critic: float = 0.7
@@ -145,7 +145,7 @@ class Pools:
             if not len(rows):
                 continue
             target, image = (part[rows].to(self.device) for part in made[:2])
-            if kind == TAUGHT:
+            if kind == DISTILLED:
                 pixels = (image / 255).to(self.teacher.first.weight.dtype).contiguous(memory_format=torch.channels_last)
                 target = (self.teacher(pixels).float().clamp(0, 1) * 255).round().byte()
             places = [(self.counts[kind] + i) % len(kept[0]) for i in range(len(rows))]
@@ -272,7 +272,7 @@ class SeesInput(nn.Module):
 class Loss:
     """What a batch of the three kinds costs: one set of terms for all, and what weighs differently by kind."""
 
-    WEIGHTS: ClassVar = {PHOTOGRAPHS: (1.5, 0.5, 1.5, 0.0), TAUGHT: (0.8, 0.3, 6.0, 0.3)}
+    WEIGHTS: ClassVar = {PHOTOGRAPHS: (1.5, 0.5, 1.5, 0.0), DISTILLED: (0.8, 0.3, 6.0, 0.3)}
     """LPIPS-alex, LPIPS-squeeze, strength of gradients, and pixels beside those of all."""
 
     def __init__(self, settings: Settings, device: torch.device, critic: Path) -> None:
@@ -294,10 +294,10 @@ class Loss:
         load_critic(self.terms.adversary, critic)
         self.nets = [Lpips(net).to(device).to(memory_format=torch.channels_last) for net in ("alex", "squeeze")]  # type: ignore[arg-type, call-overload]
         self.critic = SeesInput().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        photographs, taught, _ = settings.batch
-        self.rows = {PHOTOGRAPHS: slice(photographs), TAUGHT: slice(photographs, photographs + taught)}
-        self.textured = slice(photographs + taught)
-        self.smooth = torch.arange(sum(settings.batch)) >= photographs + taught
+        photographs, distilled, _ = settings.batch
+        self.rows = {PHOTOGRAPHS: slice(photographs), DISTILLED: slice(photographs, photographs + distilled)}
+        self.textured = slice(photographs + distilled)
+        self.smooth = torch.arange(sum(settings.batch)) >= photographs + distilled
 
     def __call__(self, pictures: Tensor, targets: Tensor, inputs: Tensor, step: int) -> Tensor:
         with torch.autocast(inputs.device.type, torch.bfloat16):

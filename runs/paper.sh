@@ -74,7 +74,7 @@ train tokenizer --phase decoders --data "$openimages" --out "$out/decoders" --st
 #    Second phase: decoders frozen, codebook and Phi on the L2 between each stage's latent and its quantization. The
 #    paper does not divide its 25,000 iterations between the two; as many again cost little more than the encoder's
 #    forward pass. No code is replaced: the paper speaks of none.
-train tokenizer --phase vocabulary --data "$openimages" --out "$out/vocabulary" --start "$out/decoders/model" \
+train tokenizer --phase finetune-codebook --data "$openimages" --out "$out/codebook" --start "$out/decoders/model" \
   "${tokenizer[@]}" --codebook.side 128 --codebook.phi-lr 1.0 --codebook.step-weight 0.0 --codebook.revive-every 0
 
 # 3. Transformer from VAR-d16: AdamW (0.9, 0.95), weight decay 0.005, batch 384, 200 epochs.
@@ -89,7 +89,7 @@ train tokenizer --phase vocabulary --data "$openimages" --out "$out/vocabulary" 
 #    - Averaged weights, which the paper does not mention, are what is saved.
 steps=$((200 * num_photos / samples))
 train transformer --data "$photos" --out "$out/transformer" \
-  --tokenizer "$out/vocabulary/model" --start "$out/var-d16" \
+  --tokenizer "$out/codebook/model" --start "$out/var-d16" \
   --lr "${LR:-1e-3}" --weight-decay 0.005 --betas 0.9 0.95 --clip 2.0 --ema 0.999 \
   --steps "$steps" --warmup $((steps / 50)) --schedule linear --final-lr 0.1 \
   --batch "$batch_transformer" --grad-accum-steps "$accumulate_transformer" \

@@ -8,13 +8,13 @@
 #   SIDE=128          side in pixels of the training inputs of the codes, a multiple of 64 (64)
 #   NOISY="A B"       realesr-general-x4v3.pth and realesr-general-wdn-x4v3.pth: the two ends of the denoise dial
 #   FACES=, PAGES=    folders or shards of photographs with faces and of rendered pages (`nextscale data pages`)
-#   TAUGHT=           folder of pairs from `runs/taught.py` (distillation; without it the last three restorers learn from photographs alone)
+#   DISTILL=           folder of pairs from `runs/distill_pairs.py` (distillation; without it the last three restorers learn from photographs alone)
 #   GPU=              folder with photos*.tar, faces.tar and pages.tar: x4 goes on with runs/outlines_gpu.py (SECONDS_GPU=315 of them)
 #   CODES_BATCH=8     samples a step where the transformer goes on (64)
 #   PIXELS=1          without perceptual terms and critic, to try the recipe out where their weights are missing
 # The perceptual terms need VGG19, SqueezeNet and AlexNet weights: NEXTSCALE_WEIGHTS names their folder.
 # The shipped tokenizer and restorers 4 and 5 come from `runs/tiny_gpu.py`, which trains all parts on one GPU at once, and
-# `taught-1`, `taught-2` and `outlines` are means of two runs each; the rest is as here. LOG.md has each run, and where it differed.
+# `distilled-1`, `distilled-2` and `outlines` are means of two runs each; the rest is as here. LOG.md has each run, and where it differed.
 set -euo pipefail
 data=$1
 taef2=$2
@@ -36,7 +36,7 @@ fi
 [[ -z ${PAGES:-} ]] || sources+=(--restoration.pages "$PAGES")
 restoration+=("${sources[@]}")
 pairs=()
-[[ -z ${TAUGHT:-} ]] || pairs=(--restoration.pairs "$TAUGHT")
+[[ -z ${DISTILL:-} ]] || pairs=(--restoration.pairs "$DISTILL")
 
 # The tokenizer: codebook and Phi on TAEF2's latents, then a decoder per stage on codes.
 python -m nextscale convert "$taef2" "$out/taef2" --from taesd --part tokenizer
@@ -166,18 +166,18 @@ if (now / CRITIC).exists():
     (out / CRITIC).write_bytes((now / CRITIC).read_bytes())
 PYTHON
 
-taught() { # taught NAME START STEPS, and what differs
+distilled() { # distilled NAME START STEPS, and what differs
   largest "$@" --restoration.pixel 0.5 --restoration.feature 0.5 --restoration.lpips 0.5 --restoration.lpips-alex 1.0 \
     --restoration.evenness 8 --restoration.smooth-share 0.25 --restoration.smooth 16 --restoration.soft 0.12 \
     --restoration.clean 0.12 --restoration.pages-share 0.04 "${pairs[@]}"
 }
-taught taught-1 "$out/wide" 1900 --lr 1.2e-4 --restoration.presets fullsize fullsize fullsize stablesr
-mean "$out/mean-8" "$out/mean-7" "$out/taught-1/model" 0.8
-taught taught-2 "$out/mean-8" 700 --lr 7e-5 --restoration.presets fullsize fullsize fullsize stablesr stablesr
+distilled distilled-1 "$out/wide" 1900 --lr 1.2e-4 --restoration.presets fullsize fullsize fullsize stablesr
+mean "$out/mean-8" "$out/mean-7" "$out/distilled-1/model" 0.8
+distilled distilled-2 "$out/mean-8" 700 --lr 7e-5 --restoration.presets fullsize fullsize fullsize stablesr stablesr
 # And outlines as strong as the target's, of good small pictures too, with a critic of twice the weight. (The shipped one is made of two such
 # runs, of which one began half way back to the published network, and of two of 600 and 400 steps more from their mean; `gradients` weighed
 # half as much, or nothing, on photographs; LOG.md.)
-largest outlines "$out/taught-2/model" 1900 --lr 8e-5 --restoration.pixel 0.3 --restoration.feature 0.5 --restoration.lpips 0.5 \
+largest outlines "$out/distilled-2/model" 1900 --lr 8e-5 --restoration.pixel 0.3 --restoration.feature 0.5 --restoration.lpips 0.5 \
   --restoration.lpips-alex 1.1 --restoration.evenness 8 --restoration.hatching 4 --restoration.gradients 4 --restoration.adversarial 2.0 \
   --restoration.smooth-share 0.3 --restoration.smooth 16 --restoration.soft 0.12 --restoration.clean 0 --restoration.pages-share 0.04 \
   --restoration.presets fullsize fullsize fullsize stablesr "${pairs[@]}"

@@ -78,13 +78,13 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class TrainTokenizer:
-    """Train the tokenizer: autoencoder, codebook, decoders from scratch; decoders, vocabulary to fine-tune one."""
+    """Train the tokenizer: autoencoder, codebook, decoders; decoders, finetune-codebook fine-tune a converted one."""
 
     data: tuple[str, ...]
     """Folders, .tar shards, globs or addresses of photographs."""
     out: Path
     """Folder of the run: state, log, and the result in `model/`."""
-    phase: Literal["autoencoder", "codebook", "decoders", "vocabulary"]
+    phase: Literal["autoencoder", "codebook", "decoders", "finetune-codebook"]
     start: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Tokenizer to go on from: the result of the phase before, a converted checkpoint, or a whole model."""
     preset: Annotated[Literal["tiny", "paper"] | None, tyro.conf.arg(metavar="{tiny,paper}")] = None
@@ -111,7 +111,7 @@ class TrainTokenizer:
         from nextscale.train.tasks.codebook import CodebookTask
         from nextscale.train.tasks.reconstruction import ReconstructionTask, start_linear
 
-        quantizing = self.phase in ("codebook", "vocabulary")
+        quantizing = self.phase in ("codebook", "finetune-codebook")
         self._refuse_options_without_effect()
         if self.plan:
             side = self.codebook.side if quantizing else self.reconstruction.side
@@ -156,11 +156,11 @@ class TrainTokenizer:
         where = f"--phase {self.phase}"
         if self.start is not None and self.preset is not None:
             raise OptionError("--preset has no effect beside --start, which brings its own configuration")
-        if self.phase in ("codebook", "vocabulary"):
+        if self.phase in ("codebook", "finetune-codebook"):
             _refuse_changed("reconstruction", self.reconstruction, where)
             _refuse_changed("validation", self.validation, where)
             _refuse_changed("", self.loop, where, ("validate_every", "sheet_every"))
-            if self.phase == "vocabulary":
+            if self.phase == "finetune-codebook":
                 _refuse_changed("codebook", self.codebook, where, ("kmeans_images", "kmeans_rounds"))
         else:
             _refuse_changed("codebook", self.codebook, where)

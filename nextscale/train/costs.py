@@ -24,7 +24,14 @@ from nextscale.train.loop import checkpoint_units
 from nextscale.upscale.nextscale import make_fusions
 
 Training = Literal[
-    "autoencoder", "codebook", "vocabulary", "decoders", "transformer", "restorer", "fusion", "predicted decoders"
+    "autoencoder",
+    "codebook",
+    "finetune-codebook",
+    "decoders",
+    "transformer",
+    "restorer",
+    "fusion",
+    "predicted decoders",
 ]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -151,7 +158,7 @@ def _forwards(config: ModelConfig, training: Training, ladder: Ladder, stages: i
     if training == "decoders":
         quantize = Piece("codebook", codebook, 1, run.quantize, exact=True)
         return [Piece("encoder", encoder, 1, run.encode), quantize, Piece("decoders", decoders, 3, run.decode)]
-    if training in ("codebook", "vocabulary"):
+    if training in ("codebook", "finetune-codebook"):
         return [
             Piece("encoder", encoder, 1, run.encode, exact=True),
             Piece("nearest codes", [], 1, run.search, exact=True),

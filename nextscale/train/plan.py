@@ -120,7 +120,7 @@ def _memory(parts: Sequence[Piece], training: Training, loop: LoopConfig, machin
     trained = sum(p.parameters for p in parts if p.passes > 1)
     resident = sum(p.parameters for p in parts)
     # The tokenizer is averaged as a whole, the other models without what they are trained beside.
-    averaged = resident if training in ("autoencoder", "codebook", "vocabulary", "decoders") else trained
+    averaged = resident if training in ("autoencoder", "codebook", "finetune-codebook", "decoders") else trained
     joined = machine.processes > 1
     share = machine.processes if joined and loop.parallel == "fsdp" else 1
     memory = {

@@ -137,9 +137,9 @@ def test_restorer_and_fusion_have_plans(tmp_path: Path, capsys: pytest.CaptureFi
     ("words", "option"),
     [
         (["--phase", "codebook", "--reconstruction.noise", "0.1"], "--reconstruction.noise has no effect"),
-        (["--phase", "vocabulary", "--reconstruction.side", "128"], "--reconstruction.side has no effect"),
+        (["--phase", "finetune-codebook", "--reconstruction.side", "128"], "--reconstruction.side has no effect"),
         (["--phase", "codebook", "--validation.count", "3"], "--validation.count has no effect"),
-        (["--phase", "vocabulary", "--codebook.kmeans-rounds", "3"], "--codebook.kmeans-rounds has no effect"),
+        (["--phase", "finetune-codebook", "--codebook.kmeans-rounds", "3"], "--codebook.kmeans-rounds has no effect"),
         (["--phase", "decoders", "--codebook.phi-lr", "0.1"], "--codebook.phi-lr has no effect"),
         (["--phase", "autoencoder", "--reconstruction.codebook"], "--reconstruction.codebook has no effect"),
         (["--phase", "decoders", "--preset", "tiny"], "--preset has no effect beside --start"),

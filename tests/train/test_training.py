@@ -249,7 +249,7 @@ def test_validation_scores_and_shows_every_stage(crops: Crops) -> None:
     assert [p.shape[-1] for p in transformer.validation_pictures(model.transformer)] == [64, 128, 256]
 
 
-def test_the_vocabulary_trains_with_the_decoders_where_asked(crops: Crops, tmp_path: Path) -> None:
+def test_the_codebook_trains_with_the_decoders_where_asked(crops: Crops, tmp_path: Path) -> None:
     tokenizer = random_model().tokenizer
     before = tokenizer.quantizer.codebook.weight.detach().clone()
     config = ReconstructionConfig(feature=0, lpips=0, unquantized_prob=0.0, codebook=True, squared=True)
@@ -478,8 +478,8 @@ def test_the_commands_chain_from_nothing_to_a_model(
     assert main([*tokenizer, "--phase", "autoencoder", "--out", str(ae), *plain]) == 0
     kmeans = ["--codebook.kmeans-images", "8", "--codebook.kmeans-rounds", "1"]
     assert main([*tokenizer, "--phase", "codebook", "--start", str(ae / "model"), "--out", str(cb), *kmeans]) == 0
-    vocabulary = ["--phase", "vocabulary", "--start", str(cb / "model"), "--out", str(tmp_path / "vocabulary")]
-    assert main([*tokenizer, *vocabulary]) == 0
+    finetuned = ["--phase", "finetune-codebook", "--start", str(cb / "model"), "--out", str(tmp_path / "finetuned")]
+    assert main([*tokenizer, *finetuned]) == 0
     assert main(["train", "transformer", *data, *short, "--tokenizer", str(cb / "model"), "--out", str(model)]) == 0
     assert isinstance(NextScale.from_pretrained(model / "model"), NextScale)
     assert main([*tokenizer, "--phase", "codebook", "--out", str(tmp_path / "none")]) == 2

@@ -1,4 +1,4 @@
-"""`runs/taught.py`: pairs of degraded pictures and what a teacher makes of them, which a later run completes."""
+"""`runs/distill_pairs.py`: pairs of degraded pictures and what a teacher makes of them, which a later run completes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def taught(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def distill_pairs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, with a teacher that repeats pixels: Real-ESRGAN's network is an extra."""
-    module = script("taught", monkeypatch)
+    module = script("distill_pairs", monkeypatch)
 
     class Teacher:
         def __init__(self, *, threads: int) -> None:
@@ -31,9 +31,9 @@ def taught(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_pairs_follow_from_the_seed_and_are_completed(taught: ModuleType, tmp_path: Path) -> None:
+def test_pairs_follow_from_the_seed_and_are_completed(distill_pairs: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "pairs"
-    taught.main(str(ROOT / "examples"), out, 3, pages=str(ROOT / "examples"))
+    distill_pairs.main(str(ROOT / "examples"), out, 3, pages=str(ROOT / "examples"))
     files = sorted(out.rglob("*.png"))
     assert [str(file.relative_to(out)) for file in files] == [
         f"{f}/00000{i}.png" for f in ("HR", "LR") for i in range(3)
@@ -41,9 +41,9 @@ def test_pairs_follow_from_the_seed_and_are_completed(taught: ModuleType, tmp_pa
     before = {file: file.read_bytes() for file in files}
     (out / "HR" / "000001.png").unlink()
     kept = (out / "LR" / "000000.png").stat().st_mtime_ns
-    taught.main(str(ROOT / "examples"), out, 3, pages=str(ROOT / "examples"))
+    distill_pairs.main(str(ROOT / "examples"), out, 3, pages=str(ROOT / "examples"))
     assert {file: file.read_bytes() for file in files} == before
     assert (out / "LR" / "000000.png").stat().st_mtime_ns == kept
     small, large = (read(out / folder / "000002.png").rgb for folder in ("LR", "HR"))
     assert np.array_equal(large, small.repeat(4, 0).repeat(4, 1))
-    assert len(GivenPairs([str(out)], taught.SIDE, taught.FACTOR).found) == 3
+    assert len(GivenPairs([str(out)], distill_pairs.SIDE, distill_pairs.FACTOR).found) == 3

@@ -1,6 +1,6 @@
 """Pairs from which the restorer learns outlines: small pictures, and what Real-ESRGAN x4plus makes of them.
 
-    python runs/taught.py DATA OUT COUNT [--faces FACES] [--pages PAGES] [--clean SHARE] [--seed SEED]
+    python runs/distill_pairs.py DATA OUT COUNT [--faces FACES] [--pages PAGES] [--clean SHARE] [--seed SEED]
 
 DATA, FACES and PAGES are folders or shards of photographs, of faces and of rendered pages (`nextscale data pages`). OUT
 gets LR/ and HR/, as `nextscale train restorer --restoration.pairs OUT` reads them; what is there already is kept. The
