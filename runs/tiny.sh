@@ -197,7 +197,15 @@ largest balanced "$out/mean-10" 840 --lr 6e-5 --restoration.pixel 0.3 --restorat
   --restoration.smooth-share 0.1 --restoration.smooth 30 --restoration.soft 0.15 --restoration.clean 0.06 --restoration.pages-share 0.06 \
   --restoration.presets fullsize fullsize fullsize camera stablesr stablesr stablesr stablesr "${pairs[@]}"
 mean "$out/mean-11" "$sharp" "$out/balanced/model" 0.69
-mean "$out/restorer" "$out/mean-7" "$out/mean-11" 0.8
+mean "$out/mean-12" "$out/mean-7" "$out/mean-11" 0.8
+# Damaged inputs alone go on, without a critic; x4's pictures of photographs stay as they are, and a little more than the whole way is taken.
+# (The shipped run had half of the anchor's inputs from `camera` and `fullsize`, LPIPS-squeeze at 0.4 and alex at 2.2 on photographs, and on
+# Real-ESRGAN's pictures a third of that with `gradients` 5; its last 300 steps had six of nine inputs from `stablesr` and `compressed`.)
+largest anchored "$out/mean-12" 2100 --lr 5e-5 --restoration.anchor 6 --restoration.adversarial 0 --restoration.pixel 0.4 \
+  --restoration.feature 0.5 --restoration.lpips 0.4 --restoration.lpips-alex 2.0 --restoration.evenness 8 --restoration.hatching 4 \
+  --restoration.gradients 2 --restoration.smooth-share 0.2 --restoration.smooth 30 --restoration.soft 0.15 --restoration.clean 0.05 \
+  --restoration.pages-share 0.06 --restoration.presets stablesr stablesr stablesr stablesr stablesr stablesr x4plus compressed "${pairs[@]}"
+mean "$out/restorer" "$out/mean-12" "$out/anchored/model" 1.25
 
 # The transformer: the stem alone until it knows the latents of the restored picture, then all of it on the codes of that.
 # (The shipped one had learned 340 + 600 steps with another stem, then 401 of 160 on a GPU with one that did not see the

@@ -237,6 +237,7 @@ class TrainFusion:
 
     def _settings(self) -> FusionTrainingConfig:
         _refuse_idle(self)
+        _refuse_changed("restoration", self.restoration, "train fusion", ("anchor",))
         if self.part == "fusion":
             return self.restoration
         _refuse_changed("restoration", self.restoration, "--part decoders", ("grain", "error"))

@@ -207,6 +207,9 @@ class RestorationConfig:
     gradients: float = 0.0
     """Weight of the difference of the local mean strength of gradients: a soft outline has too little of it wherever
     exactly it runs, which the pixel difference forgives."""
+    anchor: float = 0.0
+    """`train restorer`: weight of how far the largest factor's pictures of undamaged photographs move from those at the
+    start of the training. Damaged inputs change the rest of it, and soft photographs of cameras stay as they were."""
     adversarial: float = 0.0
     """Weight of the generator's loss against a critic of pixels and VGG19 activations (0: no critic)."""
     adversarial_from: int = 150

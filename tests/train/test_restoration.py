@@ -178,6 +178,22 @@ def test_the_restorer_learns_and_resumes_exactly(tmp_path: Path) -> None:
     assert np.mean(values[-20:]) < 0.9 * np.mean(values[:20])
 
 
+def test_an_anchor_holds_what_becomes_of_photographs() -> None:
+    config = dataclasses.replace(PLAIN, anchor=50.0, grain=0.0)
+    loop = LoopConfig(steps=12, batch=2, lr=3e-3, warmup=1, bf16=False)
+    moved = {}
+    for weight in (50.0, 1e-6):
+        task = RestorerTask(tiny_restorer(), samples(PLAIN), dataclasses.replace(config, anchor=weight))
+        assert float(task.losses(0, 2)[1]["anchor"]) == 0
+        run = Run(task, loop)
+        for _ in range(12):
+            run.advance()
+        moved[weight] = float(task.losses(0, 2)[1]["anchor"])
+    assert 0 < moved[50.0] < 0.7 * moved[1e-6]
+    # Where it weighs nothing, nothing more is computed or logged.
+    assert "anchor" not in RestorerTask(tiny_restorer(), samples(PLAIN), PLAIN).losses(0, 2)[1]
+
+
 def test_the_largest_factors_own_layers_train_alone(tmp_path: Path) -> None:
     restorer = with_own_layers(tiny_restorer(), 1)
     before = {name: value.clone() for name, value in restorer.state_dict().items()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.model.restorer import Restorer
@@ -12,7 +14,7 @@ from nextscale.train.config import LoopConfig, RestorationConfig
 from nextscale.train.log import Numbers
 from nextscale.train.loop import decay_groups
 from nextscale.train.stream import Samples, Stream
-from nextscale.train.terms import Terms
+from nextscale.train.terms import Chances, Terms, chances, window_of
 from nextscale.train.validation import Validation
 
 
@@ -43,11 +45,15 @@ class RestorerTask:
         self.adversary = self.terms.adversary
         factors = restorer.config.factors
         self.factors = factors if restorer.largest is None else factors[-1:]
+        self.anchored = copy.deepcopy(restorer).requires_grad_(False) if config.anchor else None
+        """The restorer as it was, whose pictures of photographs are kept (`anchor`)."""
         restorer.requires_grad_(restorer.largest is None)
         for own in (restorer.largest, restorer.heads[-1]):
             if own is not None:
                 own.requires_grad_(True)
-        restorer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for network in (restorer, self.anchored):
+            if network is not None:
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
         self.grad_accum_steps = config.grad_accum_steps
@@ -72,8 +78,30 @@ class RestorerTask:
             loss, logged = self.terms.loss(number, picture, target, samples.smooth > 0, optimizer_step)
             total = total + loss
             numbers |= logged
+        if self.anchored is not None:
+            chance = chances(self.stream.samples.photographs.seed, len(every), optimizer_step)
+            moved = self._moved(samples.targets, inputs.shape[-1], chance)
+            total = total + self.config.anchor * moved
+            numbers["anchor"] = moved.detach()
         numbers["loss"] = total.detach()
         return total, numbers
+
+    def _moved(self, photographs: Tensor, side: int, chance: Chances) -> Tensor:
+        """How far the largest factor's pictures of photographs are from the anchor's: pixels and their differences.
+
+        Args:
+            photographs: B 3 H H, of which windows of the inputs' side are taken, half of the time at half the size.
+        """
+        assert self.anchored is not None
+        reduced = F.avg_pool2d(photographs, 2) if chance[2] < 0.5 else photographs
+        inputs = window_of(reduced, chance, side).contiguous(memory_format=torch.channels_last)
+        factor = self.factors[-1:]
+        made = self.restorer.draft(self.restorer.features(inputs, factors=factor), inputs, *factor)
+        with torch.no_grad():
+            before = self.anchored.draft(self.anchored.features(inputs, factors=factor), inputs, *factor)
+        apart = made.float() - before.float()
+        steps = [(apart[..., 1:] - apart[..., :-1]), (apart[..., 1:, :] - apart[..., :-1, :])]
+        return apart.abs().mean() + 1.5 * torch.stack([step.abs().mean() for step in steps]).sum()
 
     @torch.no_grad()
     def validation_pictures(self, average: nn.Module) -> list[Tensor]:
