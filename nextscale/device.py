@@ -45,6 +45,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def exact_float32() -> None:
+    """Let convolutions on CUDA compute in float32 where they are to: cuDNN else drops 13 bits of the inputs (TF32)."""
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def fast_dtype(device: torch.device) -> torch.dtype:
     """The fastest type that keeps quality: bfloat16 where the hardware has it, else float16 on a GPU."""
     if device.type == "cuda":

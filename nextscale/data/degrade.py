@@ -274,6 +274,18 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 )
 
 
+def check_presets(names: Sequence[str]) -> None:
+    """Refuse names that no preset has, and none at all.
+
+    Raises:
+        OptionError: naming the first unknown one, and the known ones.
+    """
+    unknown = [name for name in names if name not in PRESETS]
+    if unknown or not names:
+        what = f"unknown preset {unknown[0]!r}" if unknown else "no preset of degradations is named"
+        raise OptionError(f"{what} (known: {', '.join(PRESETS)})")
+
+
 # Recipes: every choice made for one photograph
 
 

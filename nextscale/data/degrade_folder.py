@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from nextscale import image as images
-from nextscale.data.degrade import FACTOR, PRESETS, KernelSpec, PassSpec, Recipe, degrade, sample_recipe
+from nextscale.data.degrade import FACTOR, PRESETS, KernelSpec, PassSpec, Recipe, check_presets, degrade, sample_recipe
 from nextscale.errors import ImageError, OptionError
 
 Pixels = NDArray[np.uint8]
@@ -42,8 +42,7 @@ class Plan:
     """A folder that an earlier run wrote: its recipes and factors are used instead."""
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise OptionError(f"unknown preset {self.preset!r} (known: {', '.join(PRESETS)})")
+        check_presets([self.preset])
         if self.factor < 1:
             raise OptionError(f"factor must be 1 or more, got {self.factor}")
 

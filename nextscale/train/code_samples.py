@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nextscale.data.crops import Crops
-from nextscale.data.degrade import PRESETS
+from nextscale.data.degrade import PRESETS, check_presets
 from nextscale.files import canonical, make_folders, write_atomic
 from nextscale.model.restorer import Restorer
 from nextscale.model.tokenizer import Tokenizer
@@ -52,6 +52,9 @@ class CodeSamples:
         restorer: on whose features the transformer is conditioned (None: on latents of the enlarged input).
         encoded: of how many stages the condition has the restored image's latents too.
         cache: folder to keep samples in; each set of weights and settings has a folder of its own within it.
+
+    Raises:
+        OptionError: the config names a preset that does not exist.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class CodeSamples:
         *,
         encoded: int = 0,
     ) -> None:
+        check_presets(config.presets)
         self.tokenizer, self.restorer, self.encoded = tokenizer, restorer, encoded
         self.crops, self.config = crops, config
         self.device = tokenizer.quant_conv.weight.device

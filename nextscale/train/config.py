@@ -210,6 +210,8 @@ class RestorationConfig:
     anchor: float = 0.0
     """`train restorer`: weight of how far the largest factor's pictures of undamaged photographs move from those at the
     start of the training. Damaged inputs change the rest of it, and soft photographs of cameras stay as they were."""
+    anchor_presets: tuple[str, ...] = ("camera", "fullsize")
+    """Degradations of half of the anchor's inputs; the others are photographs as they are, or at half their size."""
     adversarial: float = 0.0
     """Weight of the generator's loss against a critic of pixels and VGG19 activations (0: no critic)."""
     adversarial_from: int = 150

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nextscale.data.crops import Crops
-from nextscale.data.degrade import PRESETS, coarse_noise, degrade, sample_recipe, usm_sharpen
+from nextscale.data.degrade import PRESETS, check_presets, coarse_noise, degrade, sample_recipe, usm_sharpen
 from nextscale.model.layers import area_downsample
 from nextscale.train.config import RestorationConfig
 from nextscale.train.distributed import positions
@@ -46,13 +46,23 @@ class Batch:
 
 
 class Samples(Dataset[tuple[Tensor, ...]]):
-    """The sample of a position in the stream: it depends on the seed and the position alone."""
+    """The sample of a position in the stream: it depends on the seed and the position alone.
+
+    Raises:
+        OptionError: the config names a preset that does not exist.
+    """
 
     def __init__(self, photographs: Crops, faces: Crops | None, pages: Crops | None, config: RestorationConfig) -> None:
+        check_presets(config.presets)
         self.photographs, self.faces, self.pages = photographs, faces, pages
         self.config = config
         self.factor = photographs.side // config.side
         self.given = GivenPairs(config.pairs, config.side, self.factor) if config.pairs else None
+
+    def of_presets(self, presets: tuple[str, ...]) -> Samples:
+        """Samples of the same photographs with these degradations alone."""
+        alone = replace(self.config, presets=presets, clean=0.0, pairs=(), smooth_share=0.0, grain=0.0)
+        return Samples(self.photographs, self.faces, self.pages, alone)
 
     def __getitem__(self, position: int) -> tuple[Tensor, ...]:
         # A loop's autocast, which worker processes inherit, would run the codec's transforms in 16 bits.
@@ -110,7 +120,7 @@ class Samples(Dataset[tuple[Tensor, ...]]):
             shape = (draw.choice((1, 3)), config.side, config.side)
             sigma = 30 ** draw.random() / 255  # as many below 6 levels as above
             lr = F.avg_pool2d(hr, self.factor)
-            lr = lr + sigma * coarse_noise(shape, 3 ** draw.random(), noise)
+            lr = lr + sigma * coarse_noise(shape, 5 ** draw.random(), noise)
             lr = (lr.clamp(0, 1) * 255).round() / 255
         marks = (torch.tensor(1.0), torch.tensor(0.0), torch.tensor(1.0))
         return hr[0] * 2 - 1, lr[0] * 2 - 1, torch.zeros_like(lr[0]), *marks

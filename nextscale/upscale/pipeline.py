@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.device import fast_dtype, is_out_of_memory, pick_device
+from nextscale.device import exact_float32, fast_dtype, is_out_of_memory, pick_device
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.model.config import FusionConfig, Ladder, ModelConfig
 from nextscale.model.decoder import Decoder
@@ -85,6 +85,8 @@ class Pipeline:
             dtype: what to compute in (None: the fastest of the device, or float32 if `fp32`).
         """
         target = pick_device(str(device))
+        if target.type == "cuda":
+            exact_float32()
         dtype = torch.float32 if fp32 else dtype or fast_dtype(target)
         try:
             for part in (self.tokenizer, self.restorer, self.fusions):

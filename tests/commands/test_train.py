@@ -121,6 +121,28 @@ def test_a_plan_of_a_started_transformer_is_that_of_its_configuration(
     assert capsys.readouterr().out != new
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["restorer", "--restoration.presets", "rainy"],
+        ["restorer", "--restoration.anchor", "1", "--restoration.anchor-presets", "rainy"],
+        ["fusion", "--start", "MODEL", "--restoration.presets", "camera", "rainy"],
+        ["transformer", "--tokenizer", "TOKENIZER", "--codes.presets", "rainy"],
+    ],
+)
+def test_an_unknown_degradation_is_refused_by_name(
+    words: list[str], tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = {
+        "MODEL": str(restoring_model(untrained=True).save_pretrained(tmp_path / "m")),
+        "TOKENIZER": str(tokenizer),
+    }
+    run = [folders.get(word, word) for word in words] + [*DATA, "--out", str(tmp_path / "a")]
+    terms = ["--restoration.lpips", "0", "--restoration.feature", "0"] if words[0] != "transformer" else []
+    assert main(["train", *run, *terms]) == 2
+    assert "unknown preset 'rainy' (known: x4plus, " in capsys.readouterr().err
+
+
 def test_restorer_and_fusion_have_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*DATA, "--out", str(tmp_path / "a"), "--plan"]
     assert main(["train", "restorer", *words]) == 0

@@ -190,6 +190,11 @@ def test_an_anchor_holds_what_becomes_of_photographs() -> None:
             run.advance()
         moved[weight] = float(task.losses(0, 2)[1]["anchor"])
     assert 0 < moved[50.0] < 0.7 * moved[1e-6]
+    # Half of what it sees are a camera's pictures.
+    cameras = dataclasses.replace(PLAIN, presets=("camera",), clean=0.0, grain=0.0)
+    anchored = RestorerTask(tiny_restorer(), samples(PLAIN), dataclasses.replace(config, anchor_presets=("camera",)))
+    assert anchored.held is not None
+    assert torch.equal(anchored.held.batch(0, 2).inputs, Stream(samples(cameras), CPU).batch(0, 2).inputs)
     # Where it weighs nothing, nothing more is computed or logged.
     assert "anchor" not in RestorerTask(tiny_restorer(), samples(PLAIN), PLAIN).losses(0, 2)[1]
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageCms, ImageFilter
 from torch import Tensor
 
 from nextscale import image as images
-from nextscale.device import fast_dtype, pick_device
+from nextscale.device import exact_float32, fast_dtype, pick_device
 from nextscale.errors import ImageError, NextScaleError, OptionError
 from nextscale.image import Array, Picture
 from nextscale.model.checkpoint import CONFIG, SHIPPED
@@ -951,6 +951,12 @@ def test_devices_are_chosen_or_refused_by_name() -> None:
     for absent in ("nonsense", "meta", "cuda:77"):
         with pytest.raises(OptionError, match=f"device {absent}"):
             pick_device(absent)
+
+
+def test_convolutions_are_exact_where_float32_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    exact_float32()
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_sixteen_bit_is_used_where_it_is_fast_and_fp32_on_request(model_folder: Path) -> None:

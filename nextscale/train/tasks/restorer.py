@@ -47,6 +47,8 @@ class RestorerTask:
         self.factors = factors if restorer.largest is None else factors[-1:]
         self.anchored = copy.deepcopy(restorer).requires_grad_(False) if config.anchor else None
         """The restorer as it was, whose pictures of photographs are kept (`anchor`)."""
+        self.held = Stream(samples.of_presets(config.anchor_presets), self.device) if config.anchor else None
+        """Inputs of cameras, which the anchor sees beside photographs."""
         restorer.requires_grad_(restorer.largest is None)
         for own in (restorer.largest, restorer.heads[-1]):
             if own is not None:
@@ -78,23 +80,20 @@ class RestorerTask:
             loss, logged = self.terms.loss(number, picture, target, samples.smooth > 0, optimizer_step)
             total = total + loss
             numbers |= logged
-        if self.anchored is not None:
+        if self.held is not None:
             chance = chances(self.stream.samples.photographs.seed, len(every), optimizer_step)
-            moved = self._moved(samples.targets, inputs.shape[-1], chance)
+            held = self.held.batch(step, (batch + 1) // 2).inputs
+            moved = self._moved(torch.cat([held, windows(samples.targets[: batch // 2], inputs.shape[-1], chance)]))
             total = total + self.config.anchor * moved
             numbers["anchor"] = moved.detach()
         numbers["loss"] = total.detach()
         return total, numbers
 
-    def _moved(self, photographs: Tensor, side: int, chance: Chances) -> Tensor:
-        """How far the largest factor's pictures of photographs are from the anchor's: pixels and their differences.
-
-        Args:
-            photographs: B 3 H H, of which windows of the inputs' side are taken, half of the time at half the size.
-        """
+    def _moved(self, inputs: Tensor) -> Tensor:
+        """How far the largest factor's pictures of inputs B 3 h h are from the anchor's: pixels and their
+        differences."""
         assert self.anchored is not None
-        reduced = F.avg_pool2d(photographs, 2) if chance[2] < 0.5 else photographs
-        inputs = window_of(reduced, chance, side).contiguous(memory_format=torch.channels_last)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
         factor = self.factors[-1:]
         made = self.restorer.draft(self.restorer.features(inputs, factors=factor), inputs, *factor)
         with torch.no_grad():
@@ -110,3 +109,8 @@ class RestorerTask:
         inputs = self.validation.inputs.contiguous(memory_format=torch.channels_last)
         parts = [average(part) for part in torch.split(inputs, 4)]
         return [torch.cat(pictures).clamp(-1, 1) for pictures in zip(*parts, strict=True)]
+
+
+def windows(photographs: Tensor, side: int, chance: Chances) -> Tensor:
+    """Photographs B 3 H H as inputs B 3 side side: a part of each, half of the time at half the size."""
+    return window_of(F.avg_pool2d(photographs, 2) if chance[2] < 0.5 else photographs, chance, side)
