@@ -19,9 +19,11 @@ class Degrade:
     """A folder of photographs; its subfolders count, too."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="DIR")]
     """A folder outside it (created) for a PNG of each photograph and the JSON of its recipe."""
-    preset: Literal["x4plus", "stablesr", "camera", "fullsize", "compressed", "noisy", "clean", "bilinear"] = "stablesr"
+    preset: Literal["x4plus", "stablesr", "camera", "fullsize", "compressed", "noisy", "scan", "clean", "bilinear"] = (
+        "stablesr"
+    )
     """Real-ESRGAN's degradation, StableSR's milder one, a camera's blur, the same and its sharpening, strong
-    compression, strong noise, or a reduction only (by several filters, or bilinear)."""
+    compression, strong noise, a scan's blur and compression, or a reduction only (by several filters, or bilinear)."""
     seed: int = 0
     """With the photograph's name in the folder it decides the recipe: the same seed gives the same bytes."""
     factor: int = 4

@@ -14,6 +14,7 @@ from nextscale.errors import OptionError
 from nextscale.model.config import PRESETS, FusionConfig, ModelConfig, RestorerConfig, TokenizerConfig
 from nextscale.model.config_io import read_difference
 from nextscale.train.config import (
+    Checked,
     CodebookConfig,
     CodesConfig,
     FusionTrainingConfig,
@@ -45,7 +46,7 @@ class LoopFlags(LoopConfig):
 
 
 @dataclass(frozen=True)
-class SourcesConfig:
+class SourcesConfig(Checked):
     """How training photographs are read."""
 
     max_damaged: float = 0.01
@@ -55,7 +56,7 @@ class SourcesConfig:
 
 
 @dataclass(frozen=True)
-class ValidationConfig:
+class ValidationConfig(Checked):
     """Photographs that are never trained on: PSNR and LPIPS per stage in the log, and a sheet to look at."""
 
     data: tuple[str, ...] = ()

@@ -269,8 +269,30 @@ NOISY = Preset(
 )
 """Strong noise of a small sensor or of too little light, at the size of the input."""
 
+SCAN = Preset(
+    name="scan",
+    first=None,
+    second=PassRanges(
+        blur_prob=0.75,
+        sinc_prob=0.0,
+        blur_sigma=(1.0, 5.0),
+        generalized_beta=(0.5, 2.0),
+        plateau_beta=(1.0, 1.5),
+        resize_probs=_LR_SIZE,
+        resize_scale=(1.0, 1.0),
+        noise_sigma=(0.0, 10.0),
+        poisson_scale=(0.0, 0.5),
+        jpeg_quality=(25.0, 95.0),
+        coarse_prob=0.5,
+    ),
+    final_sinc_prob=0.0,
+    sinc_first_prob=1.0,
+    recompress_prob=0.2,
+)
+"""A page or a sign that was scanned, photographed or enlarged: blurred over pixels of the input, then compressed."""
+
 PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {p.name: p for p in (X4PLUS, STABLESR, CAMERA, FULLSIZE, COMPRESSED, NOISY, CLEAN, BILINEAR)}
+    {p.name: p for p in (X4PLUS, STABLESR, CAMERA, FULLSIZE, COMPRESSED, NOISY, SCAN, CLEAN, BILINEAR)}
 )
 
 

@@ -118,7 +118,7 @@ def _page(draw: random.Random, fonts: Sequence[Path], side: int) -> Image.Image:
         on.text((margin, y), f"{_word(draw)} {_word(draw)}", font=head, fill=ink)
         y += int(head.size * 1.5)
     columns = draw.choice((1, 1, 2))
-    font = _font(draw, fonts, int(draw.uniform(20, 90)))
+    font = _font(draw, fonts, int(20 * 9 ** draw.random()))
     width = (side - margin) // columns
     for column in range(columns):
         left = margin + column * width

@@ -2,12 +2,76 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from nextscale.errors import check_values
+
+LEAST = {
+    "batch": 1,
+    "count": 1,
+    "cycle": 1,
+    "disc_start_stage": 1,
+    "grad_accum_steps": 1,
+    "kmeans_images": 1,
+    "kmeans_rounds": 1,
+    "log_every": 1,
+    "side": 8,
+    "sides": 8,
+    "steps": 1,
+    "window": 16,
+}
+"""What numbers are at least; all others may be 0, and none is negative."""
+SHARES = frozenset(
+    (
+        "clean",
+        "class_free",
+        "faces_share",
+        "grain",
+        "max_damaged",
+        "mixed",
+        "pages_share",
+        "pairs_share",
+        "predicted",
+        "smooth_share",
+        "soft",
+        "unquantized_prob",
+    )
+)
+"""What is in [0, 1]."""
+DECAYS = frozenset({"betas", "ema"})
+"""What is in [0, 1), as a decay of 1 never learns."""
+
+
+class Checked:
+    """Settings, as a dataclass, whose numbers are in range.
+
+    Raises:
+        OptionError: naming the first that is not.
+    """
+
+    def __post_init__(self) -> None:
+        check_values(self, self._checks())
+
+    def _checks(self) -> Iterator[tuple[str, bool, str]]:
+        for field in fields(self):  # type: ignore[arg-type]
+            value: Any = getattr(self, field.name)
+            parts = value if isinstance(value, tuple) else (value,)
+            numbers = [part for part in parts if isinstance(part, int | float)]
+            least = LEAST.get(field.name, 0)
+            low, high = min(numbers, default=least), max(numbers, default=least)
+            if field.name in SHARES:
+                yield field.name, 0 <= low <= high <= 1, "in [0, 1]"
+            elif field.name in DECAYS:
+                yield field.name, 0 <= low <= high < 1, "in [0, 1)"
+            else:
+                yield field.name, least <= low <= high < math.inf, f"{least} or more"
 
 
 @dataclass(frozen=True)
-class LoopConfig:
+class LoopConfig(Checked):
     """The optimization, the same for every training."""
 
     steps: int = 1000
@@ -58,7 +122,7 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
-class ReconstructionConfig:
+class ReconstructionConfig(Checked):
     """Autoencoder and decoder training (paper section 4.1: pixel and perceptual terms per stage, hybrid trick)."""
 
     side: int = 64
@@ -92,7 +156,7 @@ class ReconstructionConfig:
 
 
 @dataclass(frozen=True)
-class CodebookConfig:
+class CodebookConfig(Checked):
     """Codebook training on frozen latents: k-means start, then gradient on codebook and Phi."""
 
     side: int = 64
@@ -110,7 +174,7 @@ class CodebookConfig:
 
 
 @dataclass(frozen=True)
-class CodesConfig:
+class CodesConfig(Checked):
     """Transformer training: cross-entropy and preference term (paper section 3)."""
 
     sides: tuple[int, ...] = (64, 64, 64, 128)
@@ -152,7 +216,7 @@ class CodesConfig:
 
 
 @dataclass(frozen=True)
-class RestorationConfig:
+class RestorationConfig(Checked):
     """Training of the restorer: pairs and terms of the loss."""
 
     side: int = 48

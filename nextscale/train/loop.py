@@ -220,8 +220,6 @@ def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
     """
     if not 0 <= config.start_step < config.steps:
         raise OptionError(f"--start-step {config.start_step}: must be before the last step, {config.steps}")
-    if config.grad_accum_steps < 1:
-        raise OptionError(f"--grad-accum-steps {config.grad_accum_steps}: must be at least 1")
     if config.threads:
         torch.set_num_threads(config.threads)
     first = distributed.rank() == 0

@@ -143,6 +143,27 @@ def test_an_unknown_degradation_is_refused_by_name(
     assert "unknown preset 'rainy' (known: x4plus, " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--batch", "0"], "batch must be 1 or more, got 0"),
+        (["--log-every", "0"], "log-every must be 1 or more, got 0"),
+        (["--lr", "nan"], "lr must be 0 or more, got nan"),
+        (["--betas", "0.9", "1"], "betas must be in [0, 1), got (0.9, 1.0)"),
+        (["--max-damaged", "2"], "max-damaged must be in [0, 1], got 2.0"),
+        (["--validation.count", "0"], "count must be 1 or more, got 0"),
+        (["--restoration.window", "4"], "window must be 16 or more, got 4"),
+        (["--restoration.lpips-scale", "-1", "1"], "lpips-scale must be 0 or more, got (-1.0, 1.0)"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_name(
+    words: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "restorer", *DATA, "--out", str(tmp_path / "a"), *words]) == 2
+    assert capsys.readouterr().err == f"nextscale: {complaint}\n"
+    assert not (tmp_path / "a").exists()
+
+
 def test_restorer_and_fusion_have_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*DATA, "--out", str(tmp_path / "a"), "--plan"]
     assert main(["train", "restorer", *words]) == 0

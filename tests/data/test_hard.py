@@ -19,7 +19,7 @@ def photograph(side: int = 128) -> Tensor:
     return torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1)
 
 
-@pytest.mark.parametrize("name", ["compressed", "noisy", "clean"])
+@pytest.mark.parametrize("name", ["compressed", "noisy", "scan", "clean"])
 def test_a_recipe_replays_from_its_line(name: str) -> None:
     recipes = d.sample_recipes(d.PRESETS[name], 12, random.Random(3))
     image = photograph().expand(12, -1, -1, -1)
@@ -60,6 +60,18 @@ def test_coarse_noise_has_its_strength_and_is_coarser_than_white_noise() -> None
     pooled = [float(torch.nn.functional.avg_pool2d(n[None], 2).std() / n.std()) for n in (noise, white)]
     assert pooled[1] == pytest.approx(0.5, abs=0.03)
     assert pooled[0] > 0.65
+
+
+def test_a_scan_blurs_letters_over_pixels_of_the_input() -> None:
+    edge = torch.zeros(1, 3, 96, 96)
+    edge[..., 48:] = 1
+    steps = {}
+    for preset in (d.SCAN, d.COMPRESSED):
+        recipes = [r.without_noise() for r in d.sample_recipes(preset, 60, random.Random(2))]
+        steps[preset.name] = torch.stack([d.degrade(edge, [r]).diff(dim=-1).abs().max() for r in recipes])
+    # The largest step between neighbors: all of the edge where it is sharp.
+    assert float((steps["scan"] < 0.55).float().mean()) > 0.4
+    assert float((steps["compressed"] < 0.55).float().mean()) < 0.2
 
 
 def test_less_light_darkens_the_photograph_and_not_the_noise() -> None:
