@@ -207,7 +207,7 @@ largest anchored "$out/mean-12" 2100 --lr 5e-5 --restoration.anchor 6 --restorat
   --restoration.pages-share 0.06 --restoration.presets stablesr stablesr stablesr stablesr stablesr stablesr x4plus compressed "${pairs[@]}"
 mean "$out/mean-13" "$out/mean-12" "$out/anchored/model" 1.25
 # Noise with grains of several pixels, then letters that a scan or an enlargement blurred, all else held.
-# (The shipped run was several: 2,030 steps of the first kind, in which a third of the ramps were gentle ones without compression and one of six
+# (The shipped run was several: 2,030 steps of the first kind, in which two thirds of the ramps were gentle ones without compression and one of six
 # photographs had noise alone; 370 steps of the second, and 560 with Real-ESRGAN's pictures beside letters, from another start; then 230 of both kinds
 # on the mean of these two.)
 largest coarse "$out/mean-13" 2030 --lr 6e-5 --restoration.anchor 6 --restoration.adversarial 0 --restoration.pixel 0.4 \

@@ -45,8 +45,9 @@ DECAYS = frozenset({"betas", "ema"})
 """What is in [0, 1), as a decay of 1 never learns."""
 
 
+@dataclass(frozen=True)
 class Checked:
-    """Settings, as a dataclass, whose numbers are in range.
+    """Settings whose numbers are in range.
 
     Raises:
         OptionError: naming the first that is not.
@@ -56,18 +57,17 @@ class Checked:
         check_values(self, self._checks())
 
     def _checks(self) -> Iterator[tuple[str, bool, str]]:
-        for field in fields(self):  # type: ignore[arg-type]
+        for field in fields(self):
             value: Any = getattr(self, field.name)
             parts = value if isinstance(value, tuple) else (value,)
             numbers = [part for part in parts if isinstance(part, int | float)]
-            least = LEAST.get(field.name, 0)
-            low, high = min(numbers, default=least), max(numbers, default=least)
             if field.name in SHARES:
-                yield field.name, 0 <= low <= high <= 1, "in [0, 1]"
+                yield field.name, all(0 <= n <= 1 for n in numbers), "in [0, 1]"
             elif field.name in DECAYS:
-                yield field.name, 0 <= low <= high < 1, "in [0, 1)"
+                yield field.name, all(0 <= n < 1 for n in numbers), "in [0, 1)"
             else:
-                yield field.name, least <= low <= high < math.inf, f"{least} or more"
+                least = LEAST.get(field.name, 0)
+                yield field.name, all(least <= n < math.inf for n in numbers), f"{least} or more"
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,7 @@ def test_an_unknown_degradation_is_refused_by_name(
         (["--log-every", "0"], "log-every must be 1 or more, got 0"),
         (["--lr", "nan"], "lr must be 0 or more, got nan"),
         (["--betas", "0.9", "1"], "betas must be in [0, 1), got (0.9, 1.0)"),
+        (["--betas", "0.9", "nan"], "betas must be in [0, 1), got (0.9, nan)"),
         (["--max-damaged", "2"], "max-damaged must be in [0, 1], got 2.0"),
         (["--validation.count", "0"], "count must be 1 or more, got 0"),
         (["--restoration.window", "4"], "window must be 16 or more, got 4"),
