@@ -410,12 +410,14 @@ def _show(
     sides: tuple[int, ...],
     *,
     stages: int = 0,
+    anchored: bool = False,
 ) -> None:
     from nextscale.data.crops import find_sources
     from nextscale.train.plan import plan, show
 
     photographs = len(find_sources(command.data, command.sources.shard_cache))
-    show(plan(config, training, command.loop, command.machine, sides=sides, stages=stages, photographs=photographs))
+    loop, machine = command.loop, command.machine
+    show(plan(config, training, loop, machine, sides=sides, stages=stages, photographs=photographs, anchored=anchored))
 
 
 def _crops(command: TrainTokenizer | TrainTransformer, tokenizer: Tokenizer, side: int) -> Crops:
@@ -489,7 +491,7 @@ class TrainRestorer:
         if self.plan:
             sizes = RestorerConfig() if self.start is None else restorer_config(self.start)
             sizes = dataclasses.replace(sizes, largest_convs=self.largest_convs or sizes.largest_convs)
-            _show(self, sizes, "restorer", (self.restoration.side,))
+            _show(self, sizes, "restorer", (self.restoration.side,), anchored=self.restoration.anchor > 0)
             return 0
         torch.manual_seed(self.loop.seed)
         restorer = Restorer(RestorerConfig()) if self.start is None else read_restorer(self.start)

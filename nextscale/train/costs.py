@@ -182,15 +182,34 @@ def _forwards(config: ModelConfig, training: Training, ladder: Ladder, stages: i
     return _fusion_forwards(run)
 
 
-def _restorer_forwards(config: RestorerConfig, side: int, batch: int) -> list[Piece]:
-    """The restorer's training: all of it, or what the largest factor has for itself."""
+def _restorer_forwards(config: RestorerConfig, side: int, batch: int, *, anchored: bool) -> list[Piece]:
+    """The restorer's training: all of it, or what the largest factor has for itself.
+
+    With an anchor the largest factor makes pictures of as many inputs again, and the restorer as it was makes them too.
+    """
     restorer, inputs = _empty(lambda: Restorer(config)), torch.empty(batch, 3, side, side)
     own, factor = restorer.largest, config.factors[-1]
+
+    held = torch.empty_like(inputs)
+
+    def largest(restorer: Restorer) -> Tensor:
+        return restorer.draft(restorer.features(held, factors=(factor,)), held, factor)
+
+    pieces = []
+    if anchored:
+        before = _empty(lambda: Restorer(config))
+        pieces.append(Piece("restorer as it was", [before], 1, lambda: largest(before)))
     if own is None:
-        return [Piece("restorer", [restorer], 3, lambda: _differences(restorer(inputs)))]
-    h = torch.empty(batch, config.channels, side, side)
+
+        def every() -> list[Tensor]:
+            return _differences([*restorer(inputs), *([largest(restorer)] if anchored else [])])
+
+        return [*pieces, Piece("restorer", [restorer], 3, every)]
+    inputs = torch.empty(batch * (1 + anchored), 3, side, side)
+    h = torch.empty(len(inputs), config.channels, side, side)
     shared = slice(config.convs + 1 - config.largest_convs)
     return [
+        *pieces,
         Piece("restorer", [restorer.body], 1, lambda: restorer.body(inputs, part=shared)),
         Piece(
             f"x{factor}'s own layers",
@@ -293,11 +312,18 @@ def _bytes(tensors: dict[int, Tensor]) -> float:
 
 @functools.lru_cache(maxsize=64)
 def _pieces(
-    config: ModelConfig | RestorerConfig, training: Training, side: int, stages: int, batch: int, bf16: bool
+    config: ModelConfig | RestorerConfig,
+    training: Training,
+    side: int,
+    stages: int,
+    batch: int,
+    *,
+    bf16: bool,
+    anchored: bool,
 ) -> tuple[Piece, ...]:
     with FakeTensorMode():
         if isinstance(config, RestorerConfig):
-            found = _restorer_forwards(config, side, batch)
+            found = _restorer_forwards(config, side, batch, anchored=anchored)
         else:
             ladder = config.tokenizer.ladder
             ladder = ladder.for_input(side or ladder.input_side)
@@ -313,6 +339,7 @@ def pieces(
     stages: int = 0,
     batch: int = 1,
     bf16: bool = False,
+    anchored: bool = False,
 ) -> list[Piece]:
     """What a batch costs in each part of a training.
 
@@ -320,8 +347,9 @@ def pieces(
         config: a restorer's for its training, else a whole model's.
         side: of the input photograph in pixels (0: the model's own).
         stages: train the transformer on the first stages only (0: all).
+        anchored: the restorer's training keeps to the restorer as it was (`RestorationConfig.anchor`).
     """
-    return list(_pieces(config, training, side, stages, batch, bf16))
+    return list(_pieces(config, training, side, stages, batch, bf16=bf16, anchored=anchored))
 
 
 def training_flops(parts: Sequence[Piece]) -> float:

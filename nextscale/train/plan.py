@@ -67,6 +67,7 @@ def plan(
     sides: Sequence[int] = (),
     stages: int = 0,
     photographs: int = 0,
+    anchored: bool = False,
 ) -> Plan:
     """Plan a training.
 
@@ -75,13 +76,17 @@ def plan(
         sides: of the input photograph in pixels, in turn (none: the model's own). Larger ones than the smallest take
             fewer samples, as transformer training does.
         photographs: in the training data, to tell the epochs (0: unknown).
+        anchored: a restorer's training keeps to the restorer as it was (`RestorationConfig.anchor`).
     """
     machine = machine or PlanConfig()
     hardware = machine.hardware
     if not sides:
         sides = (48,) if isinstance(config, RestorerConfig) else (config.tokenizer.ladder.input_side,)
     batches = {side: max(1, loop.batch * min(sides) ** 2 // side**2) for side in sorted(set(sides))}
-    costs = {s: pieces(config, training, s, stages=stages, batch=n, bf16=loop.bf16) for s, n in batches.items()}
+    costs = {
+        s: pieces(config, training, s, stages=stages, batch=n, bf16=loop.bf16, anchored=anchored)
+        for s, n in batches.items()
+    }
     rate = hardware.bf16 if loop.bf16 else hardware.fp32
     flops = preparation = seconds = samples = 0.0
     for side in sides:

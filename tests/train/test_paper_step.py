@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,6 +22,7 @@ from torch import nn
 
 from nextscale.data.crops import Crops
 from nextscale.model.config import PRESETS
+from nextscale.model.restorer import Restorer
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.model.transformer import Transformer
 from nextscale.train.config import CodesConfig, LoopConfig
@@ -32,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 LIMIT = 20 * GIB
 
 
-def one_step(preset: str, batch: int) -> dict[str, float]:
+def one_step(preset: str, batch: int) -> dict[str, Any]:
     """Inputs of 128 px, 4476 tokens each: degradation, tokenization, forward, backward, AdamW, average."""
     torch.manual_seed(0)
     started = time.monotonic()
@@ -47,11 +49,12 @@ def one_step(preset: str, batch: int) -> dict[str, float]:
     )
     crops = Crops([str(ROOT / "examples")], config.tokenizer.ladder.image_sides[-1])
     loop = LoopConfig(steps=1, batch=batch)
-    task = CodesTask(transformer, tokenizer, {side: crops}, CodesConfig(sides=(side,)))
+    restorer = None if config.restorer is None else Restorer(config.restorer)
+    task = CodesTask(transformer, tokenizer, {side: crops}, CodesConfig(sides=(side,)), restorer=restorer)
     optimizer = torch.optim.AdamW(task.groups(loop), betas=loop.betas)
     average = copy.deepcopy(transformer).requires_grad_(False)
     _settle(optimizer)
-    before = {name: float(p.detach().double().sum()) for name, p in transformer.named_parameters()}
+    before = {name: float(p.detach().double().square().sum()) for name, p in transformer.named_parameters()}
     built = time.monotonic()
     with torch.autocast("cpu", torch.bfloat16):
         loss, numbers = task.losses(0, loop.batch)
@@ -63,13 +66,13 @@ def one_step(preset: str, batch: int) -> dict[str, float]:
         for mean, value in zip(average.parameters(), transformer.parameters(), strict=True):
             mean.lerp_(value, 1 - loop.ema)
     ended = time.monotonic()
-    after = {name: float(p.detach().double().sum()) for name, p in transformer.named_parameters()}
+    after = {name: float(p.detach().double().square().sum()) for name, p in transformer.named_parameters()}
     return {
         "parameters": sum(p.numel() for p in transformer.parameters()),
         "loss": float(loss.detach()),
         "cross_entropy": float(numbers["cross_entropy"]),
         "grad_norm": norm,
-        "changed": sum(after[name] != value for name, value in before.items()) / len(before),
+        "still": sorted(name for name, value in before.items() if after[name] == value),
         "build_seconds": round(built - started, 1),
         "forward_seconds": round(forward - built, 1),
         "rest_seconds": round(ended - forward, 1),
@@ -90,7 +93,7 @@ def _settle(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=False)
 
 
-def measured(preset: str, batch: int) -> dict[str, float]:
+def measured(preset: str, batch: int) -> dict[str, Any]:
     """The report of a step in a process that is stopped beyond 20 GiB."""
     free = psutil.virtual_memory().available
     if free < LIMIT:
@@ -107,12 +110,12 @@ def measured(preset: str, batch: int) -> dict[str, float]:
         time.sleep(0.2)
     output, _ = child.communicate()
     assert child.returncode == 0
-    report: dict[str, float] = json.loads(output)
+    report: dict[str, Any] = json.loads(output)
     return report
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("preset", "batch", "parameters"), [("paper", 1, 310e6), ("tiny", 2, 7.7e6)])
+@pytest.mark.parametrize(("preset", "batch", "parameters"), [("paper", 1, 310e6), ("tiny", 2, 7.5e6)])
 def test_a_step_runs_within_20_gib_and_as_planned(preset: str, batch: int, parameters: float) -> None:
     report = measured(preset, batch)
     config = PRESETS[preset]()
@@ -120,8 +123,9 @@ def test_a_step_runs_within_20_gib_and_as_planned(preset: str, batch: int, param
     assert math.isfinite(report["loss"])
     # An untrained head is uniform over the codes.
     assert report["cross_entropy"] == pytest.approx(math.log(config.tokenizer.codebook_size), abs=0.5)
-    # Of a class table only one row is used, but every tensor moves.
-    assert report["changed"] == 1.0
+    # Of a class table only one row is used, but every tensor moves; but for the part of the stem that would guess the
+    # stages whose latents are encoded, and its free channels, which wait for a map that starts at zero.
+    assert all(name.startswith(("stem.down.1.", "stem.leave.0.", "stem.free.")) for name in report["still"])
     assert report["peak_bytes"] < LIMIT
     planned = plan(config, "transformer", LoopConfig(batch=batch), PlanConfig("cpu"))
     assert planned.peak == pytest.approx(report["peak_bytes"], rel=0.3)

@@ -81,10 +81,11 @@ def codebook(crops: Crops) -> CodebookTask:
     return CodebookTask(Tokenizer(plain_config().tokenizer), crops, CodebookConfig())
 
 
-def restorer(crops: Crops) -> RestorerTask:
+def restorer(crops: Crops, anchor: float = 0.0, own: int = 0) -> RestorerTask:
     # The counter sees the degradation, too, so the draws are those of photographs alone; the plan has the dial at 1.
-    config = RestorationConfig(side=64, workers=0, feature=0, lpips=0, grain=0, smooth_share=0)
-    return RestorerTask(Restorer(SMALL), Samples(crops, None, None, config), config)
+    config = RestorationConfig(side=64, workers=0, feature=0, lpips=0, grain=0, smooth_share=0, anchor=anchor)
+    sizes = dataclasses.replace(SMALL, largest_convs=own)
+    return RestorerTask(Restorer(sizes), Samples(crops, None, None, config), config)
 
 
 TASKS: dict[Training, Callable[[Crops], Planned]] = {
@@ -123,6 +124,17 @@ def test_a_real_step_has_the_flops_and_activations_that_are_planned(crops: Crops
         assert sum(p.kept for p in parts) == pytest.approx(kept, rel=0.25)
     modules = [task.model, task.tokenizer] if isinstance(task, CodesTask) else [task.model]
     assert sum(p.parameters for p in parts) == sum(p.numel() for m in modules for p in m.parameters())
+
+
+@pytest.mark.parametrize("own", [0, 1])
+def test_an_anchor_is_planned_as_it_runs(crops: Crops, own: int) -> None:
+    task = restorer(crops, 1.0, own)
+    with FlopCounterMode(display=False) as counter:
+        loss, _ = task.losses(0, 2)
+        loss.backward()  # type: ignore[no-untyped-call]
+    parts = pieces(task.restorer.config, "restorer", 64, batch=2, anchored=True)
+    assert training_flops(parts) + preparation_flops(parts) == pytest.approx(counter.get_total_flops(), rel=0.08)
+    assert parts[0].parameters == sum(p.numel() for p in task.restorer.parameters())
 
 
 def test_a_sample_of_paper_has_4476_tokens() -> None:
