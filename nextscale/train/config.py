@@ -271,6 +271,9 @@ class RestorationConfig(Checked):
     gradients: float = 0.0
     """Weight of the difference of the local mean strength of gradients: a soft outline has too little of it wherever
     exactly it runs, which the pixel difference forgives."""
+    contrast: float = 0.0
+    """Weight of differences from the target that count four times as much where contrast is missing as where there is
+    too much: of letters above all, which the pixel difference leaves gray."""
     anchor: float = 0.0
     """`train restorer`: weight of how far the largest factor's pictures of undamaged photographs move from those at the
     start of the training. Damaged inputs change the rest of it, and soft photographs of cameras stay as they were."""

@@ -243,6 +243,28 @@ def test_hatching_is_what_checkers_add_to_the_target() -> None:
     assert 0.005 < hatching(hatched, photo) < 0.021
 
 
+def test_a_faint_letter_costs_four_times_what_a_strong_one_does() -> None:
+    config = dataclasses.replace(PLAIN, contrast=1.0, pixel=0.0, factor_weights=(1.0,))
+    terms = Terms(config, [4], CPU)
+    marks = torch.zeros(1, dtype=torch.bool)
+
+    def contrast(picture: Tensor) -> float:
+        return float(terms.terms(0, picture, page, marks, (0.0, 0.0, 0.0))[0]["contrast"])
+
+    page = torch.full((1, 3, 64, 64), 0.8)
+    page[..., 30:33] = -0.6
+    stroke = (page < 0).float()
+    assert contrast(page) == 0
+    assert contrast(page + 0.2 * stroke) == pytest.approx(4 * contrast(page - 0.2 * stroke), rel=1e-4)
+    # White letters on black alike.
+    faint, strong = contrast(page + 0.2 * stroke), contrast(page - 0.2 * stroke)
+    page = -page
+    assert contrast(page - 0.2 * stroke) == pytest.approx(faint)
+    assert contrast(page + 0.2 * stroke) == pytest.approx(strong)
+    # Paper far from any letter has no contrast to miss.
+    assert contrast(page + 0.2 * (torch.arange(64) < 16)) == pytest.approx(0, abs=1e-6)
+
+
 def test_gradients_tell_a_soft_outline_from_a_sharp_one_and_not_where_it_runs() -> None:
     config = dataclasses.replace(PLAIN, gradients=1.0, pixel=0.0, factor_weights=(1.0,))
     terms = Terms(config, [4], CPU)
