@@ -219,7 +219,25 @@ largest letters "$out/coarse/model" 370 --lr 7e-5 --restoration.anchor 8 \
   --restoration.pixel 1.2 --restoration.feature 0.5 --restoration.lpips 0.3 --restoration.lpips-alex 1.0 --restoration.evenness 8 \
   --restoration.hatching 4 --restoration.gradients 5 --restoration.smooth-share 0.15 --restoration.smooth 30 --restoration.clean 0.05 \
   --restoration.pages-share 0.9 --restoration.presets scan
-mean "$out/restorer" "$out/mean-13" "$out/letters/model" 0.8
+mean "$out/mean-14" "$out/mean-13" "$out/letters/model" 0.8
+# Letters again, then as black as they were, then mostly photographs.
+# (The shipped runs had half or more of the letters from pages made once; `blacks` ended in the middle of 1,100 steps, `contrast` saw letters and
+# Real-ESRGAN's pictures alone there, at 3 times their share of a step, and all three anchors held the pictures of mean-14.)
+largest letters-2 "$out/mean-14" 700 --lr 6e-5 --restoration.anchor 6 \
+  --restoration.anchor-presets camera fullsize fullsize x4plus noisy --restoration.adversarial 0 \
+  --restoration.pixel 0.6 --restoration.feature 0.5 --restoration.lpips 0.3 --restoration.lpips-alex 1.4 --restoration.evenness 8 \
+  --restoration.hatching 4 --restoration.gradients 3 --restoration.smooth-share 0.15 --restoration.smooth 30 --restoration.clean 0.05 \
+  --restoration.pages-share 0.5 --restoration.presets stablesr stablesr scan scan scan compressed
+largest blacks "$out/letters-2/model" 500 --lr 8e-5 --restoration.anchor 6 \
+  --restoration.anchor-presets camera fullsize stablesr x4plus --restoration.adversarial 0 --restoration.contrast 1.2 \
+  --restoration.pixel 0.6 --restoration.feature 0.5 --restoration.lpips 0.3 --restoration.lpips-alex 1.4 --restoration.evenness 8 \
+  --restoration.hatching 4 --restoration.gradients 4 --restoration.smooth-share 0.1 --restoration.smooth 30 --restoration.clean 0.2 \
+  --restoration.pages-share 0.6 --restoration.presets compressed scan stablesr compressed "${pairs[@]}"
+largest even "$out/blacks/model" 530 --lr 6e-5 --restoration.anchor 6 --restoration.adversarial 0 --restoration.contrast 0.4 \
+  --restoration.pixel 0.4 --restoration.feature 0.5 --restoration.lpips 0.4 --restoration.lpips-alex 1.9 --restoration.evenness 8 \
+  --restoration.hatching 4 --restoration.gradients 2 --restoration.smooth-share 0.15 --restoration.smooth 30 --restoration.clean 0.06 \
+  --restoration.pages-share 0.2 --restoration.presets stablesr stablesr stablesr stablesr stablesr scan compressed
+mean "$out/restorer" "$out/mean-14" "$out/even/model" 1
 
 # The transformer: the stem alone until it knows the latents of the restored picture, then all of it on the codes of that.
 # (The shipped one had learned 340 + 600 steps with another stem, then 401 of 160 on a GPU with one that did not see the
