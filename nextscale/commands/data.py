@@ -58,7 +58,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Pages:
-    """Render training pictures of text, signs, screens, drawings and smooth ramps: nextscale data pages OUT"""
+    """Render training pictures of text, signs, screens, drawings, smooth ramps and shapes: nextscale data pages OUT"""
 
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """Folder to write; a picture that is there already stays."""
@@ -71,7 +71,7 @@ class Pages:
     seed: int = 0
     """Another seed, other pictures."""
     kinds: tuple[str, ...] = ("page", "sign", "screen", "drawing", "ramp")
-    """Some of these; ramps alone teach what smooth surfaces look like."""
+    """Some of these, or shapes; ramps alone teach what smooth surfaces look like, and shapes what clean outlines do."""
 
     def run(self) -> int:
         from nextscale.data.pages import find_fonts, render

@@ -1,13 +1,14 @@
-"""Renders training pictures of what photographs seldom show: text, signs, screens, drawings, smooth ramps."""
+"""Renders training pictures of what photographs seldom show: text, signs, screens, drawings, ramps, smooth shapes."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from nextscale.errors import OptionError
 
@@ -30,10 +31,12 @@ def find_fonts(folders: Sequence[Path]) -> list[Path]:
     return fonts
 
 
-KINDS = ("page", "sign", "screen", "drawing", "ramp")
+KINDS = ("page", "sign", "screen", "drawing", "ramp", "shapes")
+USUAL = KINDS[:-1]
+"""Those of a mixture; `shapes` are asked for by name."""
 
 
-def render(seed: int, number: int, fonts: Sequence[Path], side: int = 512, kinds: Sequence[str] = KINDS) -> Image.Image:
+def render(seed: int, number: int, fonts: Sequence[Path], side: int = 512, kinds: Sequence[str] = USUAL) -> Image.Image:
     """The picture of a number: side x side, RGB. The same arguments and the same Pillow give the same pixels.
 
     Raises:
@@ -49,6 +52,7 @@ def render(seed: int, number: int, fonts: Sequence[Path], side: int = 512, kinds
         ("screen", 0.2, _screen),
         ("drawing", 0.15, _drawing),
         ("ramp", 0.15, _ramp),
+        ("shapes", 0.15, _shapes),
     )
     chosen = [(weight, maker) for name, weight, maker in makers if name in kinds]
     maker = draw.choices([maker for _, maker in chosen], [weight for weight, _ in chosen])[0]
@@ -214,3 +218,41 @@ def _ramp(draw: random.Random, fonts: Sequence[Path], side: int) -> Image.Image:
         for c in range(3)
     ]
     return Image.fromarray(np.stack([np.asarray(p) for p in planes], -1).round().clip(0, 255).astype(np.uint8))
+
+
+def _shapes(draw: random.Random, fonts: Sequence[Path], side: int) -> Image.Image:
+    """Smooth things with clean outlines, one over the other: rims, ribbons, vessels, soft shadows."""
+    image = _ramp(draw, fonts, side)
+
+    def length(smallest: float, largest: float) -> float:
+        """In pixels, from shares of the side: each doubling is as frequent."""
+        return side * smallest * float((largest / smallest) ** draw.random())
+
+    def points(count: int) -> list[tuple[float, float]]:
+        return [(side * draw.uniform(-0.1, 1.1), side * draw.uniform(-0.1, 1.1)) for _ in range(count)]
+
+    for _ in range(draw.randint(1, 9)):
+        mask = Image.new("L", (side, side))
+        on = ImageDraw.Draw(mask)
+        ((x, y),), a, b = points(1), length(0.06, 1), length(0.06, 1)
+        kind = draw.random()
+        if kind < 0.2:
+            on.ellipse((x - a, y - b, x + a, y + b), fill=255)
+        elif kind < 0.42:
+            on.ellipse((x - a, y - b, x + a, y + b), outline=255, width=round(length(0.01, 0.18)))
+        elif kind < 0.55:
+            angles = sorted(draw.uniform(0, math.tau) for _ in range(draw.randint(3, 6)))
+            on.polygon([(x + a * math.cos(angle), y + b * math.sin(angle)) for angle in angles], fill=255)
+        else:
+            # A brush along a parabola: Pillow's wide lines have slits at their joints.
+            start, middle, end = map(np.array, points(3))
+            along, r = np.linspace(0, 1, 300)[:, None], length(0.004, 0.08)
+            curve = (1 - along) ** 2 * start + 2 * along * (1 - along) * middle + along**2 * end
+            for x, y in curve.tolist():
+                on.ellipse((x - r, y - r, x + r, y + r), fill=255)
+        if draw.random() < 0.25:
+            mask = mask.filter(ImageFilter.GaussianBlur(length(0.01, 0.06)))
+        # Half of them differ little from what lies below, as a vessel or a fold does.
+        fill = Image.blend(image, _ramp(draw, fonts, side), draw.choice((1.0, draw.uniform(0.05, 0.5))))
+        image.paste(fill, mask=mask)
+    return image

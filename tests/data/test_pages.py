@@ -45,6 +45,15 @@ def test_kinds_can_be_chosen(fonts: list[Path]) -> None:
     for number in range(4):
         ramp = np.asarray(render(1, number, fonts, 128, ["ramp"])).astype(int)
         assert np.abs(np.diff(ramp, axis=0)).max() < 24
+    shapes = [np.asarray(render(1, number, fonts, 128, ["shapes"])).astype(int) for number in range(8)]
+    steps = [np.abs(np.diff(shape, axis=0)).max(2) for shape in shapes]
+    # Clean outlines between smooth areas: some steps are high, and most of each picture has none.
+    assert max(step.max() for step in steps) > 60
+    assert all(np.median(step) < 8 for step in steps)
+    # They are not part of the usual mixture, whose pictures stay what they were.
+    assert np.array_equal(
+        render(2, 5, fonts, 64), render(2, 5, fonts, 64, ["page", "sign", "screen", "drawing", "ramp"])
+    )
     with pytest.raises(OptionError, match="poster"):
         render(0, 0, fonts, 128, ["poster"])
 
