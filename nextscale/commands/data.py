@@ -74,17 +74,17 @@ class Pages:
     """Some of these, or shapes; ramps alone teach what smooth surfaces look like, and shapes what clean outlines do."""
 
     def run(self) -> int:
-        from nextscale.data.pages import find_fonts, render
+        from nextscale.data.pages import WORDLESS, find_fonts, render
         from nextscale.image import from_pil, write
 
         if self.count < 1 or self.side < 64:
             raise OptionError(f"count must be 1 or more and side 64 or more, got {self.count} and {self.side}")
-        fonts = find_fonts(self.fonts)
+        fonts = find_fonts(self.fonts) if set(self.kinds) - set(WORDLESS) else []
         for number in range(self.count):
             path = self.out / f"page-{self.seed}-{number:05}.png"
             if not path.exists():
                 write(path, from_pil(render(self.seed, number, fonts, self.side, self.kinds)))
-        say(f"{self.count} pages in {self.out}, from {len(fonts)} fonts")
+        say(f"{self.count} pages in {self.out}, {f'from {len(fonts)} fonts' if fonts else 'without letters'}")
         return 0
 
 

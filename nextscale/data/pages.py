@@ -34,6 +34,8 @@ def find_fonts(folders: Sequence[Path]) -> list[Path]:
 KINDS = ("page", "sign", "screen", "drawing", "ramp", "shapes")
 USUAL = KINDS[:-1]
 """Those of a mixture; `shapes` are asked for by name."""
+WORDLESS = ("ramp", "shapes")
+"""Those without letters, which need no fonts."""
 
 
 def render(seed: int, number: int, fonts: Sequence[Path], side: int = 512, kinds: Sequence[str] = USUAL) -> Image.Image:

@@ -71,3 +71,7 @@ def test_the_command_writes_what_is_missing(fonts: list[Path], tmp_path: Path) -
     assert files[0].read_bytes() == first
     assert files[1].read_bytes() == b"kept"
     assert main(["data", "pages", str(out), "--fonts", str(out)]) == 2
+    # Pictures without letters need no fonts.
+    wordless = ["data", "pages", str(tmp_path / "shapes"), "--fonts", str(out), "--count", "1", "--side", "64"]
+    assert main([*wordless, "--kinds", "ramp", "shapes"]) == 0
+    assert len(list((tmp_path / "shapes").iterdir())) == 1
