@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
@@ -10,6 +11,8 @@ import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from nextscale.errors import OptionError
 
 Row = dict[str, Any]
 Mark = list[Any]
@@ -122,6 +125,39 @@ def check_writable(path: Path) -> None:
         part.touch(exist_ok=False)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_report(
+    path: Path, option: str, kind: str, fits: Callable[[Path], bool], *, inputs: Iterable[Path] = ()
+) -> None:
+    """Refuse to write a report over what is none: a slip in a command line must not cost a photograph.
+
+    Args:
+        option: the option that names the file.
+        kind: what is written there, as in "manifest".
+        fits: whether a file that is there is of that kind.
+        inputs: files and folders that the run reads; the report may be none of them and lie in none of them.
+
+    Raises:
+        OptionError: naming the file and the option.
+        OSError: the file cannot be read.
+    """
+    place = path.resolve()
+    if any(place.is_relative_to(source.resolve()) for source in inputs):
+        raise OptionError(f"{path}: this is or lies among the inputs of this run; name another file with {option}")
+    if path.is_file() and not fits(path):
+        raise OptionError(f"{path}: this is no {kind}; name another file with {option}")
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file begins as text does: UTF-8 without zeros, which no picture of ours is."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    try:
+        # A character may be cut off at the end of what was read.
+        return b"\0" not in codecs.getincrementaldecoder("utf-8")().decode(head).encode()
+    except UnicodeDecodeError:
+        return False
 
 
 def _temporary(path: Path) -> Path:

@@ -18,6 +18,7 @@ from nextscale.errors import NextScaleError, OptionError
 from nextscale.evaluate.options import BenchOptions, ScoreOptions
 from nextscale.evaluate.sets import SETS
 from nextscale.evaluate.summary import Summary
+from nextscale.files import check_report, is_text
 
 if TYPE_CHECKING:
     from nextscale.evaluate.scores import OnPicture
@@ -109,11 +110,19 @@ class Evaluate:
         return warn(evaluation.rows[-1].metrics)
 
     def _check_files(self) -> None:
-        """Before hours of work: the files that are asked for can be written."""
-        for file in (self.json, self.csv, self.markdown):
-            if file is not None:
-                with named(file):
-                    images.check_folder(file)
+        """Before hours of work: the files that are asked for can be written, and replace nothing but reports."""
+        from nextscale.model.checkpoint import local_folder
+
+        model = local_folder(self.model) if self.bench is not None else None
+        owners: dict[Path, str] = {}
+        for option, file in (("--json", self.json), ("--csv", self.csv), ("--markdown", self.markdown)):
+            if file is None:
+                continue
+            if (owner := owners.setdefault(file.resolve(), option)) != option:
+                raise OptionError(f"{file}: {owner} writes this file, too; name another file with {option}")
+            with named(file):
+                images.check_folder(file)
+            check_report(file, option, "text", is_text, inputs=[] if model is None else [model])
 
     def _write(self, markdown: str, json: str, csv: str) -> None:
         for file, text in ((self.json, json), (self.csv, csv), (self.markdown, markdown)):
@@ -138,7 +147,9 @@ def named(file: Path) -> Iterator[None]:
     try:
         yield
     except NextScaleError as error:
-        raise type(error)(f"{file}: {error}") from None
+        # What the disk refuses is named already.
+        text = str(error)
+        raise type(error)(text if text.startswith(f"{file}: ") else f"{file}: {text}") from None
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from nextscale import image as images
 from nextscale.data.degrade import FACTOR, PRESETS, KernelSpec, PassSpec, Recipe, check_presets, degrade, sample_recipe
 from nextscale.errors import ImageError, OptionError
+from nextscale.files import check_report
 
 Pixels = NDArray[np.uint8]
 CELLS, COLUMNS, SHOWN, ENLARGED, GAP, LINE = 20, 5, 64, 4, 10, 14
@@ -71,7 +72,7 @@ def degrade_folder(folder: Path, out: Path, plan: Plan, *, sheet: Path | None = 
     A sheet shows the first `CELLS` of them, or so many variants of fewer.
 
     Raises:
-        OptionError: the folders cannot be used so. ImageError: the sheet cannot be written.
+        OptionError: the folders or the sheet cannot be used so. ImageError: the sheet cannot be written.
     """
     if not folder.is_dir():
         raise OptionError(f"-i {folder}: no such folder; check the name")
@@ -82,6 +83,8 @@ def degrade_folder(folder: Path, out: Path, plan: Plan, *, sheet: Path | None = 
     photos = images.find_pictures(folder, recursive=True)
     if not photos:
         raise ImageError(f"{folder}: no pictures in this folder; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF")
+    if sheet is not None:
+        check_report(sheet, "--sheet", "picture", images.is_picture_path, inputs=[folder, *photos])
     inputs = {(status.st_dev, status.st_ino) for status in map(os.stat, photos)}
     owners: dict[Path, Path] = {}
     cells: dict[int, Image.Image] = {}

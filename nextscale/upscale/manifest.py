@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nextscale.errors import NextScaleError
-from nextscale.files import JsonLines, Mark, read_json_lines, write_atomic
+from nextscale.files import JsonLines, Mark, check_report, read_json_lines, write_atomic
 
 Stamp = list[int]
 """Bytes of a picture's file and when it was last written (nanoseconds, or what its store counts by)."""
@@ -33,13 +33,14 @@ class Manifest:
             resume: go on from what the file says; else it begins anew, and keeps only the names of earlier results.
 
         Raises:
-            NextScaleError: the file cannot be read or written.
+            OptionError: a file of that name is no manifest. NextScaleError: it cannot be read or written.
         """
         self.path = path
         self.key = key
         self.rows: dict[str, dict[str, Any]] = {}
         self.lock = threading.Lock()
         try:
+            check_report(path, "--manifest", "manifest", is_manifest)
             path.parent.mkdir(parents=True, exist_ok=True)
             rows = read_json_lines(path)
             self.results = {name for row in rows for name in (row.get("results") or row.get("outputs") or ())}
@@ -105,6 +106,26 @@ def settings_key(*settings: Any) -> str:
     """A short name of what decides about results: dataclasses and plain values."""
     plain = [dataclasses.asdict(s) if dataclasses.is_dataclass(s) and not isinstance(s, type) else s for s in settings]
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a file's first line is one of a manifest; an empty file is one, too.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(1)
+        if head not in (b"", b"{"):
+            return False
+        line = head + file.readline()
+    if not line.endswith(b"\n"):  # nothing, or the first line of a run that was killed
+        return any(line[: len(start)] == start[: len(line)] for start in (b'{"key": "', b'{"results": ['))
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(row, dict) and ("results" in row or {"key", "input", "state"} <= row.keys())
 
 
 def default_path(output: str) -> Path:

@@ -178,3 +178,45 @@ def test_progress_without_a_terminal_is_plain_lines(capsys: pytest.CaptureFixtur
     with progress() as done:
         done(1, 2, "a", False)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv", "--markdown"])
+def test_no_report_replaces_a_picture(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    photo = tmp_path / "p" / "a_x4.png"
+    before = photo.read_bytes()
+    assert main([*folders, "--metrics", "psnr", option, str(photo)]) == 2
+    assert capsys.readouterr().err == f"nextscale: {photo}: this is no text; name another file with {option}\n"
+    assert photo.read_bytes() == before
+
+
+def test_a_report_replaces_an_earlier_one(folders: list[str], tmp_path: Path) -> None:
+    for _ in range(2):
+        assert main([*folders, "--metrics", "psnr", "--markdown", str(tmp_path / "p" / "table.md")]) == 0
+
+
+def test_no_report_replaces_a_file_of_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "model" / "config.json"
+    config.parent.mkdir()
+    config.write_text("{}")
+    (tmp_path / "bench").mkdir()
+    words = ["--bench", str(tmp_path / "bench"), "-n", str(config.parent), "--json", str(config)]
+    assert main(["evaluate", *words]) == 2
+    assert f"{config}: this is or lies among the inputs of this run" in capsys.readouterr().err
+    assert config.read_text() == "{}"
+
+
+def test_two_reports_need_two_files(folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(tmp_path / "out")
+    assert main([*folders, "--metrics", "psnr", "--json", file, "--csv", file]) == 2
+    assert capsys.readouterr().err == f"nextscale: {file}: --json writes this file, too; name another file with --csv\n"
+
+
+def test_a_file_that_cannot_be_written_is_named_once(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "taken"
+    file.mkdir()
+    assert main([*folders, "--metrics", "psnr", "--json", str(file)]) != 0
+    assert capsys.readouterr().err.count(str(file)) == 1

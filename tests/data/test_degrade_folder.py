@@ -234,3 +234,18 @@ def test_the_caption_holds_the_main_numbers() -> None:
     ]
     (bilinear,) = sample_recipes(PRESETS["bilinear"], 1, random.Random(0))
     assert main_numbers(bilinear) == ["1: nothing", "2: nothing", "to LR: bilinear"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "new.png"])
+def test_the_sheet_is_no_file_of_the_inputs(photos: Path, tmp_path: Path, name: str) -> None:
+    before = contents(photos)
+    with pytest.raises(OptionError, match=f"{name}: this is or lies among the inputs .*--sheet"):
+        run(photos, tmp_path / "out", sheet=photos / name)
+    assert contents(photos) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_sheet_replaces_an_earlier_one(photos: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        run(photos, tmp_path / "out", sheet=tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").is_file()

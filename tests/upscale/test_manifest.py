@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nextscale.errors import NextScaleError
+from nextscale.errors import NextScaleError, OptionError
 from nextscale.files import has_mark
 from nextscale.image import Picture
 from nextscale.upscale.manifest import Manifest, default_path, settings_key, unfinished
@@ -103,7 +103,7 @@ def test_a_line_cut_off_by_a_kill_costs_its_picture_alone(tmp_path: Path, cut: i
 
 def test_junk_in_the_file_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "m"
-    path.write_bytes(b"\xff\xfe\n[1]\n7\n{}\n")
+    path.write_bytes(b'{"results": []}\n' + b"\xff\xfe\n[1]\n7\n{}\n")
     manifest(path).record("a.png", [3, 1])
     assert manifest(path).is_done("a.png", [3, 1])
 
@@ -149,3 +149,19 @@ def test_the_default_is_in_the_users_state_by_output(monkeypatch: pytest.MonkeyP
     one, other = default_path("/out/a"), default_path("/out/b")
     assert one.parent == Path("/state/nextscale")
     assert one != other
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("content", [b"\xff\xd8\xff\xe0 photo", b"garbage\n", b"{}\n", b'{"a": 1}\n', b'{"key": 1'])
+def test_what_is_no_manifest_is_not_touched(tmp_path: Path, content: bytes, resume: bool) -> None:
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(content)
+    with pytest.raises(OptionError, match=r"photo\.jpg: this is no manifest; name another file with --manifest"):
+        manifest(file, resume=resume)
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"key": "ab', b'{"results": []}\n'])
+def test_a_manifest_that_was_cut_off_is_one(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m").write_bytes(content)
+    assert not manifest(tmp_path / "m").rows
