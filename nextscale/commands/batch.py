@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import posixpath
+import re
 import time
 import zlib
 from collections.abc import Collection, Iterator
@@ -77,6 +78,7 @@ class Batch:
         listed = list_pictures(self.input)
         if not listed:
             raise NextScaleError(f"{self.input}: no pictures below it; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF")
+        self._check_model()
         source, output = Store(self.input), Store(self.output)
         key = settings_key(self.options, self.model, self.fp32, __version__)
         manifest = Manifest(self.manifest or default_path(output.root), key, resume=self.resume)
@@ -102,6 +104,32 @@ class Batch:
             say(f"{len(listed)} pictures: {counts}, in {lasting(seconds)}")
         return 1 if failed else 0
 
+    @property
+    def _alone(self) -> bool:
+        """Whether the workers are on this machine, in a cluster that begins and ends with the command."""
+        return not (self.address or os.environ.get("RAY_ADDRESS"))
+
+    def _check_model(self) -> None:
+        """What would stop every worker stops the command, before the cluster and the list of finished pictures.
+
+        Raises:
+            ModelError: there is no such model.
+            OptionError: there is no such device.
+        """
+        import torch
+
+        from nextscale.device import named_device, pick_device
+        from nextscale.model.checkpoint import find_folder, read_config
+        from nextscale.model.config import ModelConfig
+
+        named_device(self.device)
+        # Other machines have other devices. With CUDA here the workers look: a look takes memory of the card.
+        if self._alone and not torch.cuda.is_available():
+            pick_device(self.device)
+        # A client of a far cluster (ray://) need not see the folder that its workers see.
+        if not (self.address or os.environ.get("RAY_ADDRESS") or "").startswith("ray://"):
+            read_config(find_folder(self.model), "model", ModelConfig)
+
     def _connect(self) -> None:
         """Join the cluster of the address, or start one of this machine alone.
 
@@ -116,7 +144,7 @@ class Batch:
             cluster = f"the cluster {self.address}" if self.address else "a cluster of this machine"
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise NextScaleError(f"{cluster} cannot be used: {reason}") from error
-        if self.address or os.environ.get("RAY_ADDRESS"):  # these may grow
+        if not self._alone:  # these may grow
             return
         there = ray.cluster_resources()  # type: ignore[no-untyped-call]
         for kind, wanted in (("CPU", self.cpus_per_worker), ("GPU", self.gpus_per_worker)):
@@ -130,23 +158,31 @@ class Batch:
         """The row of every picture (name, stem of its results) as its task ends.
 
         Ray Data replaces a worker that dies and runs its tasks again.
+
+        Raises:
+            NextScaleError: Ray gives up, as where no worker starts.
         """
         import ray
 
         ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, too
         tasks = -(-len(todo) // self.pictures_per_task)
-        names = ray.data.from_items([{"name": name, "stem": stem} for name, stem in todo], override_num_blocks=tasks)
-        done = names.map_batches(
-            Worker,
-            fn_constructor_args=(self,),
-            batch_size=None,
-            batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=self.workers),
-            num_cpus=self.cpus_per_worker,
-            num_gpus=self.gpus_per_worker,
-        )
-        yield from done.iter_rows()
+        try:
+            names = ray.data.from_items(
+                [{"name": name, "stem": stem} for name, stem in todo], override_num_blocks=tasks
+            )
+            done = names.map_batches(
+                Worker,
+                fn_constructor_args=(self,),
+                batch_size=None,
+                batch_format="numpy",
+                compute=ray.data.ActorPoolStrategy(size=self.workers),
+                num_cpus=self.cpus_per_worker,
+                num_gpus=self.gpus_per_worker,
+            )
+            yield from done.iter_rows()
+        except Exception as error:  # Ray's and Ray Data's have no common kind
+            raise ray_error(error) from error
 
     def _report(self, row: dict[str, Any]) -> None:
         outputs = list(json.loads(row["outputs"]))
@@ -157,6 +193,21 @@ class Batch:
             complain(f"{row['name']}: {row['error']}")
         elif not self.json:
             say(f"{row['name']}: {row['seconds']:.1f} s -> {', '.join(outputs)}")
+
+
+def ray_error(error: Exception) -> NextScaleError:
+    """An error that Ray raises, in one line.
+
+    Ray puts the traceback of a worker into the text of its own errors; what the worker said is the last line of it.
+    """
+    kind, said = type(error).__name__, ""
+    for line in str(error).splitlines():
+        if found := re.match(r"((?:\w+\.)*\w*(?:Error|Exception)): (.+)", line.strip()):
+            kind, said = found.groups()
+    if kind.startswith("nextscale.errors."):
+        return (OptionError if kind.endswith(".OptionError") else NextScaleError)(said)
+    said = said or next(filter(None, map(str.strip, str(error).splitlines())), "no reason given")
+    return NextScaleError(f"Ray ended the run ({kind}: {said}); --resume goes on with the pictures that are left")
 
 
 class Store:
