@@ -198,15 +198,16 @@ class Batch:
 def ray_error(error: Exception) -> NextScaleError:
     """An error that Ray raises, in one line.
 
-    Ray puts the traceback of a worker into the text of its own errors; what the worker said is the last line of it.
+    Ray puts the traceback of a worker into the text of its own errors; the last error in it that is none of Ray's is
+    what the worker said.
     """
-    kind, said = type(error).__name__, ""
-    for line in str(error).splitlines():
-        if found := re.match(r"((?:\w+\.)*\w*(?:Error|Exception)): (.+)", line.strip()):
-            kind, said = found.groups()
+    text = str(error)
+    found = re.findall(r"^((?:\w+\.)*\w*(?:Error|Exception)): (.+)$", text, re.MULTILINE)
+    plain = next(filter(None, map(str.strip, text.splitlines())), "no reason given")
+    own = [(kind, said) for kind, said in found if not kind.startswith("ray.")]
+    kind, said = [(type(error).__name__, plain), *found[-1:], *own[-1:]][-1]
     if kind.startswith("nextscale.errors."):
         return (OptionError if kind.endswith(".OptionError") else NextScaleError)(said)
-    said = said or next(filter(None, map(str.strip, str(error).splitlines())), "no reason given")
     return NextScaleError(f"Ray ended the run ({kind}: {said}); --resume goes on with the pictures that are left")
 
 
@@ -329,10 +330,20 @@ class Worker:
             torch.set_num_threads(max(1, int(command.cpus_per_worker)))
         self.command = command
         self.source, self.target = Store(command.input), Store(command.output)
-        self.engine = Engine(NextScale.from_pretrained(command.model, device=command.device, fp32=command.fp32))
+        self.failure: Exception | None = None
+        try:
+            self.engine = Engine(NextScale.from_pretrained(command.model, device=command.device, fp32=command.fp32))
+        except Exception as failure:  # Ray prints the traceback of a constructor on the standard output
+            self.failure = failure
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Restore the pictures named in a batch; what fails is told in its row."""
+        """Restore the pictures named in a batch; what fails is told in its row.
+
+        Raises:
+            Exception: that of the constructor, where there is no model.
+        """
+        if self.failure is not None:
+            raise self.failure
         from nextscale.upscale.engine import run_all
 
         names = [str(name) for name in batch["name"]]

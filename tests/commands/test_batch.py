@@ -21,6 +21,7 @@ from nextscale import image as images
 from nextscale.commands.batch import Batch, Store, Worker, list_pictures, without_results
 from nextscale.commands.cli_types import UpscaleFlags
 from nextscale.commands.main import main
+from nextscale.errors import ModelError
 from nextscale.image import Picture
 from nextscale.install import how_to_install
 from nextscale.upscale.nextscale import NextScale
@@ -342,16 +343,30 @@ def test_a_folder_that_only_a_far_cluster_sees_is_left_to_its_workers(
     assert "the cluster ray://far:1 cannot be used: nobody there" in capsys.readouterr().err
 
 
+def test_a_worker_without_a_model_fails_with_its_first_task(tmp_path: Path) -> None:
+    command = Batch(input=str(tmp_path), output=str(tmp_path), model="nothere", device="cpu")
+    worker = Worker(command)  # not here: Ray would print the traceback among the rows of --json
+    with pytest.raises(ModelError, match="nothere: no such model"):
+        worker({"name": np.array(["a.png"])})
+
+
 CREATION = """The actor died because of an error raised in its creation task, ray::_MapWorker.__init__() (pid=7)
   File "ray/data/actor_pool_map_operator.py", line 700, in __init__
     self._map_transformer.init()
 {raised}"""
+TASK = """ray::MapBatches(Worker)() (pid=7)
+nextscale.errors.ModelError: here: it is damaged
+
+The above exception was the direct cause of the following exception:
+
+ray.exceptions.UserCodeException: UDF failed to process a data block."""
 
 
 @pytest.mark.parametrize(
     ("text", "code", "expected"),
     [
         (CREATION.format(raised="nextscale.errors.ModelError: here: it is damaged"), 1, "here: it is damaged"),
+        (TASK, 1, "here: it is damaged"),
         (CREATION.format(raised="nextscale.errors.OptionError: device x is not there"), 2, "device x is not there"),
         (
             CREATION.format(raised="RuntimeError: no more room"),
