@@ -22,7 +22,7 @@ from nextscale.commands.serve import Serve
 from nextscale.commands.train import Train
 from nextscale.commands.upscale import Upscale
 from nextscale.console import complain, note, printable, say, silence_output
-from nextscale.errors import NextScaleError, OptionError
+from nextscale.errors import NextScaleError, OptionError, check_finite
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def run_command(kind: Any, prog: str, description: str | None, arguments: list[s
                 args=arguments,
                 config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
             )
+        check_finite(command)
         return int(command.run())
     except OptionError as error:
         complain(str(error))
