@@ -48,6 +48,10 @@ Command = (
 )
 
 
+EMPTY_TEXTS = frozenset({"--suffix", "--source", "--license", "--licence", "--peers"})
+"""Options whose text may be empty: they name no place."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the `nextscale` command; the exit status is 0, 1 if anything failed, or 2 for wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -64,6 +68,7 @@ def run_command(kind: Any, prog: str, description: str | None, arguments: list[s
         description: the first lines of its help (None: the docstring of `kind`).
     """
     try:
+        _refuse_empty(arguments)
         with _escaped(arguments):
             command: Any = tyro.cli(
                 kind,
@@ -86,6 +91,27 @@ def run_command(kind: Any, prog: str, description: str | None, arguments: list[s
     except KeyboardInterrupt:
         complain("stopped")
         return 130
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Refuse an empty word, as a variable of the shell that was never set gives: as a path it is the current folder.
+
+    Here, since parsing makes the same path of it as of a dot, which may be meant.
+
+    Raises:
+        OptionError: naming the option before it, where there is one.
+    """
+    before = ""
+    for word in arguments:
+        option, equals, value = word.partition("=")
+        if not (equals and word.startswith("-")):
+            option, value = before, word
+        before = word
+        if value.lower() not in ("", "file://") or option in EMPTY_TEXTS:
+            continue
+        if option.startswith("-") and option != "-":
+            raise OptionError(f"an empty name after {option}; give one, or leave the option out")
+        raise OptionError("an empty name; name a picture or a folder")
 
 
 @contextlib.contextmanager

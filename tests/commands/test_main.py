@@ -1,9 +1,10 @@
-"""What all commands have in common: numbers that are none are refused in one line."""
+"""What all commands have in common: numbers that are none and empty names are refused in one line."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -64,3 +65,48 @@ def test_programs_are_held_to_it_as_well() -> None:
         check_finite(Outer(most_mb=math.inf))
     with pytest.raises(OptionError, match="min-detail must be a finite number"):
         PackOptions(min_detail=math.inf)
+
+
+@pytest.mark.parametrize(
+    ("words", "after"),
+    [
+        (["upscale", "", "-o", "out"], ""),
+        (["upscale", "a.png", "", "-o", "out"], ""),
+        (["upscale", "-o", "out", "-i", "a.png", ""], ""),
+        (["upscale", "FILE://", "-o", "out"], ""),
+        (["upscale", "a.png", "-o", ""], " after -o"),
+        (["upscale", "a.png", "--output="], " after --output"),
+        (["upscale", "-o", "out", "-i", ""], " after -i"),
+        (["upscale", "a.png", "-o", "out", "--manifest", ""], " after --manifest"),
+        (["batch", "-i", "", "-o", "out"], " after -i"),
+        (["batch", "-i", "in", "-o="], " after -o"),
+        (["degrade", "-i", "", "-o", "out"], " after -i"),
+        (["degrade", "-i", "in", "-o", "out", "--recipes="], " after --recipes"),
+        (["evaluate", "--bench", ""], " after --bench"),
+        (["data", "pack", "", "out"], ""),
+        (["data", "check", ""], ""),
+        (["data", "pages", ""], ""),
+        (["convert", "", "out", "--from", "var"], ""),
+        (["train", "restorer", "--data", "", "--out", "out"], " after --data"),
+        (["train", "restorer", "--data", "in", "--out", ""], " after --out"),
+        (["train", "restorer", "--data", "in", "--out", "out", "--restoration.pages="], " after --restoration.pages"),
+        (["serve", "--auth", ""], " after --auth"),
+    ],
+)
+def test_an_empty_name_is_not_the_current_folder(
+    words: list[str], after: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").write_bytes(b"no picture")
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"nextscale: an empty name{after}; ")
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_an_empty_text_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = str(tmp_path / "gone.png")
+    for suffix in (["--suffix", ""], ["--suffix="]):
+        assert main(["upscale", gone, "-o", str(tmp_path), *suffix]) == 1
+    assert "an empty name" not in capsys.readouterr().err
