@@ -8,6 +8,8 @@ import logging
 import os
 import posixpath
 import re
+import signal
+import threading
 import time
 import zlib
 from collections.abc import Collection, Iterator
@@ -138,12 +140,16 @@ class Batch:
         """
         import ray
 
+        on_term = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=self.address, log_to_driver=False, configure_logging=False)
         except Exception as error:  # ConnectionError, or Exception itself where a node does not start
             cluster = f"the cluster {self.address}" if self.address else "a cluster of this machine"
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise NextScaleError(f"{cluster} cannot be used: {reason}") from error
+        finally:
+            if on_term is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_term)  # Ray's own exits with 15 and without a word
         if not self._alone:  # these may grow
             return
         there = ray.cluster_resources()  # type: ignore[no-untyped-call]

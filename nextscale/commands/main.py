@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
@@ -60,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(kind: Any, prog: str, description: str | None, arguments: list[str]) -> int:
-    """Parse a command's options and run it; the exit status is 0, 1 if anything failed, or 2 for wrong usage.
+    """Parse a command's options and run it.
+
+    The exit status is 0, 1 if anything failed, 2 for wrong usage, or 128 and the number of the signal that ended it.
 
     Args:
         kind: a dataclass with a `run` method, or a union of such.
@@ -78,7 +83,8 @@ def run_command(kind: Any, prog: str, description: str | None, arguments: list[s
                 config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
             )
         check_finite(command)
-        return int(command.run())
+        with _stopping():
+            return int(command.run())
     except OptionError as error:
         complain(str(error))
         return 2
@@ -88,9 +94,44 @@ def run_command(kind: Any, prog: str, description: str | None, arguments: list[s
     except BrokenPipeError:
         silence_output()  # whoever read the lines has gone
         return 1
-    except KeyboardInterrupt:
-        complain("stopped")
-        return 130
+    except KeyboardInterrupt as stop:
+        with contextlib.suppress(BrokenPipeError):  # a terminal that closes takes its readers with it
+            complain("stopped")
+        return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal other than that of Ctrl+C, which ends a command the same way."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end what runs inside as Ctrl+C does, so that no photograph stays in a temporary folder.
+
+    Handlers of a program that calls a command stay, and so does `nohup`.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()  # no other may set handlers
+    own, taken = os.getpid(), []
+
+    def stop(number: int, _: Any) -> NoReturn:
+        if os.getpid() != own:  # a forked process, whose parent cleans up
+            os._exit(128 + number)
+        raise Stopped(number)
+
+    try:
+        for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+            number = getattr(signal, name, None)
+            if main_thread and number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, stop)
+                taken.append(number)
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _refuse_empty(arguments: list[str]) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -82,7 +81,6 @@ class Serve:
         model = NextScale.from_pretrained(self.model, device=self.device, fp32=self.fp32)
         shown = "127.0.0.1" if self.host in ("0.0.0.0", "::") else f"[{self.host}]" if ":" in self.host else self.host
         machine = socket.gethostname()
-        signal.signal(signal.SIGTERM, _stop)  # uvicorn ends, then raises the signal again
         with own_folder() as folder:
             server = Server(model, folder, limits, example_photos())
             app = server.app(hosts=(machine, f"{machine}.local", self.host, *self.allow_host), auth=auth)
@@ -96,12 +94,8 @@ class Serve:
                     ready=lambda: say(f"nextscale: open http://{shown}:{port} in a browser; Ctrl+C stops"),
                     ending=server.end,
                 )
-            except KeyboardInterrupt:
+            except KeyboardInterrupt:  # uvicorn ends, then raises the signal again
                 pass
             finally:
                 server.close()
         return 0
-
-
-def _stop(*_: Any) -> None:
-    raise KeyboardInterrupt

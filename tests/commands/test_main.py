@@ -1,8 +1,14 @@
-"""What all commands have in common: numbers that are none and empty names are refused in one line."""
+"""What all commands have in common: which numbers and names are refused in one line, and how signals stop them."""
 
 from __future__ import annotations
 
 import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,3 +116,73 @@ def test_an_empty_text_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for suffix in (["--suffix", ""], ["--suffix="]):
         assert main(["upscale", gone, "-o", str(tmp_path), *suffix]) == 1
     assert "an empty name" not in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Signaled:
+    """A command that is sent a signal."""
+
+    number: int
+
+    def run(self) -> int:
+        os.kill(os.getpid(), self.number)
+        time.sleep(10)
+        return 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_signals_stop_as_an_interrupt_does(name: str, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    try:
+        signal.signal(number, signal.SIG_DFL)
+        assert run_command(Signaled, "signaled", None, ["--number", str(int(number))]) == status
+        assert signal.getsignal(number) is signal.SIG_DFL
+        assert capsys.readouterr().err == "nextscale: stopped\n"
+        got: list[int] = []
+        signal.signal(number, lambda number, _: got.append(number))  # whoever calls has one of its own
+        assert run_command(Once, "once", None, ["--number", str(int(number))]) == 0
+        assert got == [number]
+    finally:
+        signal.signal(number, before)
+
+
+@dataclass(frozen=True)
+class Once:
+    """A command that goes on after a signal."""
+
+    number: int
+
+    def run(self) -> int:
+        os.kill(os.getpid(), self.number)
+        return 0
+
+
+def test_commands_run_outside_the_main_thread() -> None:
+    got: list[int] = []
+    thread = threading.Thread(target=lambda: got.append(run_command(Outer, "outer", None, [])))
+    thread.start()
+    thread.join()
+    assert got == [0]
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize(("number", "status"), [(15, 143), (1, 129)])
+def test_a_stopped_command_leaves_no_photograph(number: int, status: int, tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    program = [sys.executable, "-m", "nextscale", "upscale", "-", "-o", "out.png"]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(b"the beginning of a photograph")
+        process.stdin.flush()
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("nextscale-*/0/stdin")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert list(tmp_path.iterdir())
+        process.send_signal(number)
+        assert process.wait(60) == status
+        assert process.stderr.read() == b"nextscale: stopped\n"
+    assert not list(tmp_path.iterdir())
