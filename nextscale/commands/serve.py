@@ -12,7 +12,7 @@ import tyro
 from nextscale.console import say
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.install import how_to_install
-from nextscale.web.serve import credentials, example_photos, free_port, listen, own_folder
+from nextscale.web.serve import check_hosts, check_proxies, credentials, example_photos, free_port, listen, own_folder
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Serve:
     allow_host: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = ()
     """A name that browsers know this server by, as of a reverse proxy (its addresses and localhost always work)."""
     proxy: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="ADDRESS")] = ()
-    """Address of a reverse proxy, which says whom a request comes from (X-Forwarded-For)."""
+    """Address of a reverse proxy, or its network, which says whom a request comes from (X-Forwarded-For)."""
     max_mb: float = 64.0
     """Largest upload in megabytes."""
     max_pixels: int = 51_000_000
@@ -57,6 +57,8 @@ class Serve:
         for name in ("max_mb", "max_pixels", "max_result_pixels", "max_tiles", "waiting", "per_client", "keep_minutes"):
             if getattr(self, name) <= 0:
                 raise OptionError(f"{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+        check_proxies(self.proxy)
+        check_hosts(self.allow_host)
         auth = credentials(self.auth or os.environ.get("NEXTSCALE_AUTH"))
         port = free_port(self.host, self.port)
         try:
