@@ -51,8 +51,8 @@ Command = (
 )
 
 
-EMPTY_TEXTS = frozenset({"--suffix", "--source", "--license", "--licence", "--peers"})
-"""Options whose text may be empty: they name no place."""
+EMPTY_TEXTS = frozenset({"--suffix", "--peers"})
+"""Options whose value may be empty."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
