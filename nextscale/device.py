@@ -21,11 +21,28 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; auto: CUDA, then MPS, then the CPU. A number is that of a GPU, and -1 the CPU, as other
-    upscalers count them.
+    """The device of a name, see `named_device`.
 
     Raises:
         OptionError: the device is unknown or absent.
+    """
+    device = named_device(name)
+    if name == "auto":
+        return device
+    try:
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = textwrap.shorten(str(error).splitlines()[0], 120, placeholder=" ...")
+        raise OptionError(f"device {name} is not available here ({reason}); use auto or cpu") from None
+    return device
+
+
+def named_device(name: str) -> torch.device:
+    """What a name stands for, be it here or not; auto: CUDA, then MPS, then the CPU. A number is that of a GPU, and -1
+    the CPU, as other upscalers count them.
+
+    Raises:
+        OptionError: the device is unknown.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -34,15 +51,9 @@ def pick_device(name: str) -> torch.device:
     if re.fullmatch(r"-1|\d+", name):
         name = "cpu" if name == "-1" else f"cuda:{name}"
     try:
-        device = torch.device(name)
+        return torch.device(name)
     except RuntimeError:
         raise OptionError(f"unknown device {name}; use auto, cpu, cuda, mps or a GPU's number") from None
-    try:
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = textwrap.shorten(str(error).splitlines()[0], 120, placeholder=" ...")
-        raise OptionError(f"device {name} is not available here ({reason}); use auto or cpu") from None
-    return device
 
 
 def exact_float32() -> None:

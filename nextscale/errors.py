@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -44,7 +46,7 @@ def check_type(options: Any, name: str, kind: type, allowed: str) -> None:
 
 
 def check_values(options: Any, checks: Iterable[tuple[str, bool, str]]) -> None:
-    """Refuse the first value that is out of range.
+    """Refuse the first value that is out of range, or no finite number.
 
     Args:
         checks: name of the option, whether its value is good, and what is allowed, as in "0 or more".
@@ -55,3 +57,19 @@ def check_values(options: Any, checks: Iterable[tuple[str, bool, str]]) -> None:
     for name, good, allowed in checks:
         if not good:
             raise OptionError(f"{name.replace('_', '-')} must be {allowed}, got {getattr(options, name)}")
+    check_finite(options)
+
+
+def check_finite(options: Any) -> None:
+    """Refuse nan and inf, which most bounds let pass, in a dataclass of options and in those inside it.
+
+    Raises:
+        OptionError: naming the option and what it got.
+    """
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            check_finite(value)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise OptionError(f"{field.name.replace('_', '-')} must be a finite number, got {number}")

@@ -7,6 +7,9 @@ import json
 import logging
 import os
 import posixpath
+import re
+import signal
+import threading
 import time
 import zlib
 from collections.abc import Collection, Iterator
@@ -77,6 +80,7 @@ class Batch:
         listed = list_pictures(self.input)
         if not listed:
             raise NextScaleError(f"{self.input}: no pictures below it; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF")
+        self._check_model()
         source, output = Store(self.input), Store(self.output)
         key = settings_key(self.options, self.model, self.fp32, __version__)
         manifest = Manifest(self.manifest or default_path(output.root), key, resume=self.resume)
@@ -102,6 +106,32 @@ class Batch:
             say(f"{len(listed)} pictures: {counts}, in {lasting(seconds)}")
         return 1 if failed else 0
 
+    @property
+    def _alone(self) -> bool:
+        """Whether the workers are on this machine, in a cluster that begins and ends with the command."""
+        return not (self.address or os.environ.get("RAY_ADDRESS"))
+
+    def _check_model(self) -> None:
+        """What would stop every worker stops the command, before the cluster and the list of finished pictures.
+
+        Raises:
+            ModelError: there is no such model.
+            OptionError: there is no such device.
+        """
+        import torch
+
+        from nextscale.device import named_device, pick_device
+        from nextscale.model.checkpoint import find_folder, read_config
+        from nextscale.model.config import ModelConfig
+
+        named_device(self.device)
+        # Other machines have other devices. With CUDA here the workers look: a look takes memory of the card.
+        if self._alone and not torch.cuda.is_available():
+            pick_device(self.device)
+        # A client of a far cluster (ray://) need not see the folder that its workers see.
+        if not (self.address or os.environ.get("RAY_ADDRESS") or "").startswith("ray://"):
+            read_config(find_folder(self.model), "model", ModelConfig)
+
     def _connect(self) -> None:
         """Join the cluster of the address, or start one of this machine alone.
 
@@ -110,13 +140,17 @@ class Batch:
         """
         import ray
 
+        on_term = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=self.address, log_to_driver=False, configure_logging=False)
         except Exception as error:  # ConnectionError, or Exception itself where a node does not start
             cluster = f"the cluster {self.address}" if self.address else "a cluster of this machine"
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise NextScaleError(f"{cluster} cannot be used: {reason}") from error
-        if self.address or os.environ.get("RAY_ADDRESS"):  # these may grow
+        finally:
+            if on_term is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_term)  # Ray's own exits with 15 and without a word
+        if not self._alone:  # these may grow
             return
         there = ray.cluster_resources()  # type: ignore[no-untyped-call]
         for kind, wanted in (("CPU", self.cpus_per_worker), ("GPU", self.gpus_per_worker)):
@@ -130,23 +164,31 @@ class Batch:
         """The row of every picture (name, stem of its results) as its task ends.
 
         Ray Data replaces a worker that dies and runs its tasks again.
+
+        Raises:
+            NextScaleError: Ray gives up, as where no worker starts.
         """
         import ray
 
         ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, too
         tasks = -(-len(todo) // self.pictures_per_task)
-        names = ray.data.from_items([{"name": name, "stem": stem} for name, stem in todo], override_num_blocks=tasks)
-        done = names.map_batches(
-            Worker,
-            fn_constructor_args=(self,),
-            batch_size=None,
-            batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=self.workers),
-            num_cpus=self.cpus_per_worker,
-            num_gpus=self.gpus_per_worker,
-        )
-        yield from done.iter_rows()
+        try:
+            names = ray.data.from_items(
+                [{"name": name, "stem": stem} for name, stem in todo], override_num_blocks=tasks
+            )
+            done = names.map_batches(
+                Worker,
+                fn_constructor_args=(self,),
+                batch_size=None,
+                batch_format="numpy",
+                compute=ray.data.ActorPoolStrategy(size=self.workers),
+                num_cpus=self.cpus_per_worker,
+                num_gpus=self.gpus_per_worker,
+            )
+            yield from done.iter_rows()
+        except Exception as error:  # Ray's and Ray Data's have no common kind
+            raise ray_error(error) from error
 
     def _report(self, row: dict[str, Any]) -> None:
         outputs = list(json.loads(row["outputs"]))
@@ -157,6 +199,22 @@ class Batch:
             complain(f"{row['name']}: {row['error']}")
         elif not self.json:
             say(f"{row['name']}: {row['seconds']:.1f} s -> {', '.join(outputs)}")
+
+
+def ray_error(error: Exception) -> NextScaleError:
+    """An error that Ray raises, in one line.
+
+    Ray puts the traceback of a worker into the text of its own errors; the last error in it that is none of Ray's is
+    what the worker said.
+    """
+    text = str(error)
+    found = re.findall(r"^((?:\w+\.)*\w*(?:Error|Exception)): (.+)$", text, re.MULTILINE)
+    plain = next(filter(None, map(str.strip, text.splitlines())), "no reason given")
+    own = [(kind, said) for kind, said in found if not kind.startswith("ray.")]
+    kind, said = [(type(error).__name__, plain), *found[-1:], *own[-1:]][-1]
+    if kind.startswith("nextscale.errors."):
+        return (OptionError if kind.endswith(".OptionError") else NextScaleError)(said)
+    return NextScaleError(f"Ray ended the run ({kind}: {said}); --resume goes on with the pictures that are left")
 
 
 class Store:
@@ -278,10 +336,20 @@ class Worker:
             torch.set_num_threads(max(1, int(command.cpus_per_worker)))
         self.command = command
         self.source, self.target = Store(command.input), Store(command.output)
-        self.engine = Engine(NextScale.from_pretrained(command.model, device=command.device, fp32=command.fp32))
+        self.failure: Exception | None = None
+        try:
+            self.engine = Engine(NextScale.from_pretrained(command.model, device=command.device, fp32=command.fp32))
+        except Exception as failure:  # Ray prints the traceback of a constructor on the standard output
+            self.failure = failure
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Restore the pictures named in a batch; what fails is told in its row."""
+        """Restore the pictures named in a batch; what fails is told in its row.
+
+        Raises:
+            Exception: that of the constructor, where there is no model.
+        """
+        if self.failure is not None:
+            raise self.failure
         from nextscale.upscale.engine import run_all
 
         names = [str(name) for name in batch["name"]]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from nextscale.console import say
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.install import how_to_install
-from nextscale.web.serve import credentials, example_photos, free_port, listen, own_folder
+from nextscale.web.serve import check_hosts, check_proxies, credentials, example_photos, free_port, listen, own_folder
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Serve:
     allow_host: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = ()
     """A name that browsers know this server by, as of a reverse proxy (its addresses and localhost always work)."""
     proxy: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="ADDRESS")] = ()
-    """Address of a reverse proxy, which says whom a request comes from (X-Forwarded-For)."""
+    """Address of a reverse proxy, or its network, which says whom a request comes from (X-Forwarded-For)."""
     max_mb: float = 64.0
     """Largest upload in megabytes."""
     max_pixels: int = 51_000_000
@@ -58,6 +57,8 @@ class Serve:
         for name in ("max_mb", "max_pixels", "max_result_pixels", "max_tiles", "waiting", "per_client", "keep_minutes"):
             if getattr(self, name) <= 0:
                 raise OptionError(f"{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+        check_proxies(self.proxy)
+        check_hosts(self.allow_host)
         auth = credentials(self.auth or os.environ.get("NEXTSCALE_AUTH"))
         port = free_port(self.host, self.port)
         try:
@@ -82,7 +83,6 @@ class Serve:
         model = NextScale.from_pretrained(self.model, device=self.device, fp32=self.fp32)
         shown = "127.0.0.1" if self.host in ("0.0.0.0", "::") else f"[{self.host}]" if ":" in self.host else self.host
         machine = socket.gethostname()
-        signal.signal(signal.SIGTERM, _stop)  # uvicorn ends, then raises the signal again
         with own_folder() as folder:
             server = Server(model, folder, limits, example_photos())
             app = server.app(hosts=(machine, f"{machine}.local", self.host, *self.allow_host), auth=auth)
@@ -96,12 +96,8 @@ class Serve:
                     ready=lambda: say(f"nextscale: open http://{shown}:{port} in a browser; Ctrl+C stops"),
                     ending=server.end,
                 )
-            except KeyboardInterrupt:
+            except KeyboardInterrupt:  # uvicorn ends, then raises the signal again
                 pass
             finally:
                 server.close()
         return 0
-
-
-def _stop(*_: Any) -> None:
-    raise KeyboardInterrupt

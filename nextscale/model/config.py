@@ -258,6 +258,11 @@ class RestorerConfig:
         if not 0 <= self.largest_convs <= self.convs:
             raise ModelError(f"largest_convs must be from 0 to convs ({self.convs}), got {self.largest_convs}")
 
+    @property
+    def reach(self) -> int:
+        """How far from a place the input has a say there, in pixels: one for each convolution, first and head too."""
+        return self.convs + 2
+
 
 @dataclass(frozen=True)
 class FusionConfig:

@@ -9,7 +9,7 @@ from typing import Literal
 from nextscale.model.config import AutoencoderConfig, ModelConfig
 from nextscale.upscale.options import UpscaleOptions, output_size
 from nextscale.upscale.pipeline import Pipeline
-from nextscale.upscale.plan import plan_for
+from nextscale.upscale.plan import plan_for, reach_for
 
 WORKING_SHARE = 14.0
 """Bytes that a tile takes at its peak over those of its largest tensor: see `tile_bytes`.
@@ -69,7 +69,8 @@ class ModelDescription:
             bits: per channel of the picture.
         """
         options = options or UpscaleOptions()
-        plan = plan_for(self.config.tokenizer.ladder, (width, height), options)
+        reach = reach_for(self.config.restorer, options)
+        plan = plan_for(self.config.tokenizer.ladder, (width, height), options, reach=reach)
         # A batch holds no tiles of two rows.
         working = max(
             min(options.tile_batch, len(run.tiles.lefts)) * tile_bytes(self.config, run.tiles.tile / self.tile)

@@ -25,7 +25,7 @@ from nextscale.model.tokenizer import Codes, Tokenizer
 from nextscale.model.transformer import Condition, Transformer, enlarge
 from nextscale.upscale.color import adain_color, keep_flat, wavelet_color
 from nextscale.upscale.options import ColorFix, UpscaleOptions
-from nextscale.upscale.plan import WorkPlan, ladder_for, plan_for
+from nextscale.upscale.plan import WorkPlan, ladder_for, plan_for, reach_for
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ class Pipeline:
         Raises:
             OptionError: tile or tile-overlap do not fit the model.
         """
-        return plan_for(self.tokenizer.ladder, size, options, alpha=alpha)
+        reach = reach_for(self.config.restorer, options)
+        return plan_for(self.tokenizer.ladder, size, options, alpha=alpha, reach=reach)
 
     @torch.no_grad()
     def restore_tiles(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil, inf, prod
 
 from nextscale.errors import NextScaleError
-from nextscale.model.config import MOST_SIDE, Ladder
+from nextscale.model.config import MOST_SIDE, Ladder, RestorerConfig
 from nextscale.upscale.options import UpscaleOptions, cascade, output_size
 from nextscale.upscale.tiles import GROWTH, Plan, best_side, plan_tiles
 
@@ -107,6 +108,7 @@ def plan_work(
     unit: int = 0,
     overlap: int,
     alpha: bool = False,
+    most: Callable[[Size], float] = lambda _: inf,
 ) -> WorkPlan:
     """The cheapest way to a scale.
 
@@ -117,6 +119,7 @@ def plan_work(
         unit: by which tiles may grow where that takes fewer of them (0: they may not).
         overlap: input pixels that tiles share at least.
         alpha: also plan a pass over the transparency.
+        most: the largest side of tiles for a picture of some size.
 
     Raises:
         OptionError: tile and overlap do not fit each other.
@@ -124,7 +127,7 @@ def plan_work(
 
     def one(size: Size, factor: float, reach: float) -> PassPlan:
         width, height = size
-        side = best_side(height, width, tile=tile, unit=unit, overlap=overlap)
+        side = int(min(best_side(height, width, tile=tile, unit=unit, overlap=overlap), most(size)))
         return PassPlan(size, factor, reach, plan_tiles(height, width, tile=side, overlap=overlap))
 
     chain = cascade(scale, factors)
@@ -151,14 +154,34 @@ def ladder_for(own: Ladder, options: UpscaleOptions) -> Ladder:
     return ladder
 
 
-def plan_for(own: Ladder, size: Size, options: UpscaleOptions, *, alpha: bool = False) -> WorkPlan:
+def reach_for(restorer: RestorerConfig | None, options: UpscaleOptions) -> int | None:
+    """How far from a pixel the input has a say in it, with these options; None where a whole tile has."""
+    alone = restorer is not None and options.fast and options.color_fix in ("auto", "none")
+    return restorer.reach if restorer is not None and alone else None
+
+
+def plan_for(
+    own: Ladder, size: Size, options: UpscaleOptions, *, alpha: bool = False, reach: int | None = None
+) -> WorkPlan:
     """What a picture takes with a model of this ladder; see `plan_work`.
+
+    Args:
+        reach: see `reach_for`.
 
     Raises:
         OptionError: tile or tile-overlap do not fit the model.
     """
     ladder = ladder_for(own, options)
     fixed = options.tile or ladder.sides[-1] * GROWTH > MOST_SIDE
+
+    def most(size: Size) -> float:
+        # A tile beyond the picture shows its mirror image. What lies further off than the reach has no say in the
+        # result. Hidden pixels take their colors from all of the tile, so with transparency nothing is left out.
+        if reach is None or alpha:
+            return inf
+        least = max(own.input_side, max(size) + reach, 2 * options.tile_overlap)
+        return ceil(least / ladder.unit) * ladder.unit
+
     unit = 0 if fixed else ladder.unit
     how = {"tile": ladder.input_side, "unit": unit, "overlap": options.tile_overlap}
-    return plan_work(size, options.scale, ladder.factors, alpha=alpha, **how)
+    return plan_work(size, options.scale, ladder.factors, alpha=alpha, most=most, **how)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -13,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +39,33 @@ def credentials(text: str | None) -> tuple[str, str] | None:
     if not (name and colon and password):
         raise OptionError("auth must be USER:PASSWORD")
     return name, password
+
+
+def check_proxies(names: Iterable[str]) -> None:
+    """Refuse what is no address or network of a proxy: uvicorn takes any text, and then believes nobody.
+
+    Raises:
+        OptionError: naming it.
+    """
+    parts = [part.strip() for name in names for part in name.split(",")]
+    for part in parts if parts != ["*"] else ():
+        try:
+            ipaddress.ip_network(part)
+        except ValueError:
+            raise OptionError(
+                f"proxy must be an address (10.0.0.1), a network (10.0.0.0/8) or * alone, got {part!r}"
+            ) from None
+
+
+def check_hosts(names: Iterable[str]) -> None:
+    """Refuse what no browser sends as the name of a server, such as one with a port or of two words.
+
+    Raises:
+        OptionError: naming it.
+    """
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?", name, re.ASCII | re.IGNORECASE):
+            raise OptionError(f"allow-host must be a name such as photos.example.org, without a port, got {name!r}")
 
 
 def free_port(host: str, port: int) -> int:

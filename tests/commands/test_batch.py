@@ -21,6 +21,7 @@ from nextscale import image as images
 from nextscale.commands.batch import Batch, Store, Worker, list_pictures, without_results
 from nextscale.commands.cli_types import UpscaleFlags
 from nextscale.commands.main import main
+from nextscale.errors import ModelError
 from nextscale.image import Picture
 from nextscale.install import how_to_install
 from nextscale.upscale.nextscale import NextScale
@@ -287,6 +288,118 @@ def test_a_cluster_that_cannot_do_the_work_is_one_line(
     assert expected in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["-n", "nothere"], 1, "nothere: no such model; give a folder, a hub id"),
+        (["-n", "in"], 1, "in: no such model; for the folder of that name write"),
+        (["-n", "./in"], 1, "in/config.json: "),
+        (["--device", "banana"], 2, "unknown device banana; use auto, cpu, cuda"),
+        (["--device", "meta"], 2, "device meta is not available here"),
+        (["-n", "nothere", "--address", "auto"], 1, "nothere: no such model; give a folder, a hub id"),
+        (["--device", "banana", "--address", "ray://far:1"], 2, "unknown device banana; use auto, cpu, cuda"),
+    ],
+)
+def test_what_would_stop_every_worker_is_told_before_ray_starts(
+    words: list[str],
+    code: int,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import ray
+
+    def init(**_: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "in", 1)
+    assert main(["batch", "-i", "in", "-o", "out", "--manifest", "m.jsonl", *words]) == code
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+    assert not Path("m.jsonl").exists()
+
+
+def test_a_folder_that_only_a_far_cluster_sees_is_left_to_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    def init(**_: Any) -> None:
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    photos(tmp_path / "in", 1)
+    far = ["-n", "/far/model", "--device", "cuda", "--address", "ray://far:1"]
+    assert main(["batch", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *far]) == 1
+    assert "the cluster ray://far:1 cannot be used: nobody there" in capsys.readouterr().err
+
+
+def test_a_worker_without_a_model_fails_with_its_first_task(tmp_path: Path) -> None:
+    command = Batch(input=str(tmp_path), output=str(tmp_path), model="nothere", device="cpu")
+    worker = Worker(command)  # not here: Ray would print the traceback among the rows of --json
+    with pytest.raises(ModelError, match="nothere: no such model"):
+        worker({"name": np.array(["a.png"])})
+
+
+CREATION = """The actor died because of an error raised in its creation task, ray::_MapWorker.__init__() (pid=7)
+  File "ray/data/actor_pool_map_operator.py", line 700, in __init__
+    self._map_transformer.init()
+{raised}"""
+TASK = """ray::MapBatches(Worker)() (pid=7)
+nextscale.errors.ModelError: here: it is damaged
+
+The above exception was the direct cause of the following exception:
+
+ray.exceptions.UserCodeException: UDF failed to process a data block."""
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "expected"),
+    [
+        (CREATION.format(raised="nextscale.errors.ModelError: here: it is damaged"), 1, "here: it is damaged"),
+        (TASK, 1, "here: it is damaged"),
+        (CREATION.format(raised="nextscale.errors.OptionError: device x is not there"), 2, "device x is not there"),
+        (
+            CREATION.format(raised="RuntimeError: no more room"),
+            1,
+            "Ray ended the run (RuntimeError: no more room); --resume goes on with the pictures that are left",
+        ),
+        (
+            "\nThe head went away.\nMore about it.",
+            1,
+            "Ray ended the run (Exception: The head went away.); --resume goes on with the pictures that are left",
+        ),
+        ("", 1, "Ray ended the run (Exception: no reason given); --resume goes on with the pictures that are left"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data reads its own old settings
+def test_an_error_of_ray_is_one_line(
+    text: str,
+    code: int,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import ray.data
+
+    def from_items(*_: Any, **__: Any) -> None:
+        raise Exception(text)
+
+    monkeypatch.setattr(ray.data, "from_items", from_items)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    photos(tmp_path / "in", 1)
+    assert main(["batch", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--device", "cpu"]) == code
+    assert capsys.readouterr().err == f"nextscale: {expected}\n"
 
 
 def test_batch_and_upscale_give_the_same_files(model_folder: Path, tmp_path: Path) -> None:

@@ -28,11 +28,13 @@ from nextscale.model.checkpoint import CONFIG, SHIPPED
 from nextscale.model.config import Ladder, flat_ladder
 from nextscale.model.tokenizer import Codes
 from nextscale.model.transformer import Transformer
+from nextscale.upscale import pipeline
 from nextscale.upscale.color import keep_flat
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.options import ColorFix, UpscaleOptions, cascade, output_size
 from nextscale.upscale.pipeline import Pipeline, TileStage, match_color
 from nextscale.upscale.run import Progress, as_picture, to_pil
+from tests.conftest import restoring_model
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.jpg"))
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -980,6 +982,56 @@ def test_bfloat16_gives_whole_pictures_too(model_folder: Path) -> None:
 def test_color_fix_none_changes_nothing() -> None:
     decoded, inputs = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 32, 32)
     assert match_color(decoded, inputs, "none") is decoded
+
+
+# ---- large tiles of small pictures ----
+
+
+def without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "reach_for", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "scale", "tile"),
+    [(32, 24, 4.0, 128), (124, 30, 1.0, 128), (125, 30, 2.0, 144), (30, 140, 1.0, 144), (230, 30, 1.0, 240)],
+)
+def test_a_tile_beyond_the_picture_is_not_computed_where_it_has_no_say(
+    width: int, height: int, scale: float, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = restoring_model(untrained=False)
+    assert model.config.restorer is not None
+    assert model.config.restorer.reach == 4
+    photo, how = noise(height, width, 3), options(scale=scale, fast=True, tile=256)
+    assert model.plan(photo, how).passes[0].tiles.tile == tile
+    got = model.upscale(photo, how).picture
+    without_bound(monkeypatch)
+    assert model.plan(photo, how).passes[0].tiles.tile == 256
+    assert_same(got, model.upscale(photo, how).picture)
+
+
+@needs_tiny
+@pytest.mark.integration
+@pytest.mark.parametrize(("scale", "tile"), [(1.0, 160), (4.0, 160)])
+def test_nor_by_the_shipped_model(tiny: NextScale, scale: float, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo, how = noise(30, 126, 3), options(scale=scale, fast=True, tile=192)
+    assert tiny.plan(photo, how).passes[0].tiles.tile == tile
+    got = tiny.upscale(photo, how).picture
+    without_bound(monkeypatch)
+    assert_same(got, tiny.upscale(photo, how).picture)
+
+
+def test_it_is_computed_where_it_may_have_a_say() -> None:
+    model, hidden = restoring_model(untrained=False), noise(30, 40, 4)
+    for photo, more in (
+        (hidden[..., :3], {}),  # the codes' ladder goes by the side of the tile
+        (hidden[..., :3], {"fast": True, "color_fix": "adain"}),  # means of the whole tile
+        (hidden[..., :3], {"fast": True, "color_fix": "wavelet"}),
+        (hidden, {"fast": True}),  # hidden pixels take their colors from all of it
+    ):
+        assert model.plan(photo, options(tile=512, **more)).passes[0].tiles.tile == 512
+    assert model.plan(noise(300, 30, 3), options(tile=256, fast=True)).passes[0].tiles.tile == 256
+    assert model.plan(noise(30, 30, 3), options(tile=64, fast=True)).passes[0].tiles.tile == 64
+    assert model.plan(noise(30, 30, 3), options(tile=256, fast=True, tile_overlap=90)).passes[0].tiles.tile == 192
 
 
 @needs_tiny

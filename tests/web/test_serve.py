@@ -17,7 +17,7 @@ from nextscale import image
 from nextscale.commands.main import main
 from nextscale.image import Picture
 from nextscale.install import how_to_install
-from nextscale.web.serve import credentials, free_port, own_folder, sweep
+from nextscale.web.serve import check_hosts, check_proxies, credentials, free_port, own_folder, sweep
 from tests.server import command
 
 pytestmark = pytest.mark.integration
@@ -129,6 +129,31 @@ def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) ->
 def test_settings_out_of_range_are_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", *arguments]) == 2
     assert arguments[0].removeprefix("--") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(
+            ["--proxy", text]
+            for text in ("notanip", "10.0.0.1/8", "10.0.0.1,x", "10.0.0.1,*", "10.0.0.1:80", "proxy.example")
+        ),
+        *(["--allow-host", text] for text in ("a b", "photos.example:8080", "https://a", "*", "a/b", "a..b", ".", "ä")),
+    ],
+)
+def test_hosts_and_proxies_that_cannot_be_are_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"nextscale: {arguments[0].removeprefix('--')} must be ")
+    assert error.count("\n") == 1
+
+
+def test_hosts_and_proxies_that_can_be_are_taken() -> None:
+    check_proxies(["*"])
+    check_proxies(["10.0.0.1", "10.0.0.0/8", "::1", "fe80::/10", "10.0.0.1, 10.0.0.2"])
+    check_hosts(["localhost", "Photos.example.org", "my_machine", "xn--mnchen-3ya.de", "10.0.0.1"])
 
 
 def test_without_the_extra_the_remedy_is_named(
