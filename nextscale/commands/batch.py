@@ -79,7 +79,7 @@ class Batch:
         started = time.perf_counter()
         listed = list_pictures(self.input)
         if not listed:
-            raise NextScaleError(f"{self.input}: no pictures below it; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF")
+            raise NextScaleError(f"{self.input}: no pictures below it; supported are {images.READABLE}")
         self._check_model()
         source, output = Store(self.input), Store(self.output)
         key = settings_key(self.options, self.model, self.fp32, __version__)

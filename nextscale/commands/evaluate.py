@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -78,7 +78,8 @@ class Evaluate:
         default = {field.name: getattr(Evaluate(), field.name) for field in dataclasses.fields(self)}
         odd = [name for name in ("model", "pairs", "upscale", "out", "fp32") if getattr(self, name) != default[name]]
         if odd:
-            raise OptionError(f"only --bench takes options of a model or a set; leave those out here ({odd[0]})")
+            given = _changed(getattr(self, odd[0]), default[odd[0]], odd[0])
+            raise OptionError(f"only --bench takes options of a model or a set; leave out {given} here")
         self._check_files()
         with progress() as done:
             scores = score_folders(pred, target, self.score, device=self.device, on_picture=done)
@@ -131,6 +132,17 @@ class Evaluate:
                     images.write_bytes(file, text.encode())
         for line in markdown.splitlines():
             say(line)
+
+
+def _changed(value: Any, default: Any, name: str) -> str:
+    """The option that was given, as it is written; a group of them has its first one."""
+    if dataclasses.is_dataclass(value):
+        name = next(
+            field.name
+            for field in dataclasses.fields(value)
+            if getattr(value, field.name) != getattr(default, field.name)
+        )
+    return f"--{name.replace('_', '-')}"
 
 
 def warn(metrics: dict[str, Summary]) -> int:

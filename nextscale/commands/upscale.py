@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from nextscale.upscale.engine import Engine, Place
     from nextscale.upscale.run import Progress
 
-NO_PICTURES = "no pictures in this folder; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF"
 ONLY_RESULTS = "nothing but results of earlier runs in this folder; name those that are to be restored again"
 Extension = Literal["auto", "png", "jpg", "webp", "tif", "bmp", "avif"]
 
@@ -344,7 +343,7 @@ def list_inputs(
                 refused.append((path, str(error)))
                 continue
             if not inside:
-                refused.append((path, NO_PICTURES))
+                refused.append((path, f"no pictures in this folder; supported are {images.READABLE}"))
         elif (reason := missing(path)) is not None:  # now, not after seconds of loading
             refused.append((path, reason))
             continue

@@ -82,7 +82,7 @@ def degrade_folder(folder: Path, out: Path, plan: Plan, *, sheet: Path | None = 
         images.check_format(sheet.suffix, bits=8, has_alpha=False, size=(1, 1))
     photos = images.find_pictures(folder, recursive=True)
     if not photos:
-        raise ImageError(f"{folder}: no pictures in this folder; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF")
+        raise ImageError(f"{folder}: no pictures in this folder; supported are {images.READABLE}")
     if sheet is not None:
         check_report(sheet, "--sheet", "picture", images.is_picture_path, inputs=[folder, *photos])
     inputs = {(status.st_dev, status.st_ino) for status in map(os.stat, photos)}

@@ -3,6 +3,7 @@
 from nextscale.image.picture import (
     MAX_PIXELS,
     OTHER_SUFFIXES,
+    READABLE,
     SUFFIXES,
     WRITE_FORMATS,
     Array,
@@ -19,6 +20,7 @@ from nextscale.image.write import check_folder, check_format, encode_bytes, writ
 __all__ = [
     "MAX_PIXELS",
     "OTHER_SUFFIXES",
+    "READABLE",
     "SUFFIXES",
     "WRITE_FORMATS",
     "Array",

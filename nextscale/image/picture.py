@@ -24,9 +24,12 @@ WRITE_FORMATS: Final = {
     ".avif": "AVIF",
 }
 SUFFIXES: Final = (*WRITE_FORMATS, ".gif", ".jfif", ".jpe")
+READABLE: Final = "JPEG, PNG, WebP, TIFF, BMP, AVIF and GIF"
+"""The formats of these, for messages."""
 OTHER_SUFFIXES: Final = (
     *(".heic", ".heif", ".jxl", ".jp2", ".psd", ".xcf", ".svg", ".exr", ".dng"),
     *(".arw", ".cr2", ".cr3", ".nef", ".orf", ".pef", ".raf", ".rw2"),
+    *(".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".ico", ".pcx", ".dds", ".hdr", ".j2k", ".avifs", ".apng"),
 )
 """Of pictures that are not read."""
 MAX_PIXELS: Final = 512_000_000

@@ -24,7 +24,7 @@ from nextscale.image.color import from_cicp
 from nextscale.image.extras import by_opencv, extra
 from nextscale.image.guard import NO_MEMORY, TRUNCATED, one_line, quiet
 from nextscale.image.metadata import describe, exif_of
-from nextscale.image.picture import MAX_PIXELS, SUFFIXES, Array, Picture, split_channels, upright
+from nextscale.image.picture import MAX_PIXELS, READABLE, SUFFIXES, Array, Picture, split_channels, upright
 from nextscale.image.pillow import check_jpeg_end, open_by_pillow, samples_of
 from nextscale.image.png import decode_png, png_header
 from nextscale.image.tiff import decode_tiff, tiff_header
@@ -144,7 +144,7 @@ def _sniff(data: bytes) -> str:
     for magic, name in _FOREIGN:
         if data.startswith(magic):
             raise ImageError(f"{name} files are not read; convert it to PNG, TIFF or JPEG first")
-    raise ImageError("this is not a picture; give a JPEG, PNG, WebP, TIFF, BMP, AVIF or GIF file")
+    raise ImageError(f"this is not a picture; supported are {READABLE}")
 
 
 def _decode(data: bytes, max_pixels: int) -> Picture:

@@ -124,8 +124,7 @@ def read_state(path: Path, part: Part) -> State:
     Raises:
         ModelError: not a checkpoint, damaged, or without that part.
     """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; check the name")
+    check_there(path)
     try:
         data: Any = load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -148,6 +147,16 @@ def read_state(path: Path, part: Part) -> State:
     return state
 
 
+def check_there(path: Path) -> None:
+    """Refuse a checkpoint that is not there.
+
+    Raises:
+        ModelError: naming it.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; check the name")
+
+
 def _check_tensor(name: str, tensor: Tensor, path: Path) -> None:
     """Refuse what is no weight of any network: no numbers, one without a dimension, or fewer than its shape says.
 
@@ -164,9 +173,12 @@ def _check_tensor(name: str, tensor: Tensor, path: Path) -> None:
 def _load_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # The loader raises many kinds for damaged, foreign and unsafe files.
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ModelError(f"{path}: damaged, or more than plain tensors, which is never loaded ({reason})") from None
+    except Exception:  # The loader raises many kinds for damaged, foreign and unsafe files, in words for programmers.
+        with path.open("rb") as file:
+            head = file.read(2)
+        if head and head != b"PK" and head[:1] != b"\x80":  # neither a zip archive, as torch writes, nor a pickle
+            raise ModelError(f"{path}: this is no checkpoint; give a .pth or .safetensors file") from None
+        raise ModelError(f"{path}: damaged, or more than plain tensors, which is never loaded") from None
 
 
 def _need(state: State, name: str, where: str, kind: str) -> Tensor:
@@ -235,6 +247,7 @@ def _tokenizer_config(state: State, sides: tuple[int, ...], where: str, what: st
 
 def _convert_taesd(source: Path, target: Path, sides: tuple[int, ...]) -> list[str]:
     """TAEF2's encoder, and its decoder from the file beside it, for every stage."""
+    check_there(source)
     if "encoder" not in source.name:
         raise ModelError(f"{source}: name the file of the encoder (taef2_encoder); the decoder's is found beside it")
     other = source.with_name(source.name.replace("encoder", "decoder"))

@@ -529,9 +529,9 @@ def test_bad_files_give_one_line_each_and_the_rest_goes_on(run: Run, monkeypatch
         "nextscale: in/dangling.png: the link points to a missing file; mend the link or name the file itself",
         "nextscale: in/empty.png: the file is empty; copy or download it again",
         "nextscale: in/moving.gif: this GIF is animated; save one frame of it as a picture",
-        "nextscale: in/text.png: this is not a picture; give a JPEG, PNG, WebP, TIFF, BMP, AVIF or GIF file",
+        "nextscale: in/text.png: this is not a picture; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF and GIF",
         "nextscale: in/truncated.jpg: the file is truncated; copy or download it again",
-        "nextscale: none: no pictures in this folder; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF",
+        "nextscale: none: no pictures in this folder; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF and GIF",
     ]
     assert files("out") == ["good1_x1.png", "good2_x1.jpg"]
     assert outcome.lines[2].startswith("10 pictures: 2 done, 8 failed, in ")
@@ -583,11 +583,12 @@ def test_pictures_that_are_not_read_are_named(run: Run) -> None:
     Path("b.jpg").unlink()
     Path("c.HEIC").write_bytes(b"")
     Path("d.nef").write_bytes(b"")
+    Path("e.ppm").write_bytes(b"")
     Path("notes.txt").write_text("no picture")
     outcome = run("-i", ".", "-o", "out")
     assert outcome.status == 0
     assert outcome.complaints == [
-        "nextscale: c.HEIC and 1 more: left out, as such pictures are not read; make JPEG, PNG or TIFF files of them"
+        "nextscale: c.HEIC and 2 more: left out, as such pictures are not read; make JPEG, PNG or TIFF files of them"
     ]
     assert files(Path("out")) == ["a_x1.png", "b_x1.jpg"]
 
@@ -955,7 +956,7 @@ def test_degrade_says_a_line_per_picture_and_complains_of_bad_ones(command: Run)
     assert outcome.status == 1
     assert outcome.lines == ["in/a.png: 30 x 20 -> 7 x 5 -> out/a.png"]
     assert outcome.complaints == [
-        "nextscale: in/b.png: this is not a picture; give a JPEG, PNG, WebP, TIFF, BMP, AVIF or GIF file"
+        "nextscale: in/b.png: this is not a picture; supported are JPEG, PNG, WebP, TIFF, BMP, AVIF and GIF"
     ]
     assert files() == ["in/a.png", "in/b.png", "out/a.json", "out/a.png", "sheet.png"]
     again = command("degrade", "-i", "in", "-o", "again", "--recipes", "out")

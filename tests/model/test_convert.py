@@ -97,6 +97,7 @@ def test_damaged_foreign_and_unsafe_files_give_one_line(fixtures: Path, vae: dic
     files = {
         "truncated.pth": whole[: len(whole) // 2],
         "empty.pth": b"",
+        "picture.png": b"\x89PNG\r\n\x1a\n",
         "text.safetensors": b"not weights at all",
     }
     for name, data in files.items():
@@ -108,6 +109,7 @@ def test_damaged_foreign_and_unsafe_files_give_one_line(fixtures: Path, vae: dic
     cases: list[tuple[str, Part, str]] = [
         ("truncated.pth", "tokenizer", "damaged"),
         ("empty.pth", "tokenizer", "damaged"),
+        ("picture.png", "tokenizer", "this is no checkpoint; give a .pth or .safetensors file"),
         ("text.safetensors", "tokenizer", "damaged"),
         ("unsafe.pth", "tokenizer", "never loaded"),
         ("plain.pth", "tokenizer", "not a state dict"),

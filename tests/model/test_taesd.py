@@ -234,3 +234,8 @@ def test_a_stem_goes_on_from_the_encoders_last_level() -> None:
     wide = Stem(StemConfig(features=8, channels=16, inner_channels=8, out_channels=20), ladder, 12)
     with pytest.raises(ModelError, match="sizes are not those"):
         wide.start_from(tokenizer.encoder, tokenizer.quant_conv)
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"nothere\.pth: no such file"):
+        convert(tmp_path / "nothere.pth", tmp_path / "out", "taesd", "tokenizer")

@@ -107,7 +107,8 @@ class Vgg19Features(nn.Module):
         if file is None:
             raise MissingWeights(
                 f"The VGG19 features need {self.FILE}, which has no official download: put it into the folder "
-                "named by NEXTSCALE_WEIGHTS or train without this loss"
+                "named by NEXTSCALE_WEIGHTS, or train without its losses: --restoration.feature 0 "
+                "--restoration.adversarial 0, for a tokenizer --reconstruction.feature 0 --reconstruction.adversarial 0"
             )
         load_into(self, file, names=names)
         self.requires_grad_(False).eval()

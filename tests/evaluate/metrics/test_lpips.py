@@ -258,3 +258,9 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("NEXTSCALE_WEIGHTS", str(tmp_path))
     with pytest.raises(MissingWeights, match="remove or replace"):
         Lpips("alex")
+
+
+def test_without_vgg19_the_options_that_do_without_it_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nextscale.evaluate.metrics.lpips.first_file", lambda _: None)
+    with pytest.raises(MissingWeights, match=r"--restoration\.feature 0 .*--reconstruction\.feature 0"):
+        Vgg19Features()
