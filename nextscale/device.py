@@ -33,7 +33,7 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = textwrap.shorten(str(error).splitlines()[0], 120, placeholder=" ...")
-        raise OptionError(f"device {name} is not available here ({reason}); use auto or cpu") from None
+        raise OptionError(f"device {device} is not available here ({reason}); use auto or cpu") from None
     return device
 
 

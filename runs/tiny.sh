@@ -130,9 +130,8 @@ largest() { # largest NAME START STEPS, and what differs
     --warmup 30 --final-lr 0.03 --ema 0.995 --betas 0.9 0.99 --clip 1 --weight-decay 0 \
     --restoration.lpips-scale 0.55 1.25 --restoration.evenness 6 --restoration.hatching 8 \
     --restoration.adversarial 1.0 --restoration.adversarial-from 0 --restoration.clean 0.1 --restoration.grain 0 \
-    --restoration.faces-share 0.1 "${@:4}" "${restoration[@]}" "${shapes[@]}"
+    --restoration.faces-share 0.1 "${@:4}" "${restoration[@]}"
 }
-shapes=()
 largest largest "$out/mean-5" 2000 --largest-convs 13 --lr 2e-4 --restoration.pixel 0.4 --restoration.feature 0.3 --restoration.lpips 0.6 \
   --restoration.lpips-alex 1.0 --restoration.smooth-share 0.2 --restoration.smooth 10 --restoration.soft 0.35 \
   --restoration.pages-share 0.1 \
@@ -238,30 +237,6 @@ largest even "$out/blacks/model" 530 --lr 6e-5 --restoration.anchor 6 --restorat
   --restoration.pixel 0.4 --restoration.feature 0.5 --restoration.lpips 0.4 --restoration.lpips-alex 1.9 --restoration.evenness 8 \
   --restoration.hatching 4 --restoration.gradients 2 --restoration.smooth-share 0.15 --restoration.smooth 30 --restoration.clean 0.06 \
   --restoration.pages-share 0.2 --restoration.presets stablesr stablesr stablesr stablesr stablesr scan compressed
-# Smooth areas under JPEG and faces; then contrast in good and hardly damaged photographs, and apart from that shapes with clean outlines
-# under noise and JPEG; all of it on their mean. (In the shipped `shapes` and `all` two and more of eight pictures were shapes, made anew each
-# time, under noise of any grain and mostly JPEG; only they, photographs and pages counted missing contrast, by 1.5 to 3; and one of six
-# photographs had noise alone. The anchors of all four held the pictures of `even` or `soft`.)
-anchored=(--lr 1e-4 --restoration.anchor 6 --restoration.adversarial 0 --restoration.pixel 0.4 --restoration.feature 0.5
-  --restoration.lpips 0.4 --restoration.lpips-alex 1.9 --restoration.evenness 8 --restoration.hatching 4 --restoration.gradients 2
-  --restoration.smooth 30)
-largest soft "$out/even/model" 600 "${anchored[@]}" --restoration.anchor-presets camera fullsize stablesr stablesr \
-  --restoration.contrast 0.5 --restoration.soft 0.45 --restoration.faces-share 0.3 --restoration.smooth-share 0.1 --restoration.clean 0.03 \
-  --restoration.pages-share 0.08 --restoration.presets compressed compressed compressed stablesr "${pairs[@]}"
-largest contrast "$out/soft/model" 900 "${anchored[@]}" --restoration.anchor-presets stablesr stablesr stablesr x4plus \
-  --restoration.contrast 3 --restoration.soft 0.3 --restoration.faces-share 0.2 --restoration.smooth-share 0.1 --restoration.clean 0.3 \
-  --restoration.pages-share 0.1 --restoration.presets compressed compressed camera fullsize "${pairs[@]}"
-# Rendered anew, as each seed has other pictures; pages stay among them.
-[[ -d $out/shapes-made ]] || python -m nextscale data pages "$out/shapes-made" --kinds shapes --count "$(steps 1200)"
-shapes=(--restoration.pages ${PAGES:+"$PAGES"} "$out/shapes-made")
-largest shapes "$out/soft/model" 1100 "${anchored[@]}" --restoration.anchor-presets stablesr stablesr camera fullsize \
-  --restoration.contrast 1.5 --restoration.soft 0.4 --restoration.faces-share 0.3 --restoration.smooth-share 0.15 --restoration.clean 0.04 \
-  --restoration.pages-share 0.4 --restoration.presets noisy compressed compressed "${pairs[@]}"
-mean "$out/mean-15" "$out/contrast/model" "$out/shapes/model"
-largest all "$out/mean-15" 600 "${anchored[@]}" --lr 6e-5 --restoration.anchor-presets stablesr stablesr fullsize \
-  --restoration.contrast 2 --restoration.soft 0.35 --restoration.faces-share 0.25 --restoration.smooth-share 0.1 --restoration.clean 0.15 \
-  --restoration.pages-share 0.35 --restoration.presets stablesr compressed compressed camera fullsize noisy "${pairs[@]}"
-shapes=()
 
 # The transformer: the stem alone until it knows the latents of the restored picture, then all of it on the codes of that.
 # (The shipped one had learned 340 + 600 steps with another stem, then 401 of 160 on a GPU with one that did not see the
@@ -269,7 +244,7 @@ shapes=()
 # last of them on some inputs of twice the side, 110 on the codes of one restorer, without `fullsize`, and 270 on those of the next; then
 # the second command, on a GPU, on the codes of `outlines-gpu`. All of it without x1's own latents, which came with the third.)
 codes() { # codes NAME STEPS, and what differs
-  train transformer --out "$out/$1" --tokenizer "$out/decoders/model" --restorer "$out/all/model" --steps "$(steps "$2")" \
+  train transformer --out "$out/$1" --tokenizer "$out/decoders/model" --restorer "$out/even/model" --steps "$(steps "$2")" \
     --codes.target restored --codes.sides "$side" "$side" "$side" "$((2 * side))" --codes.soft 0.35 --codes.clean 0.1 \
     --codes.preference 0 --codes.mixed 0.5 --codes.predicted 0.5 --codes.class-free 0.05 --codes.balance 0.5 "${@:3}"
 }

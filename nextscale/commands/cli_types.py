@@ -19,3 +19,15 @@ class UpscaleFlags(UpscaleOptions):
     again on its own result, up to x64."""
     tile: Annotated[int, tyro.conf.arg(aliases=["-t"])] = UpscaleOptions.tile
     """Side in input pixels of the tiles that the model sees (0: its own)."""
+
+
+@dataclass(frozen=True)
+class BenchFlags(UpscaleFlags):
+    """`UpscaleFlags`, where some follow from the factors to score."""
+
+    scale: Annotated[float, tyro.conf.arg(aliases=["-s"])] = UpscaleOptions.scale
+    """Refused here: --factors says it."""
+    all_factors: bool = UpscaleOptions.all_factors
+    """Refused here: --factors says it."""
+    confidence: bool = UpscaleOptions.confidence
+    """Refused here: `reproduce report confidence` scores it."""

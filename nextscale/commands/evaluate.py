@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nextscale import image as images
-from nextscale.commands.cli_types import UpscaleFlags
+from nextscale.commands.cli_types import BenchFlags
 from nextscale.console import complain, counted, note, say
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.evaluate.options import BenchOptions, ScoreOptions
@@ -40,7 +40,7 @@ class Evaluate:
     """With --bench: a shipped model's name, a model folder, or a hub id (owner/name)."""
     score: Annotated[ScoreOptions, tyro.conf.arg(name="")] = field(default_factory=ScoreOptions)
     pairs: Annotated[BenchOptions, tyro.conf.arg(name="")] = field(default_factory=BenchOptions)
-    upscale: Annotated[UpscaleFlags, tyro.conf.arg(name="")] = field(default_factory=UpscaleFlags)
+    upscale: Annotated[BenchFlags, tyro.conf.arg(name="")] = field(default_factory=BenchFlags)
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """With --bench: folder for what is done so far and the tables (default: one under evaluation/); a stopped run goes
     on from it."""

@@ -14,6 +14,9 @@ from nextscale.errors import NextScaleError, OptionError
 from nextscale.install import how_to_install
 from nextscale.web.serve import check_hosts, check_proxies, credentials, example_photos, free_port, listen, own_folder
 
+MOST = 1e15
+"""No limit is as large: it would be no number once it is counted in bytes or milliseconds."""
+
 
 @dataclass(frozen=True)
 class Serve:
@@ -55,8 +58,9 @@ class Serve:
         if not 0 <= self.port < 65536:
             raise OptionError(f"port must be 0 to 65535, got {self.port}")
         for name in ("max_mb", "max_pixels", "max_result_pixels", "max_tiles", "waiting", "per_client", "keep_minutes"):
-            if getattr(self, name) <= 0:
-                raise OptionError(f"{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < MOST:
+                allowed = f"above 0 and below {MOST:g}"
+                raise OptionError(f"{name.replace('_', '-')} must be {allowed}, got {getattr(self, name)}")
         check_proxies(self.proxy)
         check_hosts(self.allow_host)
         auth = credentials(self.auth or os.environ.get("NEXTSCALE_AUTH"))

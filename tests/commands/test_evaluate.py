@@ -79,7 +79,6 @@ def test_a_metric_without_weights_is_said_and_not_invented(
         (["--metrics", "psnr", "--border", "-1"], 2, "border must be 0 or more"),
         (["--metrics", "psnr", "--border", "8"], 1, "a border of 8 leaves nothing of 20 x 16"),
         (["--fidelity", "0.5"], 2, "only --bench takes options of a model or a set; leave out --fidelity here"),
-        (["-s", "2"], 2, "leave out --scale here"),
         (["--fp32"], 2, "leave out --fp32 here"),
         (["--bench", "x"], 2, "either --pred and --target, or --bench alone"),
         (["--json", "a_x4.png/x.json"], 1, "a_x4.png/x.json: a part of the folder's path is a file"),

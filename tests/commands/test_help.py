@@ -41,3 +41,7 @@ def test_every_command_is_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
     assert {words.split()[0] for words in LEAVES} == subcommands("", capsys)
     for group in ("train", "data"):
         assert {words.split()[1] for words in LEAVES if words.startswith(group)} == subcommands(group, capsys)
+
+
+def test_evaluate_says_which_options_the_factors_decide(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(re.findall("Refused here", help_of("evaluate", capsys))) == 3

@@ -124,7 +124,8 @@ def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--port", "70000"], ["--max-mb", "0"], ["--waiting", "0"], ["--max-tiles", "0"]]
+    "arguments",
+    [["--port", "70000"], ["--max-mb", "0"], ["--max-mb", "1e308"], ["--waiting", "0"], ["--max-tiles", "0"]],
 )
 def test_settings_out_of_range_are_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", *arguments]) == 2
