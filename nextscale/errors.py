@@ -63,13 +63,14 @@ def check_values(options: Any, checks: Iterable[tuple[str, bool, str]]) -> None:
 def check_finite(options: Any) -> None:
     """Refuse nan and inf, which most bounds let pass, in a dataclass of options and in those inside it.
 
+    Anything else passes.
+
     Raises:
         OptionError: naming the option and what it got.
     """
-    for field in dataclasses.fields(options):
+    for field in dataclasses.fields(options) if dataclasses.is_dataclass(options) else ():
         value = getattr(options, field.name)
-        if dataclasses.is_dataclass(value):
-            check_finite(value)
+        check_finite(value)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
                 raise OptionError(f"{field.name.replace('_', '-')} must be a finite number, got {number}")
