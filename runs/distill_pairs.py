@@ -1,15 +1,19 @@
 """Pairs from which the restorer learns outlines: small pictures, and what Real-ESRGAN x4plus makes of them.
 
-    python runs/distill_pairs.py DATA OUT COUNT [--faces FACES] [--pages PAGES] [--clean SHARE] [--seed SEED]
+    python runs/distill_pairs.py DATA OUT COUNT [--faces FACES] [--pages PAGES] [--pages-share SHARE] [--clean SHARE]
+        [--presets NAME ...] [--teacher MODEL] [--seed SEED]
 
 DATA, FACES and PAGES are folders or shards of photographs, of faces and of rendered pages (`nextscale data pages`). OUT
 gets LR/ and HR/, as `nextscale train restorer --restoration.pairs OUT` reads them; what is there already is kept. The
-degradations are those on which Real-ESRGAN's pictures were nearer to the photograph than the restorer's; SHARE of the
-inputs are only reduced, where people like its outlines better (LOG.md). Needs `pip install '.[peers]'`.
+degradations are by default those on which Real-ESRGAN's pictures were nearer to the photograph than the restorer's; a
+share of the inputs are only reduced (`--clean`), where people like its outlines better (LOG.md). MODEL is a restorer to
+learn from instead: the published compact network, which `nextscale convert --from realesrgan --part restorer` loads,
+draws the letters of a scan blacker. Without it this needs `pip install '.[peers]'`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +26,7 @@ from nextscale.data.crops import Crops
 from nextscale.evaluate.methods import RealEsrgan
 from nextscale.train.config import RestorationConfig
 from nextscale.train.stream import Samples
+from nextscale.upscale.nextscale import read_restorer
 
 SIDE, FACTOR = 48, 4
 PRESETS = ("compressed", "noisy", "noisy", "x4plus", "stablesr", "stablesr")
@@ -33,7 +38,10 @@ def main(
     count: tyro.conf.Positional[int],
     faces: str = "",
     pages: str = "",
+    pages_share: float = 0.25,
     clean: float = 0.2,
+    presets: tuple[str, ...] = PRESETS,
+    teacher: str = "",
     seed: int = 0,
     threads: int = 0,
 ) -> None:
@@ -41,17 +49,18 @@ def main(
     # The shares of faces and pages count only where such photographs are named.
     config = RestorationConfig(
         side=SIDE,
-        presets=PRESETS,
+        presets=presets,
         clean=clean,
         soft=0.2,
         faces_share=0.2,
-        pages_share=0.25,
+        pages_share=pages_share,
         smooth_share=0.0,
         grain=0.0,
     )
     photographs, face, page = (Crops([n], SIDE * FACTOR, seed=seed) if n else None for n in (data, faces, pages))
     assert photographs is not None
-    samples, teacher = Samples(photographs, face, page, config), RealEsrgan(threads=threads)
+    samples = Samples(photographs, face, page, config)
+    enlarged = restorer_of(teacher, threads) if teacher else RealEsrgan(threads=threads).enlarged
     for folder in ("LR", "HR"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for number in range(count):
@@ -61,7 +70,23 @@ def main(
         small = pixels(samples[number][1])
         # The larger one last: where it is there, both are.
         images.write(out / "LR" / name, images.Picture(small))
-        images.write(out / "HR" / name, images.Picture(teacher.enlarged(small)))
+        images.write(out / "HR" / name, images.Picture(enlarged(small)))
+
+
+def restorer_of(name: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The largest factor of a restorer: H W 3, uint8 -> factor H, factor W, 3."""
+    if threads:
+        torch.set_num_threads(threads)
+    restorer = read_restorer(name)
+    if (largest := restorer.config.factors[-1]) != FACTOR:
+        raise SystemExit(f"{name}: its largest factor is {largest}; name a restorer of x{FACTOR}")
+
+    @torch.inference_mode()
+    def enlarged(small: np.ndarray) -> np.ndarray:
+        image = torch.from_numpy(small).permute(2, 0, 1)[None] / 127.5 - 1
+        return pixels(restorer.draft(restorer.features(image, factors=(FACTOR,)), image, FACTOR)[0])
+
+    return enlarged
 
 
 def pixels(image: Tensor) -> np.ndarray:

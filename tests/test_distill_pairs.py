@@ -7,8 +7,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from nextscale.image import read
+from nextscale.model.checkpoint import save_folder
+from nextscale.model.config import RestorerConfig
+from nextscale.model.restorer import Restorer
 from nextscale.train.pairs import GivenPairs
 from tests.conftest import script
 
@@ -47,3 +51,24 @@ def test_pairs_follow_from_the_seed_and_are_completed(distill_pairs: ModuleType,
     small, large = (read(out / folder / "000002.png").rgb for folder in ("LR", "HR"))
     assert np.array_equal(large, small.repeat(4, 0).repeat(4, 1))
     assert len(GivenPairs([str(out)], distill_pairs.SIDE, distill_pairs.FACTOR).found) == 3
+
+
+def test_a_restorer_can_be_the_teacher(distill_pairs: ModuleType, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    restorer = Restorer(RestorerConfig(channels=4, convs=2, factors=(1, 2, 4)))
+    save_folder(tmp_path / "teacher", "restorer", restorer.config, restorer.state_dict())
+    out, pages = tmp_path / "pairs", str(ROOT / "examples")
+    options = {"pages": pages, "pages_share": 1.0, "presets": ("scan",), "clean": 0.0}
+    distill_pairs.main(pages, out, 2, teacher=str(tmp_path / "teacher"), **options)
+    small, large = (read(out / folder / "000001.png").rgb for folder in ("LR", "HR"))
+    image = torch.from_numpy(small).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        expected = restorer(image)[-1]
+    assert np.abs(large / 127.5 - 1 - expected[0].clamp(-1, 1).permute(1, 2, 0).numpy()).max() < 1.01 / 255
+
+
+def test_a_teacher_of_another_factor_is_refused(distill_pairs: ModuleType, tmp_path: Path) -> None:
+    restorer = Restorer(RestorerConfig(channels=4, convs=2, factors=(1, 2)))
+    save_folder(tmp_path / "teacher", "restorer", restorer.config, restorer.state_dict())
+    with pytest.raises(SystemExit, match=r"largest factor is 2; name a restorer of x4"):
+        distill_pairs.main(str(ROOT / "examples"), tmp_path / "pairs", 1, teacher=str(tmp_path / "teacher"))

@@ -109,7 +109,12 @@ class Batch:
     @property
     def _alone(self) -> bool:
         """Whether the workers are on this machine, in a cluster that begins and ends with the command."""
-        return not (self.address or os.environ.get("RAY_ADDRESS"))
+        return not self._cluster
+
+    @property
+    def _cluster(self) -> str:
+        """The address of the cluster to join, as Ray itself finds it; "" for none."""
+        return self.address or os.environ.get("RAY_ADDRESS") or ""
 
     def _check_model(self) -> None:
         """What would stop every worker stops the command, before the cluster and the list of finished pictures.
@@ -129,7 +134,7 @@ class Batch:
         if self._alone and not torch.cuda.is_available():
             pick_device(self.device)
         # A client of a far cluster (ray://) need not see the folder that its workers see.
-        if not (self.address or os.environ.get("RAY_ADDRESS") or "").startswith("ray://"):
+        if not self._cluster.startswith("ray://"):
             read_config(find_folder(self.model), "model", ModelConfig)
 
     def _connect(self) -> None:
@@ -144,7 +149,7 @@ class Batch:
         try:
             ray.init(address=self.address, log_to_driver=False, configure_logging=False)
         except Exception as error:  # ConnectionError, or Exception itself where a node does not start
-            cluster = f"the cluster {self.address}" if self.address else "a cluster of this machine"
+            cluster = f"the cluster {self._cluster}" if self._cluster else "a cluster of this machine"
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise NextScaleError(f"{cluster} cannot be used: {reason}") from error
         finally:
