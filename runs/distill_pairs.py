@@ -1,4 +1,4 @@
-"""Pairs from which the restorer learns outlines: small pictures, and what Real-ESRGAN x4plus makes of them.
+"""Pairs from which the restorer learns outlines: small pictures, and what Real-ESRGAN or a restorer makes of them.
 
     python runs/distill_pairs.py DATA OUT COUNT [--faces FACES] [--pages PAGES] [--pages-share SHARE] [--clean SHARE]
         [--presets NAME ...] [--teacher MODEL] [--seed SEED]
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nextscale import image as images
 from nextscale.data.crops import Crops
+from nextscale.errors import NextScaleError, OptionError
 from nextscale.evaluate.methods import RealEsrgan
 from nextscale.train.config import RestorationConfig
 from nextscale.train.stream import Samples
@@ -74,12 +75,17 @@ def main(
 
 
 def restorer_of(name: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The largest factor of a restorer: H W 3, uint8 -> factor H, factor W, 3."""
+    """What a restorer's largest factor makes of a picture: H W 3, uint8 -> 4H 4W 3.
+
+    Raises:
+        ModelError: there is no such restorer.
+        OptionError: its largest factor is another.
+    """
     if threads:
         torch.set_num_threads(threads)
     restorer = read_restorer(name)
     if (largest := restorer.config.factors[-1]) != FACTOR:
-        raise SystemExit(f"{name}: its largest factor is {largest}; name a restorer of x{FACTOR}")
+        raise OptionError(f"{name}: its largest factor is {largest}; name a restorer of x{FACTOR}")
 
     @torch.inference_mode()
     def enlarged(small: np.ndarray) -> np.ndarray:
@@ -96,4 +102,7 @@ def pixels(image: Tensor) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    try:
+        tyro.cli(main)
+    except NextScaleError as error:
+        raise SystemExit(str(error)) from None

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from nextscale.errors import OptionError
 from nextscale.image import read
 from nextscale.model.checkpoint import save_folder
 from nextscale.model.config import RestorerConfig
@@ -70,5 +71,5 @@ def test_a_restorer_can_be_the_teacher(distill_pairs: ModuleType, tmp_path: Path
 def test_a_teacher_of_another_factor_is_refused(distill_pairs: ModuleType, tmp_path: Path) -> None:
     restorer = Restorer(RestorerConfig(channels=4, convs=2, factors=(1, 2)))
     save_folder(tmp_path / "teacher", "restorer", restorer.config, restorer.state_dict())
-    with pytest.raises(SystemExit, match=r"largest factor is 2; name a restorer of x4"):
+    with pytest.raises(OptionError, match=r"largest factor is 2; name a restorer of x4"):
         distill_pairs.main(str(ROOT / "examples"), tmp_path / "pairs", 1, teacher=str(tmp_path / "teacher"))

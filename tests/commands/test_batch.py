@@ -341,6 +341,9 @@ def test_a_folder_that_only_a_far_cluster_sees_is_left_to_its_workers(
     far = ["-n", "/far/model", "--device", "cuda", "--address", "ray://far:1"]
     assert main(["batch", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *far]) == 1
     assert "the cluster ray://far:1 cannot be used: nobody there" in capsys.readouterr().err
+    monkeypatch.setenv("RAY_ADDRESS", "ray://farther:1")
+    assert main(["batch", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *far[:4]]) == 1
+    assert "the cluster ray://farther:1 cannot be used: nobody there" in capsys.readouterr().err
 
 
 def test_a_worker_without_a_model_fails_with_its_first_task(tmp_path: Path) -> None:
