@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import errno
 import hashlib
 import json
@@ -149,15 +148,16 @@ def check_report(
         raise OptionError(f"{path}: this is no {kind}; name another file with {option}")
 
 
-def is_text(path: Path) -> bool:
-    """Whether a file begins as text does: UTF-8 without zeros, which no picture of ours is."""
+def begins(path: Path, starts: Iterable[str]) -> bool:
+    """Whether a file begins with one of these texts; an empty file does.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    texts = [text.encode() for text in starts]
     with path.open("rb") as file:
-        head = file.read(4096)
-    try:
-        # A character may be cut off at the end of what was read.
-        return b"\0" not in codecs.getincrementaldecoder("utf-8")().decode(head).encode()
-    except UnicodeDecodeError:
-        return False
+        head = file.read(max(map(len, texts)))
+    return not head or head.startswith(tuple(texts))
 
 
 def _temporary(path: Path) -> Path:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from nextscale.errors import NextScaleError, OptionError
 from nextscale.evaluate.options import BenchOptions, ScoreOptions
 from nextscale.evaluate.sets import SETS
 from nextscale.evaluate.summary import Summary
-from nextscale.files import check_report, is_text
+from nextscale.files import begins, check_report
 
 if TYPE_CHECKING:
     from nextscale.evaluate.scores import OnPicture
@@ -112,6 +113,7 @@ class Evaluate:
 
     def _check_files(self) -> None:
         """Before hours of work: the files that are asked for can be written, and replace nothing but reports."""
+        from nextscale.evaluate.table import STARTS
         from nextscale.model.checkpoint import local_folder
 
         model = local_folder(self.model) if self.bench is not None else None
@@ -123,7 +125,8 @@ class Evaluate:
                 raise OptionError(f"{file}: {owner} writes this file, too; name another file with {option}")
             with named(file):
                 images.check_folder(file)
-            check_report(file, option, "text", is_text, inputs=[] if model is None else [model])
+            earlier = partial(begins, starts=STARTS[option])
+            check_report(file, option, "report of evaluate", earlier, inputs=[] if model is None else [model])
 
     def _write(self, markdown: str, json: str, csv: str) -> None:
         for file, text in ((self.json, json), (self.csv, csv), (self.markdown, markdown)):

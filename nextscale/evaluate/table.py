@@ -14,6 +14,12 @@ from nextscale.evaluate.summary import Summary, json_number
 
 TITLES = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "fid": "FID", "niqe": "NIQE"}
 TITLES |= {"dists": "DISTS", "musiq": "MUSIQ", "maniqa": "MANIQA", "clipiqa": "CLIPIQA"}
+STARTS = {
+    "--json": ('{\n "metrics": ', '{\n "bench": '),
+    "--csv": ("name,", "name\n"),
+    "--markdown": ("| metric |", "| factor |"),
+}
+"""What the reports of `evaluate` begin with, by the option that asks for one."""
 _DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "fid": 2, "niqe": 3, "dists": 4, "musiq": 2, "maniqa": 4, "clipiqa": 4}
 
 

@@ -17,6 +17,7 @@ from nextscale.commands.main import main
 from nextscale.console import Remaining
 from nextscale.evaluate import scores
 from nextscale.evaluate.options import METRICS
+from nextscale.evaluate.table import STARTS
 from nextscale.evaluate.weights import MissingWeights
 from tests.evaluate.test_benchmark import make_bench
 
@@ -120,7 +121,10 @@ def test_a_model_on_a_set_and_again_from_what_it_has(
     bench = make_bench(tmp_path / "set", 2)
     words = ["evaluate", "-n", str(model_folder), "--bench", str(bench), "--factors", "1", "--peers", "bicubic"]
     words += ["--metrics", "psnr", "--device", "cpu", "--fp32"]
-    assert main([*words, "--limit", "1", "--json", "a.json"]) == 0
+    reports = ["--json", "a.json", "--csv", "a.csv", "--markdown", "a.md"]
+    assert main([*words, "--limit", "1", *reports]) == 0
+    for option, file in zip(reports[::2], reports[1::2], strict=True):
+        assert Path(file).read_text().startswith(STARTS[option])
     (out,) = (tmp_path / "evaluation").iterdir()
     assert out.name.startswith(f"set-{model_folder.name}")
     assert str(out.relative_to(tmp_path)) in capsys.readouterr().out
@@ -182,19 +186,28 @@ def test_progress_without_a_terminal_is_plain_lines(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("option", ["--json", "--csv", "--markdown"])
-def test_no_report_replaces_a_picture(
-    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+@pytest.mark.parametrize("kind", ["picture", "notes", "table of another"])
+def test_no_report_replaces_what_is_none(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, kind: str
 ) -> None:
-    photo = tmp_path / "p" / "a_x4.png"
-    before = photo.read_bytes()
-    assert main([*folders, "--metrics", "psnr", option, str(photo)]) == 2
-    assert capsys.readouterr().err == f"nextscale: {photo}: this is no text; name another file with {option}\n"
-    assert photo.read_bytes() == before
+    file = tmp_path / "p" / "a_x4.png"
+    if kind != "picture":
+        file = tmp_path / "mine"
+        file.write_text("to do\n" if kind == "notes" else '{"names": []}' if option == "--json" else "a,b\n1,2\n")
+    before = file.read_bytes()
+    assert main([*folders, "--metrics", "psnr", option, str(file)]) == 2
+    words = f"nextscale: {file}: this is no report of evaluate; name another file with {option}\n"
+    assert capsys.readouterr().err == words
+    assert file.read_bytes() == before
 
 
-def test_a_report_replaces_an_earlier_one(folders: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--json", "--csv", "--markdown"])
+def test_a_report_replaces_an_earlier_one(folders: list[str], tmp_path: Path, option: str) -> None:
+    file = tmp_path / "report"
+    file.touch()  # as mktemp leaves one
     for _ in range(2):
-        assert main([*folders, "--metrics", "psnr", "--markdown", str(tmp_path / "p" / "table.md")]) == 0
+        assert main([*folders, "--metrics", "psnr", option, str(file)]) == 0
+        assert file.read_text().startswith(STARTS[option])
 
 
 def test_no_report_replaces_a_file_of_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
