@@ -84,7 +84,7 @@ def degrade_folder(folder: Path, out: Path, plan: Plan, *, sheet: Path | None = 
     if not photos:
         raise ImageError(f"{folder}: no pictures in this folder; supported are {images.READABLE}")
     if sheet is not None:
-        check_report(sheet, "--sheet", "picture", images.is_picture_path, inputs=[folder, *photos])
+        check_report(sheet, "--sheet", "sheet", is_sheet, inputs=[folder, *photos])
     inputs = {(status.st_dev, status.st_ino) for status in map(os.stat, photos)}
     owners: dict[Path, Path] = {}
     cells: dict[int, Image.Image] = {}
@@ -212,6 +212,23 @@ def draw_cell(lr: Pixels, lines: Sequence[str]) -> Image.Image:
     for row, line in enumerate(lines):
         draw.text((0, side + 2 + row * LINE), line, fill="black", font=font)
     return cell
+
+
+def is_sheet(path: Path) -> bool:
+    """Whether a picture has the sides of a sheet, which photographs have not; an empty file may become one.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if not path.stat().st_size:
+        return True
+    try:
+        width, height = images.read(path).size
+    except ImageError:
+        return False
+    # A caption has a title and the three lines of `main_numbers`.
+    across, down = SHOWN * ENLARGED + GAP, SHOWN * ENLARGED + 4 * LINE + 4 + GAP
+    return width in range(across + GAP, COLUMNS * across + GAP + 1, across) and height % down == GAP
 
 
 def draw_sheet(cells: Sequence[Image.Image]) -> Pixels:

@@ -15,7 +15,15 @@ from nextscale import image as images
 from nextscale.commands.degrade import Degrade
 from nextscale.data import degrade as d
 from nextscale.data.degrade import PRESETS, Recipe, degrade, sample_recipes
-from nextscale.data.degrade_folder import Outcome, Plan, degrade_folder, degrade_pixels, main_numbers, read_recipe
+from nextscale.data.degrade_folder import (
+    Outcome,
+    Plan,
+    degrade_folder,
+    degrade_pixels,
+    is_sheet,
+    main_numbers,
+    read_recipe,
+)
 from nextscale.errors import ImageError, OptionError
 
 
@@ -245,7 +253,18 @@ def test_the_sheet_is_no_file_of_the_inputs(photos: Path, tmp_path: Path, name: 
     assert not (tmp_path / "out").exists()
 
 
-def test_the_sheet_replaces_an_earlier_one(photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", ["photograph", "text"])
+def test_the_sheet_replaces_nothing_but_an_earlier_one(photos: Path, tmp_path: Path, other: str) -> None:
+    sheet = tmp_path / "sheet.png"
+    sheet.touch()
     for _ in range(2):
-        run(photos, tmp_path / "out", sheet=tmp_path / "sheet.png")
-    assert (tmp_path / "sheet.png").is_file()
+        run(photos, tmp_path / "out", sheet=sheet)
+        assert is_sheet(sheet)
+    if other == "text":
+        sheet.write_text("mine")
+    else:
+        images.write(sheet, images.Picture(np.zeros((326, 277, 3), np.uint8)))
+    before = sheet.read_bytes()
+    with pytest.raises(OptionError, match=r"sheet\.png: this is no sheet; name another file with --sheet"):
+        run(photos, tmp_path / "out", sheet=sheet)
+    assert sheet.read_bytes() == before
