@@ -65,7 +65,10 @@ def write_together(contents: Iterable[tuple[Path, Content]], *, previous: Path |
 
 def _fill(part: Path, content: Content) -> None:
     if callable(content):
+        part.touch(exist_ok=False)
+        mode = part.stat().st_mode
         content(part)
+        part.chmod(mode)  # some libraries make files that only their owner can read
     else:
         part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     with part.open("rb+") as file:
@@ -146,6 +149,19 @@ def check_report(
         raise OptionError(f"{path}: this is or lies among the inputs of this run; name another file with {option}")
     if path.is_file() and not fits(path):
         raise OptionError(f"{path}: this is no {kind}; name another file with {option}")
+
+
+def check_free(folder: Path, names: Iterable[str]) -> None:
+    """Refuse a folder that is a file, or in which something has a name that is about to be written.
+
+    Raises:
+        OptionError: naming it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"{folder}: this is a file; name a folder")
+    for name in names:
+        if (folder / name).exists():
+            raise OptionError(f"{folder / name}: is there already; name a new folder")
 
 
 def begins(path: Path, starts: Iterable[str]) -> bool:

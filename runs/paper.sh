@@ -56,8 +56,8 @@ first() { # on one machine only
 
 # 1. Official checkpoints. Each stage's decoder starts as a copy of Switti's; VAR-d16's positions are enlarged to the
 #    grid.
-first nextscale convert "$checkpoints/switti/model.safetensors" "$out/switti" --from switti --part tokenizer
-first nextscale convert "$checkpoints/var_d16.pth" "$out/var-d16" --from var --part transformer
+[[ -e $out/switti/config.json ]] || first nextscale convert "$checkpoints/switti/model.safetensors" "$out/switti" --from switti --part tokenizer
+[[ -e $out/var-d16/config.json ]] || first nextscale convert "$checkpoints/var_d16.pth" "$out/var-d16" --from var --part transformer
 
 # 2. Tokenizer: AdamW, 2.5e-4, weight decay 0.05, batch 384; encoder and quant_conv stay frozen.
 #    - Schedule and warm-up are not stated: a line to a tenth after 500 steps. Neither are betas and clipping: the

@@ -39,7 +39,7 @@ pairs=()
 [[ -z ${DISTILL:-} ]] || pairs=(--restoration.pairs "$DISTILL")
 
 # The tokenizer: codebook and Phi on TAEF2's latents, then a decoder per stage on codes.
-python -m nextscale convert "$taef2" "$out/taef2" --from taesd --part tokenizer
+[[ -e $out/taef2/config.json ]] || python -m nextscale convert "$taef2" "$out/taef2" --from taesd --part tokenizer
 train tokenizer --phase codebook --out "$out/codebook" --start "$out/taef2" \
   --steps "$(steps 500)" --batch 16 --lr 0.02 --warmup 10 --weight-decay 0 --final-lr 0.01 --ema 0.98 \
   --codebook.side "$side" --codebook.kmeans-rounds "$(steps 12)"
@@ -71,6 +71,7 @@ for name in ("config.json", "critic.safetensors"):
         shutil.copy(folders[1] / name, out)
 PYTHON
 }
+rm -rf "$out/start" # the dial is added to it below, each time
 python -m nextscale convert "$start" "$out/start" --from realesrgan --part restorer
 if [[ -n ${NOISY:-} ]]; then
   # The denoise dial's far end is a third of the way from one published file to the other: further, trained weights draw dots (LOG.md).

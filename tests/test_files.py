@@ -33,6 +33,18 @@ def test_a_file_takes_its_place_and_the_one_before_takes_the_name_given(tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs modes of files")
+def test_a_file_that_a_library_makes_is_as_readable_as_others(tmp_path: Path) -> None:
+    def private(part: Path) -> None:
+        part.unlink()
+        part.write_bytes(b"a")
+        part.chmod(0o600)
+
+    write_atomic(tmp_path / "a", private)
+    write_atomic(tmp_path / "b", b"b")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write_atomic(path, b"one")

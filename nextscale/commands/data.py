@@ -80,11 +80,13 @@ class Pages:
         if self.count < 1 or self.side < 64:
             raise OptionError(f"count must be 1 or more and side 64 or more, got {self.count} and {self.side}")
         fonts = find_fonts(self.fonts) if set(self.kinds) - set(WORDLESS) else []
-        for number in range(self.count):
-            path = self.out / f"page-{self.seed}-{number:05}.png"
-            if not path.exists():
-                write(path, from_pil(render(self.seed, number, fonts, self.side, self.kinds)))
-        say(f"{self.count} pages in {self.out}, {f'from {len(fonts)} fonts' if fonts else 'without letters'}")
+        paths = [self.out / f"page-{self.seed}-{number:05}.png" for number in range(self.count)]
+        missing = [number for number, path in enumerate(paths) if not path.exists()]
+        for number in missing:
+            write(paths[number], from_pil(render(self.seed, number, fonts, self.side, self.kinds)))
+        there = f"; {self.count - len(missing)} were there and stay as they are" if len(missing) < self.count else ""
+        how = f"from {len(fonts)} fonts" if fonts else "without letters"
+        say(f"{len(missing)} new pages in {self.out}, {how}{there}")
         return 0
 
 

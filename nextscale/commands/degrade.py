@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from nextscale.console import complain, say
+from nextscale.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Degrade:
     def run(self) -> int:
         from nextscale.data.degrade_folder import Plan, degrade_folder
 
+        if self.recipes is not None:
+            drawn = Plan()
+            for name in ("preset", "seed", "factor"):
+                if getattr(self, name) != getattr(drawn, name):
+                    raise OptionError(f"--recipes repeats what was drawn before, --{name} included; leave it out")
         plan = Plan(self.preset, self.seed, self.factor, self.recipes)
         failed = 0
         for outcome in degrade_folder(self.pictures, self.output, plan, sheet=self.sheet):

@@ -121,11 +121,13 @@ class Evaluate:
         for option, file in (("--json", self.json), ("--csv", self.csv), ("--markdown", self.markdown)):
             if file is None:
                 continue
+            if str(file) == "-":
+                raise OptionError(f"{option} -: a report is a file; name one")
             if (owner := owners.setdefault(file.resolve(), option)) != option:
                 raise OptionError(f"{file}: {owner} writes this file, too; name another file with {option}")
             with named(file):
                 images.check_folder(file)
-            earlier = partial(begins, starts=STARTS[option])
+            earlier = partial(begins, starts=STARTS[option[2:]])
             check_report(file, option, "report of evaluate", earlier, inputs=[] if model is None else [model])
 
     def _write(self, markdown: str, json: str, csv: str) -> None:

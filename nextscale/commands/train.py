@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from nextscale.console import say
 from nextscale.errors import OptionError
 from nextscale.model.config import PRESETS, FusionConfig, ModelConfig, RestorerConfig, TokenizerConfig
 from nextscale.model.config_io import read_difference
@@ -151,6 +152,7 @@ class TrainTokenizer:
         assert isinstance(average, Tokenizer)
         if rank() == 0:
             average.save_pretrained(self.out / "model")
+            say(f"written: {self.out / 'model'}")
         return end(0)
 
     def _refuse_options_without_effect(self) -> None:
@@ -234,6 +236,7 @@ class TrainFusion:
             task.model.load_state_dict(average.state_dict())
             model.save_pretrained(self.out / "model", half=False)
             save_critic(task.adversary, self.out / "model" / CRITIC)
+            say(f"written: {self.out / 'model'}")
         return end(0)
 
     def _settings(self) -> FusionTrainingConfig:
@@ -324,6 +327,7 @@ class TrainTransformer:
             else:
                 whole_model = with_restorer(tokenizer, average, restorer, model.config.fusion)
             whole_model.save_pretrained(self.out / "model", half=False)
+            say(f"written: {self.out / 'model'}")
         return end(0)
 
     def configuration(self) -> ModelConfig:
@@ -508,6 +512,7 @@ class TrainRestorer:
         if rank() == 0:
             save_folder(self.out / "model", "restorer", restorer.config, average.state_dict())
             save_critic(task.adversary, self.out / "model" / CRITIC)
+            say(f"written: {self.out / 'model'}")
         return end(0)
 
 

@@ -79,12 +79,17 @@ def degrade_folder(folder: Path, out: Path, plan: Plan, *, sheet: Path | None = 
     if out.resolve().is_relative_to(folder.resolve()):
         raise OptionError(f"-o {out}: lies inside the folder of photographs; choose one outside")
     if sheet is not None:
-        images.check_format(sheet.suffix, bits=8, has_alpha=False, size=(1, 1))
+        try:
+            images.check_format(sheet.suffix, bits=8, has_alpha=False, size=(1, 1))
+        except ImageError as error:
+            raise OptionError(f"--sheet {sheet}: {error}") from None
     photos = images.find_pictures(folder, recursive=True)
     if not photos:
         raise ImageError(f"{folder}: no pictures in this folder; supported are {images.READABLE}")
     if sheet is not None:
         check_report(sheet, "--sheet", "sheet", is_sheet, inputs=[folder, *photos])
+        if sheet.resolve() in {(out / photo.relative_to(folder)).with_suffix(".png").resolve() for photo in photos}:
+            raise OptionError(f"{sheet}: this is a result of this run; name another file with --sheet")
     inputs = {(status.st_dev, status.st_ino) for status in map(os.stat, photos)}
     owners: dict[Path, Path] = {}
     cells: dict[int, Image.Image] = {}
@@ -96,6 +101,8 @@ def degrade_folder(folder: Path, out: Path, plan: Plan, *, sheet: Path | None = 
                 raise ImageError(f"its result {target} would overwrite that of {owners[target]}; rename one of them")
             if target.exists() and (target.stat().st_dev, target.stat().st_ino) in inputs:
                 raise ImageError(f"the result {target} would overwrite an input; choose another -o")
+            if other := foreign(target):
+                raise ImageError(f"the result would overwrite {other}, which is none; choose another -o")
             images.check_folder(target)
             picture = images.read(photo)
             recipe, factor = plan.draw(name)
@@ -116,6 +123,18 @@ def degrade_folder(folder: Path, out: Path, plan: Plan, *, sheet: Path | None = 
         yield Outcome(photo, picture.size, target, (lr.shape[1], lr.shape[0]))
     if sheet is not None and cells:
         images.write(sheet, images.Picture(draw_sheet([cells[index] for index in sorted(cells)])))
+
+
+def foreign(target: Path) -> Path | None:
+    """What is in the way of a result, and was not written by a run like this: an LR has its recipe beside it."""
+    recipe = target.with_suffix(".json")
+    if recipe.exists():
+        try:
+            read_recipe(recipe)
+        except OptionError:
+            return recipe
+        return None
+    return target if target.exists() else None
 
 
 def degrade_pixels(photo: Pixels, recipe: Recipe, factor: int) -> Pixels:

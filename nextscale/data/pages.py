@@ -75,7 +75,11 @@ def _word(draw: random.Random) -> str:
 
 
 def _font(draw: random.Random, fonts: Sequence[Path], size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(draw.choice(fonts)), size)
+    path = draw.choice(fonts)
+    try:
+        return ImageFont.truetype(str(path), size)
+    except OSError as error:
+        raise OptionError(f"{path}: this font cannot be read ({error}); name folders without it") from None
 
 
 def _colors(draw: random.Random) -> tuple[Color, Color]:

@@ -31,7 +31,7 @@ from nextscale.evaluate.options import BenchOptions, ScoreOptions
 from nextscale.evaluate.scores import Features, OnPicture, Scorer, area_mean, read_pixels, to_tensor
 from nextscale.evaluate.summary import json_number
 from nextscale.evaluate.table import Evaluation, Row, csv_text, dump, evaluation_json, evaluation_markdown, picture_rows
-from nextscale.files import JsonLines, keep_json_lines, read_json_lines
+from nextscale.files import JsonLines, check_free, keep_json_lines, read_json_lines
 from nextscale.model.checkpoint import CONFIG, WEIGHTS, find_folder
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.options import UpscaleOptions
@@ -43,6 +43,7 @@ _TARGET = "target"
 _BY_FACTORS = ("scale", "all_factors", "confidence")
 """Options of upscaling that follow from the factors to score."""
 ROWS, SETTINGS = "rows.jsonl", "settings.json"
+TABLES = ("table.md", "table.json", "images.csv")
 StoredRow = dict[str, Any]
 
 
@@ -127,7 +128,7 @@ def evaluate_methods(
 
     Raises:
         ImageError: a picture cannot be read or written, or has another size than its pair's or method's factor says.
-        OptionError: `out` holds rows of other settings, or the device is not there.
+        OptionError: `out` holds rows of other settings or files of another origin, or the device is not there.
     """
     score, options = score or ScoreOptions(), options or BenchOptions()
     settings = {
@@ -157,9 +158,9 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     Raises:
         ImageError: the folder cannot be written.
     """
-    images.write_bytes(folder / "table.md", evaluation_markdown(evaluation).encode())
-    images.write_bytes(folder / "table.json", evaluation_json(evaluation).encode())
-    images.write_bytes(folder / "images.csv", csv_text(picture_rows(evaluation)).encode())
+    texts = evaluation_markdown(evaluation), evaluation_json(evaluation), csv_text(picture_rows(evaluation))
+    for name, text in zip(TABLES, texts, strict=True):
+        images.write_bytes(folder / name, text.encode())
 
 
 class _Run:
@@ -262,7 +263,7 @@ class _Store:
     """The rows that a run has so far, in memory and, in a folder, line by line.
 
     Raises:
-        OptionError: the folder holds rows of other settings.
+        OptionError: the folder holds rows of other settings, or files of another origin under the tables' names.
         ImageError: the folder cannot be written.
     """
 
@@ -275,6 +276,7 @@ class _Store:
         if self.file.exists() or about.exists():
             self._check(folder, json.loads(dump(settings)))
         else:
+            check_free(folder, (*TABLES, "pictures"))
             images.write_bytes(about, dump(settings).encode())
         try:
             keep_json_lines(self.file, lambda row: {"name", "method", "factors"} <= set(row))

@@ -102,7 +102,9 @@ def match_folders(pred: Path, target: Path) -> list[tuple[str, Path, Path]]:
     for folder in (pred, target):
         lists.append(images.find_pictures(folder) if folder.is_dir() else [])
         if not lists[-1]:
-            raise ImageError(f"{folder}: no pictures in such a folder; check its name")
+            if folder.is_file():
+                raise ImageError(f"{folder}: this is a file; name the folder of the pictures")
+            raise ImageError(f"{folder}: no pictures in such a folder (those below it do not count); check its name")
     endings = _common_endings(*([path.stem for path in paths] for paths in lists))
     named = [[(p.stem.removesuffix(end), p) for p in paths] for end, paths in zip(endings, lists, strict=True)]
     found, wrong = _match(named[0], named[1], (str(pred), str(target)))

@@ -15,11 +15,11 @@ from nextscale.evaluate.summary import Summary, json_number
 TITLES = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "fid": "FID", "niqe": "NIQE"}
 TITLES |= {"dists": "DISTS", "musiq": "MUSIQ", "maniqa": "MANIQA", "clipiqa": "CLIPIQA"}
 STARTS = {
-    "--json": ('{\n "metrics": ', '{\n "bench": '),
-    "--csv": ("name,", "name\n"),
-    "--markdown": ("| metric |", "| factor |"),
+    "json": ('{\n "metrics": ', '{\n "bench": '),
+    "csv": ("name,method,factor,", "name\n", *(f"name,{metric}{end}" for metric in TITLES for end in (",", "\n"))),
+    "markdown": ("| metric | mean (95% interval) |", "| factor | method |"),
 }
-"""What the reports of `evaluate` begin with, by the option that asks for one."""
+"""What the reports of `evaluate` begin with, by their form."""
 _DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "fid": 2, "niqe": 3, "dists": 4, "musiq": 2, "maniqa": 4, "clipiqa": 4}
 
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nextscale.errors import ModelError, OptionError
-from nextscale.model.checkpoint import built_shapes, compare_shapes, load_state, save_folder
+from nextscale.files import check_free
+from nextscale.model.checkpoint import CONFIG, WEIGHTS, built_shapes, compare_shapes, load_state, save_folder
 from nextscale.model.config import (
     AutoencoderConfig,
     Ladder,
@@ -69,8 +70,9 @@ def convert(
 
     Raises:
         ModelError: the file is damaged or of another kind.
-        OptionError: this part of this origin does not fit our models.
+        OptionError: this part of this origin does not fit our models, or the folder holds a model.
     """
+    check_free(target, (CONFIG, WEIGHTS))
     if (origin == "realesrgan") != (part == "restorer"):
         raise OptionError(
             f"{source}: --part restorer comes --from realesrgan, and nothing else does; change one of them"
@@ -96,12 +98,13 @@ def convert(
     state = read_state(source, part)
     try:
         if part == "restorer":
-            return _convert_restorer(state, None if noisy is None else read_state(noisy, part), target, str(source))
+            return _convert_restorer(state, noisy, target, str(source))
         if part == "tokenizer":
             return _convert_tokenizer(state, target, sides, str(source))
         return _convert_transformer(state, target, str(source))
     except ModelError as error:  # a configuration does not know of which file it was read off
-        raise ModelError(str(error) if str(source) in str(error) else f"{source}: {error}") from None
+        named = any(str(file) in str(error) for file in (source, noisy))
+        raise ModelError(str(error) if named else f"{source}: {error}") from None
     except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
         # Names that are right with shapes that are not fail wherever they are first used.
         raise ModelError(
@@ -270,7 +273,8 @@ def _convert_taesd(source: Path, target: Path, sides: tuple[int, ...]) -> list[s
     ]
 
 
-def _convert_restorer(state: State, noisy: State | None, target: Path, where: str) -> list[str]:
+def _convert_restorer(state: State, noisy_file: Path | None, target: Path, where: str) -> list[str]:
+    noisy = None if noisy_file is None else read_state(noisy_file, "restorer")
     what = "a compact network of Real-ESRGAN (SRVGGNetCompact, as realesr-general-x4v3)"
     first = _need(state, "body.0.weight", where, what)
     last = sum(bool(re.fullmatch(r"body\.\d+\.weight", name)) for name in state) - 1
@@ -283,7 +287,10 @@ def _convert_restorer(state: State, noisy: State | None, target: Path, where: st
     built_shapes(lambda: Restorer(part), {name: tuple(t.shape) for name, t in state.items()}, where)
     restorer = Restorer(config)
     try:
-        load_compact(restorer, state, noisy)
+        load_compact(restorer, state)
+        if noisy is not None:
+            where = str(noisy_file)
+            load_compact(restorer, state, noisy)
     except (KeyError, RuntimeError, ValueError) as error:
         reason = str(error.args[0] if error.args else error).splitlines()[0]
         raise ModelError(f"{where}: does not fit {what}: {reason}") from None

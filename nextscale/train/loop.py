@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nextscale.console import complain, counted, say
 from nextscale.errors import NextScaleError, OptionError
+from nextscale.files import begins, check_free
 from nextscale.train import checkpoint as state
 from nextscale.train import distributed
 from nextscale.train.adversarial import Adversary
@@ -223,7 +224,8 @@ def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
     if config.threads:
         torch.set_num_threads(config.threads)
     first = distributed.rank() == 0
-    folder.mkdir(parents=True, exist_ok=True)
+    if first:
+        _make(folder)
     run = Run(task, config)
     resumed = _resume(run, folder)
     with ExitStack() as stack:
@@ -304,6 +306,24 @@ def _validate(run: Run, folder: Path) -> Row:
         if shows:
             write_sheet(folder, run.step, task.validation.sheet(pictures))
         return {f"val_{name}": value for name, value in task.validation.scores(pictures).items()} if scores else {}
+
+
+def _make(folder: Path) -> None:
+    """Make the folder of a run; one without a state must hold nothing that this run would write.
+
+    Raises:
+        OptionError: it does, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"{folder}: cannot be made ({error.strerror}); name another --out") from None
+    if state.exists(folder):
+        return
+    check_free(folder, ("model",))
+    log = folder / "log.jsonl"  # a run that ended before its first state has one
+    if log.is_file() and not begins(log, ('{"step": ',)):
+        raise OptionError(f"{log}: this is no log of a training; name another --out")
 
 
 def _save(run: Run, folder: Path, *, must: bool) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from nextscale.data.crops import Crops
 from nextscale.data.degrade import PRESETS, check_presets, coarse_noise, degrade, sample_recipe, usm_sharpen
+from nextscale.errors import NextScaleError
 from nextscale.model.layers import area_downsample
 from nextscale.train.config import RestorationConfig
 from nextscale.train.distributed import positions
@@ -141,17 +142,39 @@ class Stream:
             steps = _Steps(step, size)
             workers = self.samples.config.workers
             loader: DataLoader[Any] = DataLoader(
-                self.samples,
+                _Told(self.samples),
                 batch_sampler=steps,
                 num_workers=workers,
                 prefetch_factor=4 if workers else None,
                 worker_init_fn=_one_thread,
+                collate_fn=_together,
             )
             self.batches = iter(loader)
         self.next = (step + 1, size)
-        targets, inputs, grain, *marks = next(self.batches)
+        made = next(self.batches)
+        if isinstance(made, NextScaleError):
+            raise made
+        targets, inputs, grain, *marks = made
         # The marks decide what is computed, and would have to be fetched back.
         return Batch(*(part.to(self.device) for part in (targets, inputs, grain)), *marks)
+
+
+class _Told(Dataset[Any]):
+    """Samples, where an error of ours is an item: a worker would wrap a raised one in its traceback."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __getitem__(self, place: int) -> Any:
+        try:
+            return self.samples[place]
+        except NextScaleError as error:
+            return error
+
+
+def _together(items: list[Any]) -> Any:
+    """A batch of items, or the first error among them."""
+    return next((item for item in items if isinstance(item, NextScaleError)), None) or default_collate(items)
 
 
 class _Steps:

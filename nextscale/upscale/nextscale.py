@@ -455,8 +455,11 @@ def restorer_config(name: str | Path) -> RestorerConfig:
         ModelError: the folder holds none.
     """
     folder = find_folder(name)
-    if read_kind(folder) == "restorer":
+    kind = read_kind(folder)
+    if kind == "restorer":
         return read_config(folder, "restorer", RestorerConfig)
+    if kind != "model":
+        raise ModelError(f"{folder}: holds a {kind}; name a restorer, or a model that has one")
     found = read_config(folder, "model", ModelConfig).restorer
     if found is None:
         raise ModelError(f"{name}: this model has no restorer; name one that has")

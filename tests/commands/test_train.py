@@ -288,6 +288,12 @@ def test_a_transformer_is_no_tokenizer(tmp_path: Path, model: NextScale) -> None
         Tokenizer.from_pretrained(tmp_path)
 
 
+def test_a_tokenizer_is_no_restorer(tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "restorer", *DATA, "--start", str(tokenizer), "--out", str(tmp_path / "a")]) == 1
+    said = f"nextscale: {tokenizer}: holds a tokenizer; name a restorer, or a model that has one\n"
+    assert capsys.readouterr().err == said
+
+
 def test_decoders_know_no_denoise_dial(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "fusion", *DATA, "--start", str(model_folder), "--out", str(tmp_path / "a"), "--plan"]
     assert main([*words, "--part", "decoders", "--restoration.grain", "0.1"]) == 2

@@ -13,6 +13,7 @@ from PIL import Image
 
 from nextscale import image as images
 from nextscale.commands.degrade import Degrade
+from nextscale.commands.main import main
 from nextscale.data import degrade as d
 from nextscale.data.degrade import PRESETS, Recipe, degrade, sample_recipes
 from nextscale.data.degrade_folder import (
@@ -174,7 +175,7 @@ def test_folders_and_plans_that_cannot_be_are_named(tmp_path: Path) -> None:
         Plan(factor=0)
     with pytest.raises(OptionError, match="unknown preset 'strong'"):
         Plan("strong")
-    with pytest.raises(ImageError, match="cannot write"):
+    with pytest.raises(OptionError, match=r"--sheet .*sheet\.xcf: cannot write"):
         run(tmp_path / "empty", tmp_path / "out", sheet=tmp_path / "sheet.xcf")
 
 
@@ -268,3 +269,34 @@ def test_the_sheet_replaces_nothing_but_an_earlier_one(photos: Path, tmp_path: P
     with pytest.raises(OptionError, match=r"sheet\.png: this is no sheet; name another file with --sheet"):
         run(photos, tmp_path / "out", sheet=sheet)
     assert sheet.read_bytes() == before
+
+
+def test_the_sheet_is_no_result_of_the_run(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"a\.png: this is a result of this run; name another file with --sheet"):
+        run(photos, tmp_path / "out", sheet=tmp_path / "out" / "a.png")
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_replace_earlier_ones_alone(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    photo(out / "a.png", seed=9)
+    (out / "deep").mkdir()
+    (out / "deep" / "c.json").write_text('{"mine": 1}')
+    before = contents(out)
+    errors = {outcome.photo.name: outcome.error for outcome in run(photos, out)}
+    assert f"the result would overwrite {out / 'a.png'}, which is none; choose another -o" in errors["a.png"]
+    assert str(out / "deep" / "c.json") in errors["c.png"]
+    assert not errors["b.jpg"]
+    after = contents(out)
+    assert {name: after[name] for name in before} == before
+    assert not any(outcome.error for outcome in run(photos / "deep", tmp_path / "again"))
+    assert not any(outcome.error for outcome in run(photos / "deep", tmp_path / "again", Plan(seed=1)))
+
+
+@pytest.mark.parametrize("words", [["--preset", "x4plus"], ["--seed", "1"], ["--factor", "2"]])
+def test_recipes_leave_nothing_to_be_drawn(
+    photos: Path, tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["degrade", "-i", str(photos), "-o", str(tmp_path / "out"), "--recipes", str(tmp_path / "lr"), *words]
+    assert main(command) == 2
+    assert f"{words[0]} included; leave it out" in capsys.readouterr().err

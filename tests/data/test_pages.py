@@ -57,7 +57,15 @@ def test_kinds_can_be_chosen(fonts: list[Path]) -> None:
         render(0, 0, fonts, 128, ["poster"])
 
 
-def test_the_command_writes_what_is_missing(fonts: list[Path], tmp_path: Path) -> None:
+def test_a_damaged_font_is_named(tmp_path: Path) -> None:
+    (tmp_path / "torn.ttf").write_bytes(b"junk")
+    with pytest.raises(OptionError, match=r"torn\.ttf: this font cannot be read"):
+        render(0, 0, find_fonts([tmp_path]), 64, ["page"])
+
+
+def test_the_command_writes_what_is_missing(
+    fonts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "pages"
     command = ["data", "pages", str(out), "--fonts", str(fonts[0].parent), "--count", "3", "--side", "64"]
     assert main(command) == 0
@@ -66,7 +74,9 @@ def test_the_command_writes_what_is_missing(fonts: list[Path], tmp_path: Path) -
     first = files[0].read_bytes()
     files[1].write_bytes(b"kept")
     files[0].unlink()
+    capsys.readouterr()
     assert main(command) == 0
+    assert capsys.readouterr().out == f"1 new pages in {out}, from 1 fonts; 2 were there and stay as they are\n"
     assert files[0].read_bytes() == first
     assert files[1].read_bytes() == b"kept"
     assert main(["data", "pages", str(out), "--fonts", str(out)]) == 2

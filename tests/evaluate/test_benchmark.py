@@ -131,6 +131,17 @@ def test_other_methods_and_metrics_are_added_to_what_is_there(bench: Path, tmp_p
     assert list(fewer.rows[0].metrics) == ["psnr"]
 
 
+@pytest.mark.parametrize("name", ["table.md", "images.csv", "pictures/a.png"])
+def test_a_folder_with_files_of_another_origin_is_refused(bench: Path, tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(OptionError, match=rf"{name.split('/')[0]}: is there already; name a new folder"):
+        run(bench, [Flat()], tmp_path / "out")
+    assert mine.read_text() == "mine"
+    assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == [mine]
+
+
 def test_rows_of_other_settings_are_not_mixed_in(bench: Path, tmp_path: Path) -> None:
     run(bench, [Flat()], tmp_path / "out")
     before = (tmp_path / "out" / "rows.jsonl").read_bytes()

@@ -198,3 +198,5 @@ def test_two_folders_that_do_not_match_are_one_line(tmp_path: Path) -> None:
     assert "\n" not in text
     with pytest.raises(ImageError, match="no pictures"):
         match_folders(tmp_path / "p", tmp_path / "missing")
+    with pytest.raises(ImageError, match=r"a\.png: this is a file; name the folder"):
+        match_folders(tmp_path / "p" / "a.png", tmp_path / "t")

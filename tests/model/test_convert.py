@@ -146,6 +146,23 @@ def test_a_small_restorer_converts(tmp_path: Path) -> None:
     assert "2 convolutions of 4 channels" in convert(tmp_path / "a.pth", tmp_path / "out", "realesrgan", "restorer")[0]
 
 
+def test_no_model_is_written_over_another(tmp_path: Path) -> None:
+    torch.save(compact(), tmp_path / "a.pth")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    for target, said in (("mine", r"config\.json: is there already; name a new folder"), ("a.pth", "this is a file")):
+        with pytest.raises(OptionError, match=said):
+            convert(tmp_path / "a.pth", tmp_path / target, "realesrgan", "restorer")
+    assert (tmp_path / "mine" / "config.json").read_text() == "{}"
+
+
+def test_the_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    torch.save(compact(), tmp_path / "a.pth")
+    torch.save(compact() | {"more.weight": torch.zeros(4)}, tmp_path / "noisy.pth")
+    with pytest.raises(ModelError, match=r"^\S*noisy\.pth: does not fit .*unknown tensor more\.weight"):
+        convert(tmp_path / "a.pth", tmp_path / "out", "realesrgan", "restorer", noisy=tmp_path / "noisy.pth")
+
+
 @pytest.mark.parametrize(
     ("name", "tensor", "said"),
     [

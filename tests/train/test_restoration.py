@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,24 @@ def test_an_anchor_holds_what_becomes_of_photographs() -> None:
     assert torch.equal(anchored.held.batch(0, 2).inputs, Stream(samples(cameras), CPU).batch(0, 2).inputs)
     # Where it weighs nothing, nothing more is computed or logged.
     assert "anchor" not in RestorerTask(tiny_restorer(), samples(PLAIN), PLAIN).losses(0, 2)[1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_worker_is_its_one_line(workers: int, tmp_path: Path) -> None:
+    shutil.copy(f"{EXAMPLES}/coffee.jpg", tmp_path)
+    for name in ("b.png", "c.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    config = dataclasses.replace(PLAIN, workers=workers)
+    stream = Stream(Samples(Crops([str(tmp_path)], 64), None, None, config), CPU)
+
+    def run() -> None:
+        for step in range(20):
+            stream.batch(step, 2)
+
+    with pytest.raises(DataError) as stop:
+        run()
+    assert "2 of 3 training pictures are damaged" in str(stop.value)
+    assert "Traceback" not in str(stop.value)
 
 
 def test_the_largest_factors_own_layers_train_alone(tmp_path: Path) -> None:
