@@ -46,6 +46,13 @@ class LoopFlags(LoopConfig):
     ] = LoopConfig.bf16
 
 
+DECIDING = (
+    "batch", "grad_accum_steps", "lr", "warmup", "schedule", "final_lr", "weight_decay", "betas", "clip", "ema", "seed",
+)  # fmt: skip
+"""Of the loop's options those that a resumed run should share with its beginning; the others say how long, how fast and
+what is reported."""
+
+
 @dataclass(frozen=True)
 class SourcesConfig(Checked):
     """How training photographs are read."""
@@ -148,7 +155,7 @@ class TrainTokenizer:
                 config = dataclasses.replace(config, unquantized_prob=1.0)
             validation = self.validation.load(tokenizer, side, ("bilinear",), 1.0)
             task = ReconstructionTask(tokenizer, crops, config, validation)
-        average = train(task, self.loop, self.out)
+        average = train(task, self.loop, self.out, _deciding(self))
         assert isinstance(average, Tokenizer)
         if rank() == 0:
             average.save_pretrained(self.out / "model")
@@ -231,7 +238,7 @@ class TrainFusion:
         samples, validation = _samples(self, settings, factor), _validation(self, factor)
         task = FusionTask(model, samples, settings, validation, part=self.part)
         load_critic(task.adversary, (self.restorer or self.start) / CRITIC)
-        average = train(task, self.loop, self.out)
+        average = train(task, self.loop, self.out, _deciding(self))
         if rank() == 0:
             task.model.load_state_dict(average.state_dict())
             model.save_pretrained(self.out / "model", half=False)
@@ -319,7 +326,7 @@ class TrainTransformer:
         task = CodesTask(transformer, tokenizer, crops, self.codes, validation, restorer=restorer, cache=self.cache)
         rates = rates_of_sides(model.config, self.codes.sides, stages=self.codes.stages)
         task.tokens_per_sample, task.flops_per_sample = rates
-        average = train(task, self.loop, self.out)
+        average = train(task, self.loop, self.out, _deciding(self))
         assert isinstance(average, Transformer)
         if rank() == 0:
             if restorer is None:
@@ -384,6 +391,22 @@ def _refuse_idle(command: TrainTokenizer | TrainTransformer | TrainRestorer | Tr
         where = "a training without --validation.data"
         _refuse_changed("validation", command.validation, where)
         _refuse_changed("", command.loop, where, ("validate_every", "sheet_every"))
+
+
+def _deciding(command: TrainTokenizer | TrainTransformer | TrainRestorer | TrainFusion) -> dict[str, Any]:
+    """The options, by their names on the command line, that decide what a training makes in so many steps."""
+    found: dict[str, Any] = {}
+    for option in dataclasses.fields(command):
+        value = getattr(command, option.name)
+        if option.name in ("out", "plan", "machine", "sources", "validation"):
+            continue
+        if option.name == "loop":
+            found |= {name: getattr(value, name) for name in DECIDING}
+        elif dataclasses.is_dataclass(value):
+            found |= {f"{option.name}.{part.name}": getattr(value, part.name) for part in dataclasses.fields(value)}
+        else:
+            found[option.name] = value
+    return {name.replace("_", "-"): value for name, value in found.items()}
 
 
 def _preset(name: str | None) -> ModelConfig:
@@ -508,7 +531,7 @@ class TrainRestorer:
         task = RestorerTask(restorer, samples, config, validation)
         if self.start is not None:
             load_critic(task.adversary, find_folder(self.start) / CRITIC)
-        average = train(task, self.loop, self.out)
+        average = train(task, self.loop, self.out, _deciding(self))
         if rank() == 0:
             save_folder(self.out / "model", "restorer", restorer.config, average.state_dict())
             save_critic(task.adversary, self.out / "model" / CRITIC)

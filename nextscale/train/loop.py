@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,12 +22,15 @@ from torch.utils.checkpoint import checkpoint
 
 from nextscale.console import complain, counted, say
 from nextscale.errors import NextScaleError, OptionError
-from nextscale.files import begins, check_free
+from nextscale.files import begins, check_free, write_atomic
 from nextscale.train import checkpoint as state
 from nextscale.train import distributed
 from nextscale.train.adversarial import Adversary
 from nextscale.train.config import LoopConfig
 from nextscale.train.log import Board, Log, Numbers, Row, Tally, rates, write_sheet
+
+OPTIONS = "options.json"
+"""What a run began with."""
 
 
 class Task(Protocol):
@@ -209,11 +213,17 @@ class Run:
             self.adversary.load_state_dict(saved["critic"])
 
 
-def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
+def train(task: Task, config: LoopConfig, folder: Path, options: Mapping[str, Any] | None = None) -> nn.Module:
     """Run or resume a training; returns the averaged model, in every process.
 
     `folder`, which all processes must see, holds `log.jsonl`, `state.pt` (weights, average, optimizer, step),
-    `state.previous.pt`, and what the options ask for: `sheets/`, `tensorboard/`.
+    `state.previous.pt`, `options.json`, and what the options ask for: `sheets/`, `tensorboard/`.
+
+    Args:
+        task: what is trained.
+        config: how.
+        folder: of the run.
+        options: what else its weights follow from, plain data by name; a run that resumes with others says so.
 
     Raises:
         NextScaleError: no saved state can be read, the last one cannot be written, or the loss is no longer finite.
@@ -225,7 +235,7 @@ def train(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
         torch.set_num_threads(config.threads)
     first = distributed.rank() == 0
     if first:
-        _make(folder)
+        _make(folder, options or {})
     run = Run(task, config)
     resumed = _resume(run, folder)
     with ExitStack() as stack:
@@ -308,8 +318,8 @@ def _validate(run: Run, folder: Path) -> Row:
         return {f"val_{name}": value for name, value in task.validation.scores(pictures).items()} if scores else {}
 
 
-def _make(folder: Path) -> None:
-    """Make the folder of a run; one without a state must hold nothing that this run would write.
+def _make(folder: Path, options: Mapping[str, Any]) -> None:
+    """Make the folder of a run; one without a state must hold nothing that this run would write. See `_compare`.
 
     Raises:
         OptionError: it does, or it cannot be made.
@@ -318,12 +328,27 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OptionError(f"{folder}: cannot be made ({error.strerror}); name another --out") from None
-    if state.exists(folder):
+    if not state.exists(folder):
+        check_free(folder, ("model",))
+        log = folder / "log.jsonl"  # a run that ended before its first state has one
+        if log.is_file() and not begins(log, ('{"step": ',)):
+            raise OptionError(f"{log}: this is no log of a training; name another --out")
+    _compare(folder, options)
+
+
+def _compare(folder: Path, options: Mapping[str, Any]) -> None:
+    """Note the options of a run that begins; of one that resumes, say which differ."""
+    file, now = folder / OPTIONS, json.loads(json.dumps(options, default=str))
+    if not state.exists(folder):
+        write_atomic(file, json.dumps(now, indent=1) + "\n")
         return
-    check_free(folder, ("model",))
-    log = folder / "log.jsonl"  # a run that ended before its first state has one
-    if log.is_file() and not begins(log, ('{"step": ',)):
-        raise OptionError(f"{log}: this is no log of a training; name another --out")
+    try:
+        then = json.loads(file.read_text())
+    except (OSError, ValueError):  # of an earlier release
+        return
+    differ = [f"{name} was {then.get(name)}" for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    if differ:
+        complain(f"{folder}: this run began with other options ({'; '.join(differ)}); it goes on with those given now")
 
 
 def _save(run: Run, folder: Path, *, must: bool) -> None:

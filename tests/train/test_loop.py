@@ -181,6 +181,16 @@ def test_a_folder_that_holds_something_else_is_refused(name: str, tmp_path: Path
         train(Toy(), loop(1), mine)
 
 
+def test_a_run_that_resumes_with_other_options_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"lr": 1.0, "betas": (0.9, 0.95), "data": ("a",), "start": Path("b")}
+    train(Toy(), loop(1), tmp_path, given)
+    train(Toy(), loop(2), tmp_path, given)
+    assert "other options" not in capsys.readouterr().err
+    train(Toy(), loop(3), tmp_path, given | {"lr": 0.5, "start": None})
+    said = f"nextscale: {tmp_path}: this run began with other options (lr was 1.0; start was b); it goes on"
+    assert said in capsys.readouterr().err
+
+
 def test_a_run_that_ended_before_its_first_state_starts_anew(tmp_path: Path) -> None:
     train(Toy(), loop(2, log_every=1), tmp_path)
     for file in tmp_path.glob("state*"):
