@@ -250,7 +250,7 @@ def _tokenizer_config(state: State, sides: tuple[int, ...], where: str, what: st
 
 def _convert_taesd(source: Path, target: Path, sides: tuple[int, ...]) -> list[str]:
     """TAEF2's encoder, and its decoder from the file beside it, for every stage."""
-    check_there(source)
+    read_state(source, "tokenizer")
     if "encoder" not in source.name:
         raise ModelError(f"{source}: name the file of the encoder (taef2_encoder); the decoder's is found beside it")
     other = source.with_name(source.name.replace("encoder", "decoder"))

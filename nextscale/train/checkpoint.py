@@ -100,5 +100,9 @@ def _in_todays_form(state: dict[str, Any]) -> dict[str, Any]:
 
 def misfit(path: Path, error: Exception) -> NextScaleError:
     """The error for a state of another training."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return NextScaleError(f"{path}: not a state of this training ({reason}); move it away to start anew")
+    # PyTorch says first which module, and then what is missing in it.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    reason = reason if len(reason) < 200 else f"{reason[:200]}..."
+    remedy = "give the options that it began with, or move it away to start anew"
+    return NextScaleError(f"{path}: not a state of this training ({reason}); {remedy}")

@@ -156,6 +156,17 @@ def test_no_model_is_written_over_another(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "config.json").read_text() == "{}"
 
 
+def test_an_autoencoder_is_read_before_its_name_is(tmp_path: Path) -> None:
+    for content in (b"", b"junk"):
+        (tmp_path / "a.pth").write_bytes(content)
+        with pytest.raises(ModelError, match=r"a\.pth: (damaged|this is no checkpoint)") as stop:
+            convert(tmp_path / "a.pth", tmp_path / "out", "taesd", "tokenizer")
+        assert "name the file" not in str(stop.value)
+    torch.save({"1.weight": torch.zeros(4)}, tmp_path / "a.pth")
+    with pytest.raises(ModelError, match="name the file of the encoder"):
+        convert(tmp_path / "a.pth", tmp_path / "out", "taesd", "tokenizer")
+
+
 def test_the_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
     torch.save(compact(), tmp_path / "a.pth")
     torch.save(compact() | {"more.weight": torch.zeros(4)}, tmp_path / "noisy.pth")

@@ -181,6 +181,14 @@ def test_a_folder_that_holds_something_else_is_refused(name: str, tmp_path: Path
         train(Toy(), loop(1), mine)
 
 
+def test_a_state_of_another_network_names_what_does_not_fit(tmp_path: Path) -> None:
+    train(Toy(), loop(1), tmp_path)
+    other = Toy()
+    other.net.more = nn.Linear(3, 3)
+    with pytest.raises(NextScaleError, match=r"state_dict for \w+: Missing key.*; give the options that it began with"):
+        train(other, loop(2), tmp_path)
+
+
 def test_a_run_that_resumes_with_other_options_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = {"lr": 1.0, "betas": (0.9, 0.95), "data": ("a",), "start": Path("b")}
     train(Toy(), loop(1), tmp_path, given)
