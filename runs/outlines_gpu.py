@@ -325,6 +325,10 @@ def means_apart(pictures: Tensor, targets: Tensor) -> Tensor:
     return torch.stack(apart).mean()
 
 
+OWN = ("largest.", "cleaning.", "heads.2.")
+"""Names of x4's own parameters."""
+
+
 def main(
     data: tyro.conf.Positional[Path],
     start: tyro.conf.Positional[Path],
@@ -342,7 +346,7 @@ def main(
     pools = Pools(data, settings, device)
     torch.manual_seed(settings.seed)
     restorer.requires_grad_(False)
-    trained = {n: p.requires_grad_() for n, p in restorer.named_parameters() if n.startswith(("largest.", "heads.2."))}
+    trained = {n: p.requires_grad_() for n, p in restorer.named_parameters() if n.startswith(OWN)}
     averaged = {name: p.detach().clone() for name, p in trained.items()}
     loss = Loss(settings, device, start / CRITIC)
     optimizer = torch.optim.AdamW(trained.values(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0)

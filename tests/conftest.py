@@ -83,11 +83,12 @@ def random_model() -> NextScale:
     return model.to("cpu", fp32=True)
 
 
-def restoring_model(*, untrained: bool) -> NextScale:
+def restoring_model(*, untrained: bool, precleaned: float = 0.0) -> NextScale:
     """The small random model with a restorer; its fusion as made, or with a say for the codes."""
     base = small_config()
     part = dataclasses.replace(base.tokenizer, fusion=None)
-    config = ModelConfig(part, base.transformer, RestorerConfig(channels=8, convs=2), FusionConfig(8, 1, 8))
+    sizes = RestorerConfig(channels=8, convs=2, largest_convs=1 if precleaned else 0, precleaned=precleaned)
+    config = ModelConfig(part, base.transformer, sizes, FusionConfig(8, 1, 8))
     torch.manual_seed(3)
     model = NextScale.create(config)
     generator = torch.Generator().manual_seed(1)

@@ -495,6 +495,9 @@ class TrainRestorer:
     largest_convs: int = 0
     """Last convolutions that the largest factor gets for itself; those that it had not begin as the body's (0: none are
     added). Of a restorer that has such convolutions only these and the largest factor's head are trained."""
+    precleaned: float = 0.0
+    """Share of the picture at factor 1 that the largest factor with convolutions of its own is to go on from (0: as the
+    restorer is)."""
     loop: tyro.conf.OmitArgPrefixes[LoopFlags] = field(default_factory=LoopFlags)
     restoration: RestorationConfig = field(default_factory=RestorationConfig)
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
@@ -507,7 +510,7 @@ class TrainRestorer:
         import torch
 
         from nextscale.model.checkpoint import find_folder, save_folder
-        from nextscale.model.restorer import Restorer, with_own_layers
+        from nextscale.model.restorer import Restorer, with_own_layers, with_precleaning
         from nextscale.train.adversarial import CRITIC, load_critic, save_critic
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
@@ -517,13 +520,16 @@ class TrainRestorer:
         _refuse_idle(self)
         if self.plan:
             sizes = RestorerConfig() if self.start is None else restorer_config(self.start)
-            sizes = dataclasses.replace(sizes, largest_convs=self.largest_convs or sizes.largest_convs)
+            own, share = self.largest_convs or sizes.largest_convs, self.precleaned or sizes.precleaned
+            sizes = dataclasses.replace(sizes, largest_convs=own, precleaned=share)
             _show(self, sizes, "restorer", (self.restoration.side,), anchored=self.restoration.anchor > 0)
             return 0
         torch.manual_seed(self.loop.seed)
         restorer = Restorer(RestorerConfig()) if self.start is None else read_restorer(self.start)
         if self.largest_convs:
             restorer = with_own_layers(restorer, self.largest_convs)
+        if self.precleaned:
+            restorer = with_precleaning(restorer, self.precleaned)
         restorer.to(device())
         config = self.restoration
         samples = _samples(self, config, max(restorer.config.factors))

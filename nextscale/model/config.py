@@ -251,17 +251,27 @@ class RestorerConfig:
     """Rank of the change of each convolution that keeps the noise, mixed in by the denoise dial (0: no dial)."""
     largest_convs: int = field(default=0, metadata=ADDED)
     """Last convolutions before the head that the largest factor has for itself; the others share the body's."""
+    precleaned: float = field(default=0.0, metadata=ADDED)
+    """Share of the picture at factor 1 in the one that the largest factor enlarges (0: it enlarges the input alone).
+    Its own convolutions then read what the shared ones make of both."""
 
     def __post_init__(self) -> None:
         if min(self.channels, self.convs, *self.factors, len(self.factors), self.grain_rank + 1) < 1:
             raise ModelError(f"a restorer needs channels, convs and whole factors from 1, got {self}")
         if not 0 <= self.largest_convs <= self.convs:
             raise ModelError(f"largest_convs must be from 0 to convs ({self.convs}), got {self.largest_convs}")
+        if not 0 <= self.precleaned <= 1:
+            raise ModelError(f"precleaned must be from 0 to 1, got {self.precleaned}")
+        if self.precleaned and not (self.largest_convs and 1 in self.factors[:-1]):
+            raise ModelError(f"precleaned needs largest_convs above 0, and factor 1 before the largest, got {self}")
 
     @property
     def reach(self) -> int:
-        """How far from a place the input has a say there, in pixels: one for each convolution, first and head too."""
-        return self.convs + 2
+        """How far from a place the input has a say there, in pixels: one for each convolution, first and head too.
+
+        Twice that where the picture at factor 1 goes in again.
+        """
+        return (self.convs + 2) * (2 if self.precleaned else 1)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Fusion(nn.Module):
         """Image and expected error of one stage.
 
         Args:
-            inputs: the photographs B 3 h w in [-1, 1].
+            inputs: B 3 h w in [-1, 1], the restorer's `base` for this factor.
             features: the restorer's, B C h w.
             decoded: the stage decoder's features, B D h' w' of any size; None where the fusion does not read them.
             probabilities: of the stage's codes under the transformer, B 1 h w in [0, 1].

@@ -4,7 +4,8 @@ It is SRVGGNetCompact (Wang et al., Real-ESRGAN, realesrgan/archs/srvgg_arch.py)
 are heads for the factors below the largest, and the option `denoise`: below 1 it mixes in a second set of weights that
 keeps the noise, as Real-ESRGAN's `-dn` does with its two files (deep network interpolation, Wang et al. 2018). The
 second set is stored as a low-rank change of the first. The largest factor can have last layers of its own, which take
-the same change.
+the same change. They can go on from the picture at factor 1, which is cleaned already (input pre-cleaning, as in
+RealBasicVSR, Chan et al. 2022): twice as many layers are on the way then, and hardly a new weight.
 Shapes: B images, C channels of the body, h w the input's size, H W the output's.
 """
 
@@ -37,6 +38,14 @@ class Restorer(nn.Module):
         self.largest: Layers | None = None
         if config.largest_convs:
             self.largest = Layers(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.largest_convs))
+        self.cleaning: nn.Conv2d | None = None
+        if config.precleaned:
+            self.cleaning = nn.Conv2d(width, width, 3, padding=1)
+            # At first as if the share in the picture were one in the features.
+            nn.init.dirac_(self.cleaning.weight)
+            nn.init.zeros_(self.cleaning.bias)  # type: ignore[arg-type]
+            with torch.no_grad():
+                self.cleaning.weight.mul_(config.precleaned)
         self.heads = nn.ModuleList(nn.Conv2d(width, 3 * factor**2, 3, padding=1) for factor in config.factors)
         self.grain: nn.ModuleList | None = None
         if config.grain_rank:
@@ -52,6 +61,8 @@ class Restorer(nn.Module):
         self, images: Tensor, denoise: Tensor | float = 1.0, factors: Sequence[float] | None = None
     ) -> dict[int, Tensor]:
         """What the head of each factor reads, B C h w; it is the body's, except where the largest has its own layers.
+
+        Where the largest goes on from the picture at factor 1 (`precleaned`), the features of 1 come with its own.
 
         Args:
             images: B 3 h w in [-1, 1].
@@ -69,11 +80,28 @@ class Restorer(nn.Module):
         branch = self.config.convs + 1 - self.config.largest_convs
         x = self.body(x, grains, keep, slice(branch))
         largest, found = self.config.factors[-1], {}
-        if rest := [f for f in wanted if f != largest]:
+        again = self.cleaning is not None and largest in wanted
+        if rest := [f for f in self.config.factors[:-1] if f in wanted or (again and f == 1)]:
             found = dict.fromkeys(rest, self.body(x, grains, keep, slice(branch, None)))
         if largest in wanted:
+            if self.cleaning is not None:
+                cleaned = self.draft(found, images, 1).clamp(-1, 1).to(images)
+                x = x + self.cleaning(self.body(cleaned / 2 + 0.5, grains, keep, slice(branch)) - x)
             found[largest] = self.largest(x, grains and grains[branch:], keep)
         return found
+
+    def base(self, features: dict[int, Tensor], images: Tensor, factor: int) -> Tensor:
+        """The picture whose pixels are repeated below a factor's residual: the input, or what `precleaned` makes of it.
+
+        Args:
+            features: of this factor at least, as `features` gives them.
+            images: B 3 h w in [-1, 1], whose features these are.
+            factor: one of the config's.
+        """
+        share = self.config.precleaned
+        if not share or factor != self.config.factors[-1]:
+            return images
+        return torch.lerp(images.float(), self.draft(features, images, 1).clamp(-1, 1), share)
 
     def draft(self, features: dict[int, Tensor], images: Tensor, factor: int) -> Tensor:
         """The restored image at one factor.
@@ -86,7 +114,8 @@ class Restorer(nn.Module):
         Returns:
             B 3 H W with H = factor * h, about [-1, 1], float32, not clamped.
         """
-        return add_residual(images, self.heads[self.config.factors.index(factor)](features[factor]), factor)
+        residual = self.heads[self.config.factors.index(factor)](features[factor])
+        return add_residual(self.base(features, images, factor), residual, factor)
 
     def forward(self, images: Tensor, denoise: Tensor | float = 1.0) -> list[Tensor]:
         """Images B 3 h w in [-1, 1] -> restored images at every factor, in the order of the config; see `draft`."""
@@ -253,6 +282,26 @@ def with_own_layers(restorer: Restorer, convs: int) -> Restorer:
     other = Restorer(replace(config, largest_convs=convs))
     state = restorer.state_dict()
     other.load_state_dict({n: t for n, t in state.items() if "largest." not in n} | own_layers(state, convs))
+    return other
+
+
+def with_precleaning(restorer: Restorer, share: float) -> Restorer:
+    """The same restorer whose largest factor goes on from the picture at factor 1; see `RestorerConfig.precleaned`.
+
+    Its pictures are others at once, and want training.
+
+    Raises:
+        OptionError: it does so already, has no layers of its own for that, or the share is not in (0, 1].
+    """
+    config = restorer.config
+    if config.precleaned:
+        raise OptionError(f"this restorer's largest factor is pre-cleaned already, at a share of {config.precleaned:g}")
+    if not 0 < share <= 1:
+        raise OptionError(f"precleaned must be above 0 and at most 1, got {share:g}")
+    if not config.largest_convs or 1 not in config.factors[:-1]:
+        raise OptionError("precleaned needs a restorer with factor 1 and convolutions of the largest factor's own")
+    other = Restorer(replace(config, precleaned=share))
+    other.load_state_dict(restorer.state_dict(), strict=False)
     return other
 
 

@@ -207,16 +207,23 @@ def _restorer_forwards(config: RestorerConfig, side: int, batch: int, *, anchore
         return [*pieces, Piece("restorer", [restorer], 3, every)]
     inputs = torch.empty(batch * (1 + anchored), 3, side, side)
     h = torch.empty(len(inputs), config.channels, side, side)
-    shared = slice(config.convs + 1 - config.largest_convs)
+    shared, cleaning = slice(config.convs + 1 - config.largest_convs), restorer.cleaning
+
+    def frozen() -> Any:
+        if cleaning is None:
+            return restorer.body(inputs, part=shared)
+        # The whole body and the head of factor 1, and the shared convolutions again.
+        return restorer.draft({1: restorer.body(inputs)}, inputs, 1), restorer.body(inputs, part=shared)
+
+    def trained() -> list[Tensor]:
+        read = h if cleaning is None else h + cleaning(h)
+        return _differences([restorer.draft({1: h, factor: own(read)}, inputs, factor)])
+
+    modules = [own, restorer.heads[-1], *([] if cleaning is None else [cleaning])]
     return [
         *pieces,
-        Piece("restorer", [restorer.body], 1, lambda: restorer.body(inputs, part=shared)),
-        Piece(
-            f"x{factor}'s own layers",
-            [own, restorer.heads[-1]],
-            3,
-            lambda: _differences([restorer.draft({factor: own(h)}, inputs, factor)]),
-        ),
+        Piece("restorer", [restorer.body], 1, frozen),
+        Piece(f"x{factor}'s own layers", modules, 3, trained),
     ]
 
 

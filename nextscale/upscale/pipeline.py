@@ -233,15 +233,17 @@ class Pipeline:
             images B 3 H H, not clamped; the error of the fusion's in 8-bit levels, B 1 H H.
         """
         assert self.fusions is not None
+        assert self.restorer is not None
         decoder = self.tokenizer.decoders[stage]
         assert isinstance(decoder, Decoder | TaesdDecoder)
         fusion = self.fusions[stage]
         decoded = base = None
         if fusion.reads_codes or fidelity < 1:
             decoded, base = decoder.features(f)
+        factor = int(self.tokenizer.ladder.factors[stage])
         fused, error = fusion(
-            inputs,
-            restored[int(self.tokenizer.ladder.factors[stage])],
+            self.restorer.base(restored, inputs, factor),
+            restored[factor],
             decoded,
             mean_probability(probabilities, inputs),
         )

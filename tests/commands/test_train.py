@@ -252,10 +252,13 @@ def test_a_restorer_goes_on_from_that_of_a_whole_model(tmp_path: Path, capsys: p
     assert main(words) == 0
     trained = read_restorer(tmp_path / "a" / "model")
     assert all(torch.equal(t, whole.restorer.state_dict()[name]) for name, t in trained.state_dict().items())
-    assert main([*words[:-1], "0", "--largest-convs", "1", "--out", str(tmp_path / "own")]) == 0
+    own_words = [*words[:-1], "0", "--largest-convs", "1", "--precleaned", "0.25", "--out", str(tmp_path / "own")]
+    assert main([*own_words, "--plan"]) == 0
+    assert main(own_words) == 0
     own = read_restorer(tmp_path / "own" / "model")
     last = f"body.{2 * own.config.convs}.weight"
     assert (own.config.largest_convs, whole.restorer.config.largest_convs) == (1, 0)
+    assert own.config.precleaned == 0.25
     assert torch.equal(own.state_dict()["largest.0.weight"], whole.restorer.state_dict()[last])
 
 

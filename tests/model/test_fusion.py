@@ -33,10 +33,12 @@ def picture() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
 
 
-def test_an_untrained_fusion_is_the_restorer(untrained: NextScale, picture: np.ndarray) -> None:
+@pytest.mark.parametrize("precleaned", [0.0, 0.3])
+def test_an_untrained_fusion_is_the_restorer(precleaned: float, picture: np.ndarray) -> None:
+    model = restoring_model(untrained=True, precleaned=precleaned)
     options = UpscaleOptions(all_factors=True, tile=64, color_fix="none")
-    whole = untrained.upscale(picture, options)
-    fast = untrained.upscale(picture, dataclasses.replace(options, fast=True))
+    whole = model.upscale(picture, options)
+    fast = model.upscale(picture, dataclasses.replace(options, fast=True))
     for factor in (1, 2, 4):
         assert np.array_equal(whole.images[factor].rgb, fast.images[factor].rgb)
     assert whole.codes

@@ -16,7 +16,7 @@ from nextscale.errors import ModelError, OptionError
 from nextscale.model.checkpoint import load_weights, read_config
 from nextscale.model.config import RestorerConfig
 from nextscale.model.convert import convert
-from nextscale.model.restorer import Restorer, load_compact, with_own_layers
+from nextscale.model.restorer import Restorer, load_compact, with_own_layers, with_precleaning
 
 
 def compact_state(width: int = 8, convs: int = 3, factor: int = 4, *, seed: int = 0) -> dict[str, Tensor]:
@@ -141,6 +141,37 @@ def test_the_largest_factors_own_layers_begin_as_the_bodys_and_are_its_own() -> 
     for restorer, convs, words in ((own, 1, "already"), (more, 3, "already"), (shared, 4, "1 to 3")):
         with pytest.raises(OptionError, match=words):
             with_own_layers(restorer, convs)
+
+
+def test_precleaning_goes_on_from_the_picture_at_factor_1() -> None:
+    own = with_own_layers(with_grain(3), 2)
+    restorer = with_precleaning(own, 0.25)
+    images = torch.rand(2, 3, 8, 10) * 2 - 1
+    with torch.no_grad():
+        for denoise in (1.0, 0.3, torch.tensor([0.0, 1.0])):
+            one, two = restorer(images, denoise)[:2]
+            assert all(torch.equal(a, b) for a, b in zip((one, two), own(images, denoise), strict=False))
+            cleaned = one.clamp(-1, 1)
+            # With nothing to clean in the features, what is left is the share of the picture below the residual.
+            restorer.cleaning.weight.zero_()  # type: ignore[union-attr]
+            mixed = 0.75 * images + 0.25 * cleaned
+            expected = own(images, denoise)[2] + F.interpolate(mixed - images, scale_factor=4)
+            torch.testing.assert_close(restorer(images, denoise)[2], expected, atol=1e-5, rtol=0)
+            restorer = with_precleaning(own, 0.25)
+            assert float((restorer(images, denoise)[2] - expected).abs().max()) > 1e-4
+        features = restorer.features(images, factors=(4,))
+        assert tuple(features) == (1, 4)
+        assert torch.equal(restorer.draft(features, images, 4), restorer(images)[2])
+        # All of the features' difference, at the full share: the largest factor sees the cleaned picture alone.
+        whole = with_precleaning(own, 1.0)
+        alone = own.features(own(images)[0].clamp(-1, 1), factors=(4,))[4]
+        torch.testing.assert_close(whole.features(images)[4], alone, atol=1e-5, rtol=0)
+    for other, share, words in ((restorer, 0.2, "already"), (own, 1.5, "at most 1"), (with_grain(3), 0.2, "own")):
+        with pytest.raises(OptionError, match=words):
+            with_precleaning(other, share)
+    for wrong in ({"precleaned": 1.5}, {"precleaned": 0.2}):
+        with pytest.raises(ModelError, match="precleaned"):
+            RestorerConfig(**wrong)  # type: ignore[arg-type]
 
 
 def test_other_files_and_parts_are_refused_by_name(tmp_path: Path) -> None:

@@ -81,10 +81,10 @@ def codebook(crops: Crops) -> CodebookTask:
     return CodebookTask(Tokenizer(plain_config().tokenizer), crops, CodebookConfig())
 
 
-def restorer(crops: Crops, anchor: float = 0.0, own: int = 0) -> RestorerTask:
+def restorer(crops: Crops, anchor: float = 0.0, own: int = 0, precleaned: float = 0.0) -> RestorerTask:
     # The counter sees the degradation, too, so the draws are those of photographs alone; the plan has the dial at 1.
     config = RestorationConfig(side=64, workers=0, feature=0, lpips=0, grain=0, smooth_share=0, anchor=anchor)
-    sizes = dataclasses.replace(SMALL, largest_convs=own)
+    sizes = dataclasses.replace(SMALL, largest_convs=own, precleaned=precleaned)
     return RestorerTask(Restorer(sizes), Samples(crops, None, None, config), config)
 
 
@@ -126,9 +126,9 @@ def test_a_real_step_has_the_flops_and_activations_that_are_planned(crops: Crops
     assert sum(p.parameters for p in parts) == sum(p.numel() for m in modules for p in m.parameters())
 
 
-@pytest.mark.parametrize("own", [0, 1])
-def test_an_anchor_is_planned_as_it_runs(crops: Crops, own: int) -> None:
-    task = restorer(crops, 1.0, own)
+@pytest.mark.parametrize(("own", "precleaned"), [(0, 0.0), (1, 0.0), (1, 0.2)])
+def test_an_anchor_is_planned_as_it_runs(crops: Crops, own: int, precleaned: float) -> None:
+    task = restorer(crops, 1.0, own, precleaned)
     with FlopCounterMode(display=False) as counter:
         loss, _ = task.losses(0, 2)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ from nextscale.data.degrade import usm_sharpen
 from nextscale.errors import ImageError
 from nextscale.image import read
 from nextscale.model.config import RestorerConfig, TaesdConfig, TokenizerConfig
-from nextscale.model.restorer import Restorer, with_own_layers
+from nextscale.model.restorer import Restorer, with_own_layers, with_precleaning
 from nextscale.train.adversarial import Adversary, load_critic, save_critic
 from nextscale.train.config import FusionTrainingConfig, LoopConfig, RestorationConfig
 from nextscale.train.loop import Run, train
@@ -226,6 +226,16 @@ def test_the_largest_factors_own_layers_train_alone(tmp_path: Path) -> None:
     train(RestorerTask(restorer, samples(config), config), run, tmp_path)
     changed = {name for name, value in restorer.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"largest.0.weight", "largest.0.bias", "largest.1.weight", "heads.2.weight", "heads.2.bias"}
+
+
+def test_and_so_does_the_way_from_the_cleaned_picture(tmp_path: Path) -> None:
+    restorer = with_precleaning(with_own_layers(tiny_restorer(), 1), 0.2)
+    before = {name: value.clone() for name, value in restorer.state_dict().items()}
+    config = dataclasses.replace(PLAIN, anchor=1.0)
+    train(RestorerTask(restorer, samples(config), config), LoopConfig(2, 2, lr=1e-2, warmup=0, bf16=False), tmp_path)
+    changed = {name for name, value in restorer.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"cleaning", "largest", "heads"}
+    assert not {"heads.0.weight", "heads.1.weight"} & changed
 
 
 def test_unevenness_tells_blocks_dots_and_weaves_from_photographs() -> None:

@@ -161,10 +161,10 @@ class FusionTask:
             if fusion.reads_codes:
                 with torch.no_grad():
                     decoded, _ = decoders[stage].features(f)  # type: ignore[operator]
-            yield (
-                *fusion(inputs, restored[int(self.ladder.factors[stage])], decoded, mean_probability(maps, inputs)),
-                WHOLE,
-            )
+            factor = int(self.ladder.factors[stage])
+            with torch.no_grad():
+                base = restorer.base(restored, inputs, factor)
+            yield *fusion(base, restored[factor], decoded, mean_probability(maps, inputs)), WHOLE
 
     def _codes(
         self, targets: Tensor, inputs: Tensor, clean: Tensor, places: range, use_predicted: np.ndarray
