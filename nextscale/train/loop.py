@@ -340,7 +340,10 @@ def _compare(folder: Path, options: Mapping[str, Any]) -> None:
     """Note the options of a run that begins; of one that resumes, say which differ."""
     file, now = folder / OPTIONS, json.loads(json.dumps(options, default=str))
     if not state.exists(folder):
-        write_atomic(file, json.dumps(now, indent=1) + "\n")
+        try:
+            write_atomic(file, json.dumps(now, indent=1) + "\n")
+        except OSError as error:
+            raise OptionError(f"{file}: cannot be written ({error.strerror}); name another --out") from None
         return
     try:
         then = json.loads(file.read_text())

@@ -181,6 +181,12 @@ def test_a_folder_that_holds_something_else_is_refused(name: str, tmp_path: Path
         train(Toy(), loop(1), mine)
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "options.json").mkdir()
+    with pytest.raises(OptionError, match=r"options\.json: cannot be written .*; name another --out"):
+        train(Toy(), loop(1), tmp_path)
+
+
 def test_a_state_of_another_network_names_what_does_not_fit(tmp_path: Path) -> None:
     train(Toy(), loop(1), tmp_path)
     other = Toy()
