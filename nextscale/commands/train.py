@@ -528,13 +528,15 @@ class TrainRestorer:
         restorer = Restorer(RestorerConfig()) if self.start is None else read_restorer(self.start)
         if self.largest_convs:
             restorer = with_own_layers(restorer, self.largest_convs)
+        # Pre-cleaning changes all pictures at once: an anchor holds those from before.
+        before = restorer.to(device())
         if self.precleaned:
             restorer = with_precleaning(restorer, self.precleaned)
         restorer.to(device())
         config = self.restoration
         samples = _samples(self, config, max(restorer.config.factors))
         validation = _validation(self, max(restorer.config.factors))
-        task = RestorerTask(restorer, samples, config, validation)
+        task = RestorerTask(restorer, samples, config, validation, before)
         if self.start is not None:
             load_critic(task.adversary, find_folder(self.start) / CRITIC)
         average = train(task, self.loop, self.out, _deciding(self))

@@ -275,8 +275,9 @@ class RestorationConfig(Checked):
     """Weight of differences from the target that count four times as much where contrast is missing as where there is
     too much: of letters above all, which the pixel difference leaves gray."""
     anchor: float = 0.0
-    """`train restorer`: weight of how far the largest factor's pictures of undamaged photographs move from those at the
-    start of the training. Damaged inputs change the rest of it, and soft photographs of cameras stay as they were."""
+    """`train restorer`: weight of how far the largest factor's pictures of undamaged photographs move from those of
+    the restorer that the training starts from. Damaged inputs change the rest of it, and soft photographs of cameras
+    stay as they were."""
     anchor_presets: tuple[str, ...] = ("camera", "fullsize")
     """Degradations of half of the anchor's inputs; the others are photographs as they are, or at half their size."""
     adversarial: float = 0.0

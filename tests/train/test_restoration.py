@@ -196,6 +196,11 @@ def test_an_anchor_holds_what_becomes_of_photographs() -> None:
     anchored = RestorerTask(tiny_restorer(), samples(PLAIN), dataclasses.replace(config, anchor_presets=("camera",)))
     assert anchored.held is not None
     assert torch.equal(anchored.held.batch(0, 2).inputs, Stream(samples(cameras), CPU).batch(0, 2).inputs)
+    # Before and after the way from the cleaned picture is added, pictures differ: those of before can be kept.
+    before = with_own_layers(tiny_restorer(), 1)
+    after = with_precleaning(before, 0.5)
+    assert float(RestorerTask(after, samples(PLAIN), config, anchored=before).losses(0, 2)[1]["anchor"]) > 0
+    assert float(RestorerTask(after, samples(PLAIN), config).losses(0, 2)[1]["anchor"]) == 0
     # Where it weighs nothing, nothing more is computed or logged.
     assert "anchor" not in RestorerTask(tiny_restorer(), samples(PLAIN), PLAIN).losses(0, 2)[1]
 

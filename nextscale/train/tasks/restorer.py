@@ -26,13 +26,19 @@ class RestorerTask:
         samples: of its training.
         config: weights of the terms.
         validation: photographs for `validation_pictures`.
+        anchored: whose pictures the anchor keeps (default: those of the restorer as it is now).
 
     Raises:
         OptionError: the restorer has more factors than the config has weights.
     """
 
     def __init__(
-        self, restorer: Restorer, samples: Samples, config: RestorationConfig, validation: Validation | None = None
+        self,
+        restorer: Restorer,
+        samples: Samples,
+        config: RestorationConfig,
+        validation: Validation | None = None,
+        anchored: Restorer | None = None,
     ) -> None:
         self.model: nn.Module = restorer
         self.restorer = restorer
@@ -45,8 +51,8 @@ class RestorerTask:
         self.adversary = self.terms.adversary
         factors = restorer.config.factors
         self.factors = factors if restorer.largest is None else factors[-1:]
-        self.anchored = copy.deepcopy(restorer).requires_grad_(False) if config.anchor else None
-        """The restorer as it was, whose pictures of photographs are kept (`anchor`)."""
+        self.anchored = copy.deepcopy(anchored or restorer).requires_grad_(False) if config.anchor else None
+        """The restorer whose pictures of photographs are kept (`anchor`)."""
         self.held = Stream(samples.of_presets(config.anchor_presets), self.device) if config.anchor else None
         """Inputs of cameras, which the anchor sees beside photographs."""
         restorer.requires_grad_(restorer.largest is None)
