@@ -55,11 +55,13 @@ class Engine:
     def upscale(
         self, picture: Picture, options: UpscaleOptions, on_progress: Callable[[Progress], None] | None = None
     ) -> UpscaleResult:
-        """As `NextScale.upscale`; waits for its turn, and for memory that the other pictures hold.
+        """As `NextScale.upscale`, but without codes that would only be looked at (`UpscaleResult.codes`); waits for its
+        turn, and for memory that the other pictures hold.
 
         Raises:
             StoppedError: the run was ended meanwhile.
         """
+        options = self.model.pipeline.without_idle_codes(options)
         pixels = plan_of(self.model.pipeline, picture, options).pixels
 
         def step(progress: Progress) -> None:

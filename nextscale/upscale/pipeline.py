@@ -112,6 +112,23 @@ class Pipeline:
         if options.denoise != UpscaleOptions.denoise and (self.restorer is None or not self.restorer.config.grain_rank):
             raise OptionError("this model has no denoise dial; leave out --denoise, or use another model")
 
+    def without_idle_codes(self, options: UpscaleOptions) -> UpscaleOptions:
+        """The options with `fast` where pictures and maps are the same without the codes: at fidelity 1, without a map
+        of the expected error, by a model whose fusion only repeats the restorer's picture."""
+        idle = options.fidelity == 1 and not options.confidence and self._repeats_restorer()
+        return options.changed(fast=True) if idle else options
+
+    def _repeats_restorer(self) -> bool:
+        """Whether the fusions give the restorer's pictures: they read no codes, and their heads are the restorer's."""
+        sizes = self.config.fusion
+        if self.restorer is None or self.fusions is None or sizes is None or sizes.codes or sizes.blocks:
+            return False
+        for fusion, head in zip(self.fusions, self.restorer.heads, strict=True):
+            assert isinstance(fusion, Fusion)
+            if not all(map(torch.equal, fusion.head.parameters(), head.parameters())):
+                return False
+        return True
+
     def ladder_for(self, options: UpscaleOptions) -> Ladder:
         """The ladder for the tiles that the options ask for.
 

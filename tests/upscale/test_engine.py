@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from nextscale import UpscaleOptions
 from nextscale import image as images
 from nextscale.commands.main import main
 from nextscale.image import Picture
+from nextscale.model.config import FusionConfig
 from nextscale.upscale.engine import Engine, Place, run_all
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.pipeline import Pipeline
@@ -221,6 +223,35 @@ def test_a_restoring_model_gives_a_folder_what_it_gives_single_pictures(
         alone = model.upscale(path, UpscaleOptions(scale=2, **how))
         assert np.array_equal(images.read(tmp_path / "out" / f"{path.stem}_x2.png").rgb, alone.picture.rgb)
         assert bool(alone.codes) is not bool(how)
+
+
+def test_codes_that_would_not_change_the_picture_are_left_out_of_a_folder() -> None:
+    changed = restoring_model(untrained=False)
+    plain = dataclasses.replace(changed.config, fusion=FusionConfig(8, 0, 8, codes=False))
+    repeating = NextScale.create(plain)
+    assert repeating.restorer is not None
+    assert repeating.pipeline.fusions is not None
+    for fusion, head in zip(repeating.pipeline.fusions, repeating.restorer.heads, strict=True):
+        fusion.head.load_state_dict(head.state_dict())  # type: ignore[union-attr]
+    repeating.to("cpu", fp32=True)
+    cases: list[tuple[NextScale, dict[str, Any], bool]] = [
+        (repeating, {}, False),
+        (repeating, {"confidence": True}, True),
+        (repeating, {"fidelity": 0.5}, True),
+        (changed, {}, True),
+    ]
+    for model, how, codes in cases:
+        options = UpscaleOptions(scale=2, all_factors=True, **how)
+        engine = Engine(model)
+        got, whole = engine.upscale(noise(0), options), model.upscale(noise(0), options)
+        engine.close()
+        assert bool(got.codes) is codes
+        assert whole.codes
+        assert all(np.array_equal(picture.rgb, whole.images[factor].rgb) for factor, picture in got.images.items())
+        assert got.maps.keys() == whole.maps.keys()
+    with torch.no_grad():
+        repeating.pipeline.fusions[2].head.weight[0, 0, 0, 0] += 1  # type: ignore[union-attr, index, operator]
+    assert Engine(repeating).upscale(noise(0), UpscaleOptions(scale=1)).codes
 
 
 @pytest.mark.integration
