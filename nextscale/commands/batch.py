@@ -85,7 +85,10 @@ class Batch:
         key = settings_key(self.options, self.model, self.fp32, __version__)
         manifest = Manifest(self.manifest or default_path(output.root), key, resume=self.resume)
         with contextlib.closing(manifest):
+            found = len(listed)
             listed = without_results(listed, source, output, manifest.results)
+            if len(listed) < found:
+                complain(f"{self.input}: {found - len(listed)} pictures left out as results of earlier runs")
             items = {source.path(name): (stamp, name) for name, stamp in listed.items()}
             stems = dict(zip(listed, result_stems([PurePosixPath(name) for name in listed]), strict=True))
             todo = [(name, stems[name]) for name in unfinished(items, manifest, output.holds)]

@@ -142,7 +142,8 @@ class Upscale:
             if manifest is not None and self.resume:
                 items = {canonical(s): (stamps[s], s) for s in sources}
                 todo = unfinished(items, manifest, lambda path, mark: has_mark(Path(path), mark))
-            targets = self._targets(folder, sources, named)
+            unknown = [path for path in inputs.results if canonical(path) not in known]
+            targets = self._targets(folder, sources, named, unknown)
             failed = self._restore(todo, targets, manifest, stamps, given, events) if todo else 0
         if manifest is not None:
             before = len(sources) - len(todo)
@@ -150,10 +151,10 @@ class Upscale:
             self._summary(len(todo) - failed, before, failed + failures, time.perf_counter() - started)
         return 1 if failed or refused or unfetched else 0
 
-    def _targets(self, folder: Path | None, sources: list[Path], named: list[Path]) -> Targets:
+    def _targets(self, folder: Path | None, sources: list[Path], named: list[Path], unknown: list[Path]) -> Targets:
         roots = [path for path in named if os.path.isdir(path)] if self.recursive else []
-        single = folder is None
-        return Targets(self.options, self.output, sources, roots, suffix=self.suffix, ext=self.ext, single=single)
+        how: dict[str, Any] = {"suffix": self.suffix, "ext": self.ext, "single": folder is None, "unknown": unknown}
+        return Targets(self.options, self.output, sources, roots, **how)
 
     def _manifest(self, folder: Path | None, named: list[Path]) -> Manifest | None:
         """The list of finished pictures, if there is a folder of them."""
@@ -266,7 +267,8 @@ class Upscale:
         line = f"{results[0]}: left out as a result of an earlier run; name the file to restore it again"
         if len(results) > 1:
             line = f"{results[0]} and {len(results) - 1} more: left out as results of earlier runs; name the files"
-        (complain if self.json else say)(line)
+        if self.json or not self.quiet:
+            (complain if self.json else say)(line)
 
     def _summary(self, done: int, before: int, failed: int, seconds: float) -> None:
         if not self.json and not self.quiet and done + before + failed > 1:

@@ -126,13 +126,15 @@ def decode_tiff(data: bytes, max_pixels: int) -> Picture:
     icc = icc or _profile_by_numbers(data, layout, full[0])
     data = _lean(data, layout, full[0])
     _, exif = read_exif(lambda: parse_exif(data))
-    orientation = tags.get(ORIENTATION, (xmp_orientation(xmp),))[0]
+    orientation, dpi = tags.get(ORIENTATION, (xmp_orientation(xmp),))[0], exif_dpi(exif)
     lossless = tags.get(_COMPRESSION, (1,))[0] not in _TIFF_LOSSY
     if tags.get(_BITS, (1,))[0] == 16 and (tags.get(_SPP, (1,))[0], tags.get(_PHOTOMETRIC, (1,))[0]) != (1, 1):
         rgb, alpha, icc = _tiff16(data, tags, icc)
     else:
         rgb, alpha, icc, orientation = _tiff8(data, icc, max_pixels)
-    about = Description(icc=icc, exif=exif, dpi=exif_dpi(exif), xmp=clean_xmp(xmp))
+        if dpi is not None and tags.get(ORIENTATION, (1,))[0] >= 5:
+            dpi = dpi[::-1]  # Pillow has turned the pixels already
+    about = Description(icc=icc, exif=exif, dpi=dpi, xmp=clean_xmp(xmp))
     return upright(rgb, alpha, orientation, about, lossless=lossless, form="TIFF")
 
 

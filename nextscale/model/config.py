@@ -269,9 +269,10 @@ class RestorerConfig:
     def reach(self) -> int:
         """How far from a place the input has a say there, in pixels: one for each convolution, first and head too.
 
-        Twice that where the picture at factor 1 goes in again.
+        The picture at factor 1, where it goes in again (`precleaned`), passes them all and one more.
         """
-        return (self.convs + 2) * (2 if self.precleaned else 1)
+        once = self.convs + 2
+        return once + (once + 1 if self.precleaned else 0)
 
 
 @dataclass(frozen=True)

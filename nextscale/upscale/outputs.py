@@ -37,11 +37,13 @@ class Targets:
         suffix: str | None = None,
         ext: str = "auto",
         single: bool = False,
+        unknown: Collection[Path] = (),
     ) -> None:
         """
         Args:
             output: the folder of the results, or the file of the only picture (`single`).
             sources: all pictures, none of which a result may overwrite.
+            unknown: files with a result's name of which nobody knows where they are from: none is overwritten, either.
             roots: folders whose folders the output repeats.
             suffix: appended to each name in a folder (None: _x and the factor).
             ext: format in a folder, without dot; auto keeps the input's where it loses nothing.
@@ -54,6 +56,7 @@ class Targets:
         self.factors: list[float] = []
         self.roots = list(roots)
         self.inputs = {identity(source): source for source in sources}
+        self.unknown = {identity(path) for path in unknown}
         places = [self._inside(source) / source.name for source in sources]
         self.stems = dict(zip(sources, result_stems(places), strict=True))
         self.taken: dict[Any, Path] = {}
@@ -84,6 +87,11 @@ class Targets:
     def _check(self, path: Path) -> None:
         if identity(path) in self.inputs:
             raise ImageError(f"the result {path} would overwrite an input; choose another -o or --suffix")
+        if identity(path) in self.unknown:
+            raise ImageError(
+                f"the result {path} would overwrite a file that no earlier run is known to have written; move it, or "
+                "choose another -o or --suffix"
+            )
         owner = self.taken.get(os.path.realpath(path)) or self.taken.get(identity(path))
         if owner is not None:
             raise ImageError(f"its result {path} would overwrite that of {owner}; write it to another folder")
@@ -113,15 +121,24 @@ def result_stems(names: Sequence[PurePath]) -> list[str]:
     Of a.jpg, a.png and b.png: a_jpg, a_png and b. It depends on the names alone, not on what is in the pictures or was
     done before, so that a run that goes on finds the same names.
     """
-    suffixes: dict[tuple[PurePath, str], set[str]] = {}
-    for name in names:
-        suffixes.setdefault((name.parent, name.stem.casefold()), set()).add(name.suffix.casefold())
-    return [
-        f"{name.stem}_{name.suffix[1:]}"
-        if name.suffix and len(suffixes[name.parent, name.stem.casefold()]) > 1
-        else name.stem
-        for name in names
-    ]
+    stems = [name.stem for name in names]
+    longer = {name for group in _alike(names, stems) if len({n.suffix for n in group}) > 1 for name in group}
+    while longer:
+        stems = [f"{n.stem}_{n.suffix[1:]}" if n in longer and n.suffix else n.stem for n in names]
+        # A picture may be called by now as another one is: a_jpg.jpg beside a.jpg and a.png.
+        more = {name for group in _alike(names, stems) if longer & set(group) for name in group} - longer
+        if not more:
+            break
+        longer |= more
+    return stems
+
+
+def _alike(names: Sequence[PurePath], stems: Sequence[str]) -> list[list[PurePath]]:
+    """The pictures of a folder whose results share a stem, each group of two or more."""
+    groups: dict[tuple[PurePath, str], list[PurePath]] = {}
+    for name, stem in zip(names, stems, strict=True):
+        groups.setdefault((name.parent, stem.casefold()), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def earlier_results(

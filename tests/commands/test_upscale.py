@@ -365,14 +365,25 @@ def test_names_that_differ_in_their_suffix_alone_keep_it_in_their_results(run: R
 def test_results_are_no_pictures_of_the_next_run(run: Run) -> None:
     """As long as nothing but them tells so: their names, or the list of what was written."""
     photo("p.jpg"), photo("q.png"), photo("sub/r.png")
-    for scale, lists in ((1, "state"), (2, "state"), (2, "state2")):
-        outcome = run("-i", ".", "-o", ".", "-r", "-s", scale, "--confidence", "--manifest", lists)
+    for scale in (1, 2, 2):
+        outcome = run("-i", ".", "-o", ".", "-r", "-s", scale, "--confidence", "--manifest", "state")
         assert outcome.status == 0, outcome.complaints
+    # Another list does not know them: they may be anybody's, and are neither taken nor replaced.
+    before = {name: Path(name).stat().st_mtime_ns for name in files() if not name.startswith("state")}
+    outcome = run("-i", ".", "-o", ".", "-r", "-s", 2, "--confidence", "--manifest", "state2")
+    assert outcome.status == 1
+    assert outcome.complaints[0] == (
+        "nextscale: p.jpg: the result p_x2.jpg would overwrite a file that no earlier run is known to have written; "
+        "move it, or choose another -o or --suffix"
+    )
+    assert {name: Path(name).stat().st_mtime_ns for name in before} == before
     names = [f"{stem}{kind}" for stem in ("p_x{}", "q_x{}", "sub/r_x{}") for kind in ("", "_confidence")]
     pictures = {f"{name.format(f)}" for name in names for f in (1, 2)}
     made = {str(Path(name).with_suffix("")) for name in files() if not name.startswith("state")}
     assert made == {"p", "q", "sub/r", *pictures}
     assert outcome.lines[0] == "p_x1.jpg and 11 more: left out as results of earlier runs; name the files"
+    quiet = run("-i", ".", "-o", ".", "-r", "-s", 2, "--confidence", "--manifest", "state", "--quiet")
+    assert (quiet.status, quiet.lines) == (0, [])
     assert run("-i", "sub", "p_x1.jpg", "-o", ".").status == 0  # but what is named is taken
     assert "p_x1_x1.jpg" in files()
 

@@ -88,6 +88,10 @@ def test_print_size_turns_with_the_picture_and_reaches_others() -> None:
     exif[0x0112] = 6
     turned = image.decode_bytes(saved(Image.fromarray(smooth()), "JPEG", dpi=(300, 150), exif=exif))
     assert (turned.size, turned.dpi) == ((48, 64), (150, 300))
+    stored = Image.fromarray(smooth())
+    tiffs = [saved(stored, "TIFF", dpi=(300, 150), tiffinfo={274: number}) for number in (1, 3, 6)]
+    turned_tiffs = [image.decode_bytes(data) for data in tiffs]
+    assert [(t.size, t.dpi) for t in turned_tiffs] == [((64, 48), (300, 150))] * 2 + [((48, 64), (150, 300))]
     seen = Image.open(io.BytesIO(image.encode_bytes(turned, ".jpg")))
     assert seen.info["dpi"] == (150, 300)
     assert tifffile.TiffFile(io.BytesIO(image.encode_bytes(turned, ".tif"))).pages[0].tags[282].value == (150, 1)

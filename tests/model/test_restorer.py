@@ -169,9 +169,23 @@ def test_precleaning_goes_on_from_the_picture_at_factor_1() -> None:
     for other, share, words in ((restorer, 0.2, "already"), (own, 1.5, "at most 1"), (with_grain(3), 0.2, "own")):
         with pytest.raises(OptionError, match=words):
             with_precleaning(other, share)
+    restorer.cleaning.weight.data.normal_(std=0.1)  # type: ignore[union-attr]
+    for network in (own, restorer):
+        assert farthest(network) == network.config.reach
     for wrong in ({"precleaned": 1.5}, {"precleaned": 0.2}):
         with pytest.raises(ModelError, match="precleaned"):
             RestorerConfig(**wrong)  # type: ignore[arg-type]
+
+
+def farthest(restorer: Restorer) -> int:
+    """How far from a place an input pixel still moves the largest factor's picture."""
+    # Small, so that nothing is clamped.
+    image = torch.rand(1, 3, 1, 41, generator=torch.Generator().manual_seed(2), dtype=torch.float64) / 8
+    image.requires_grad_(True)
+    network = restorer.double()
+    picture = network.draft(network.features(image, factors=(4,)), image, 4)
+    (slope,) = torch.autograd.grad(picture[..., 80:84].sum(), image)
+    return int((slope.abs().amax((0, 1, 2)).nonzero().flatten() - 20).abs().max())
 
 
 def test_other_files_and_parts_are_refused_by_name(tmp_path: Path) -> None:

@@ -22,7 +22,11 @@ def paths(*names: str) -> list[PurePosixPath]:
         (("x/a.jpg", "y/a.png"), ["a", "a"]),
         (("a.b.jpg", "a.c.jpg"), ["a.b", "a.c"]),
         (("a", "a.jpg"), ["a", "a_jpg"]),
-        (("a.JPG", "a.jpg"), ["a", "a"]),  # on a disk that tells them apart their results are told apart, too
+        (("a.jpg", "a.png", "a_jpg.jpg"), ["a_jpg", "a_png", "a_jpg_jpg"]),
+        (("a.jpg", "a.png", "a_jpg.jpg", "a_jpg_jpg.png"), ["a_jpg", "a_png", "a_jpg_jpg", "a_jpg_jpg_png"]),
+        (("a.gif", "a.GIF", "a.png"), ["a_gif", "a_GIF", "a_png"]),
+        (("A.jpg", "a.jpg"), ["A", "a"]),
+        (("a.GIF", "a.gif"), ["a_GIF", "a_gif"]),  # on a disk that tells them apart: both results would be PNG
     ],
 )
 def test_a_suffix_is_in_the_name_where_it_is_all_that_differs(names: tuple[str, ...], stems: list[str]) -> None:
