@@ -68,7 +68,7 @@ class NextScaleUpscale(io.ComfyNode):
                 io.Float.Input(
                     "fidelity",
                     default=1.0, min=0.0, max=1.0, step=0.05,
-                    tooltip="0: as the codes alone describe it; 1: keep most of the input",
+                    tooltip="1: the picture nearest to the input; 0: as the codes alone describe it",
                 ),
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.05),
                 io.Int.Input(

@@ -37,9 +37,10 @@ class UpscaleOptions:
     """Give the map of the expected error, too: the value of each pixel says by how many 8-bit levels the result may be
     off there (models without a fusion: bright where the codes are sure, dark where they are guessed)."""
     fidelity: float = 1.0
-    """0: the picture as the codes alone describe it; 1: keep most of the input."""
+    """1: the picture of restorer and fusion, nearest to the input; 0: the picture that the codes alone describe."""
     denoise: float = 1.0
-    """How much of the input's noise to remove: 0 keeps grain and texture, 1 removes noise and compression."""
+    """How much of the input's noise to remove: 1 all of it, 0 none, so that grain stays; blur and compression go
+    either way."""
     fast: bool = False
     """The restorer alone: no codes, no confidence map, a fraction of the time."""
     seed: int = 0
