@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nextscale.train.distributed import summed, world
+from nextscale.train.distributed import any_process, summed, world
 
 CRITIC = "critic.safetensors"
 """File beside a restorer's weights: the critic that it was trained against, which a later run continues."""
@@ -106,12 +106,22 @@ class Adversary:
                 key = f"{name}_{stage + 1}"
                 numbers[key] = numbers.get(key, 0.0) + value / seen[stage]
         self.waiting = []
-        for parameter in self.critics.parameters():
-            if parameter.grad is not None and world() > 1:
-                parameter.grad.copy_(summed(parameter.grad) / world())
+        if world() > 1:
+            self._share(seen)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return numbers
+
+    def _share(self, seen: Counter[int]) -> None:
+        """Average the gradients over the processes; one whose batch showed a stage nothing counts as zero there.
+
+        A batch of smooth ramps shows no stage anything: each process must still enter the sums that another one enters.
+        """
+        anywhere = any_process(*(seen[stage] > 0 for stage in range(len(self.critics))))
+        for critic in (critic for critic, judged in zip(self.critics, anywhere, strict=True) if judged):
+            for parameter in critic.parameters():
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = summed(gradient) / world()
 
     def state_dict(self) -> dict[str, Any]:
         """The critics, their optimizer and their accuracies."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.data.crops import Crops
+from nextscale.train import adversarial
 from nextscale.train.adversarial import Adversary
 from nextscale.train.config import LoopConfig, ReconstructionConfig
 from nextscale.train.loop import train
@@ -102,6 +103,32 @@ def test_a_step_over_accumulated_batches_is_one_over_their_mean(photographs: Ten
         parts.keep(0, [x[half] for x in made], [x[half] for x in real])
     assert parts.step() == pytest.approx(whole.step(), rel=1e-5)
     assert not parts.waiting
+
+
+def test_a_process_that_saw_only_ramps_enters_the_sums_of_the_others(
+    photographs: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = RandomFeatures(("conv1_2", "conv2_2", "conv3_1"))
+    made, real = features(rippled(photographs)), features(photographs)
+    entered: dict[str, list[list[int]]] = {"busy": [], "idle": []}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(adversarial, "any_process", lambda *_: [False, True])
+    weights = []
+    for process, numbers in entered.items():
+
+        def summed(tensor: Tensor, numbers: list[list[int]] = numbers, share: int = process == "busy") -> Tensor:
+            numbers.append(list(tensor.shape))
+            assert share or not tensor.any()
+            return torch.ones_like(tensor)  # what both processes would get
+
+        monkeypatch.setattr(adversarial, "summed", summed)
+        adversary = Adversary(2, (64, 128, 256), 1e-3, photographs.device)
+        if process == "busy":
+            adversary.keep(1, made, real)
+        adversary.step()
+        weights.append(adversary.critics.state_dict())
+    assert entered["idle"] == entered["busy"] == [list(p.shape) for p in adversary.critics[1].parameters()]
+    assert all(torch.equal(weights[0][name], weight) for name, weight in weights[1].items())
 
 
 def test_only_the_wanted_stages_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
