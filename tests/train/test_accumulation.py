@@ -106,6 +106,13 @@ def test_the_cycle_of_the_fusion_counts_the_samples_of_all_processes(monkeypatch
     assert places == [0, 1, 0, 1, 0]  # twice two samples, of a cycle of eight
 
 
+def test_predicted_codes_of_a_saved_state_go_to_the_device_of_the_training() -> None:
+    task = fusion()
+    task.device = torch.device("meta")
+    task.load_state_dict({"remembered": {3: [torch.zeros(4), torch.ones(4)]}})
+    assert [row.device.type for row in task.predicted[3]] == ["meta", "meta"]
+
+
 def test_terms_are_means_over_all_samples_however_many_are_smooth() -> None:
     config = RestorationConfig(feature=0, lpips=0, factor_weights=(1.0,))
     terms = Terms(config, [1], torch.device("cpu"))

@@ -209,7 +209,8 @@ class FusionTask:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the predicted codes of a saved state."""
-        self.predicted = dict(state["remembered"])
+        remembered = state["remembered"].items()  # on the CPU, as every saved state is read
+        self.predicted = {place: [row.to(self.device) for row in rows] for place, rows in remembered}
 
     @torch.no_grad()
     def validation_pictures(self, average: nn.Module) -> list[Tensor]:
