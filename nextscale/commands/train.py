@@ -170,6 +170,7 @@ class TrainTokenizer:
             _refuse_changed("reconstruction", self.reconstruction, where)
             _refuse_changed("validation", self.validation, where)
             _refuse_changed("", self.loop, where, ("validate_every", "sheet_every"))
+            _refuse_sharding(self.loop, where)
             if self.phase == "finetune-codebook":
                 _refuse_changed("codebook", self.codebook, where, ("kmeans_images", "kmeans_rounds"))
         else:
@@ -248,6 +249,7 @@ class TrainFusion:
 
     def _settings(self) -> FusionTrainingConfig:
         _refuse_idle(self)
+        _refuse_sharding(self.loop, "train fusion")
         _refuse_changed("restoration", self.restoration, "train fusion", ("anchor",))
         if self.part == "fusion":
             return self.restoration
@@ -367,6 +369,8 @@ class TrainTransformer:
         return ModelConfig(part, start.transformer, restorer or start.restorer, start.fusion or fusion)
 
     def _refuse_options_without_effect(self, config: ModelConfig) -> None:
+        if self.codes.latent_steps:
+            _refuse_sharding(self.loop, "--codes.latent-steps")
         if self.start is not None and self.config is not None:
             raise OptionError("--config is for a new transformer, and --start brings its own configuration")
         if self.start is not None and self.preset is not None:
@@ -391,6 +395,16 @@ def _refuse_idle(command: TrainTokenizer | TrainTransformer | TrainRestorer | Tr
         where = "a training without --validation.data"
         _refuse_changed("validation", command.validation, where)
         _refuse_changed("", command.loop, where, ("validate_every", "sheet_every"))
+
+
+def _refuse_sharding(loop: LoopConfig, where: str) -> None:
+    """Refuse fsdp where a training reads or writes weights as whole tensors.
+
+    Raises:
+        OptionError: it is asked for.
+    """
+    if loop.parallel == "fsdp":
+        raise OptionError(f"{where} needs whole weights in every process; leave out --parallel fsdp")
 
 
 def _deciding(command: TrainTokenizer | TrainTransformer | TrainRestorer | TrainFusion) -> dict[str, Any]:

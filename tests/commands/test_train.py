@@ -201,6 +201,24 @@ def test_options_without_effect_are_refused_by_name(
     assert option in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fusion", "--start", "nowhere"],
+        ["tokenizer", "--phase", "codebook", "--start", "TOKENIZER"],
+        ["tokenizer", "--phase", "finetune-codebook", "--start", "TOKENIZER"],
+        ["transformer", "--tokenizer", "TOKENIZER", "--codes.latent-steps", "5"],
+    ],
+)
+def test_trainings_that_need_whole_weights_refuse_to_shard_them(
+    words: list[str], tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = [str(tokenizer) if word == "TOKENIZER" else word for word in words]
+    assert main(["train", *run, *DATA, "--out", str(tmp_path / "a"), "--parallel", "fsdp"]) == 2
+    assert "needs whole weights in every process; leave out --parallel fsdp\n" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_plan_refuses_what_the_training_refuses(
     tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
