@@ -28,6 +28,7 @@ from nextscale.train import code_samples
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig
 from nextscale.train.loop import as_floats, learning_rate, train
 from nextscale.train.pairs import draws, pairs
+from nextscale.train.tasks import transformer as codes_training
 from nextscale.train.tasks.codebook import CodebookTask
 from nextscale.train.tasks.reconstruction import ReconstructionTask, _grid, start_linear
 from nextscale.train.tasks.transformer import CodesTask, start_from_codebook
@@ -413,6 +414,23 @@ def test_a_predicted_canvas_is_that_of_a_restoration(crops: Crops, monkeypatch: 
     *_, last = sample(model, tokenizer.quantizer, ladder, condition, SamplingOptions(), noise=noise)
     for made, expected in zip(seen[0], tokenizer.step_inputs(last.codes), strict=True):
         torch.testing.assert_close(made, expected)
+
+
+def test_a_process_without_a_predicted_canvas_samples_along_with_the_others(
+    crops: Crops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, along = (stem_task(crops, CodesConfig(sides=(64,), predicted=share)) for share in (0.0, 1e-12))
+    sampled: list[int] = []
+
+    def watched(*given: Any, noise: Any, **how: Any) -> Any:
+        sampled.append(len(given[3].classes))
+        return sample(*given, noise=noise, **how)
+
+    monkeypatch.setattr(codes_training, "sample", watched)
+    monkeypatch.setattr(codes_training, "any_process", lambda *_: [True])
+    losses = [task.losses(0, 2)[0] for task in (plain, along)]
+    assert sampled == [1]
+    assert torch.equal(*losses)
 
 
 def test_a_model_whose_codes_follow_the_restorer(

@@ -20,7 +20,7 @@ from nextscale.model.tokenizer import Codes, Tokenizer
 from nextscale.model.transformer import CLASS_FREE, Condition, Transformer
 from nextscale.train.code_samples import CodeSamples
 from nextscale.train.config import CodesConfig, LoopConfig
-from nextscale.train.distributed import positions
+from nextscale.train.distributed import any_process, positions
 from nextscale.train.log import Numbers
 from nextscale.train.loop import decay_groups
 from nextscale.train.pairs import draws
@@ -186,13 +186,15 @@ class CodesTask:
         others = [ids.clone() for ids in lr_codes.steps]
         share = np.where(chance[:, 1] < config.mixed, chance[:, 2], 0.0)
         rows = np.flatnonzero(chance[:, 3] < config.predicted)
-        if len(rows):
-            condition = Condition([c.detach()[rows] for c in conditions], classes[rows])
-            noise, stages = tile_noise(0, [(0, 0)] * len(rows)), config.stages or None
+        if config.predicted and any_process(len(rows) > 0)[0]:
+            # Sharded weights are gathered by all processes together: one without such a sample discards what it makes.
+            asked = rows if len(rows) else np.zeros(1, dtype=rows.dtype)
+            condition = Condition([c.detach()[asked] for c in conditions], classes[asked])
+            noise, stages = tile_noise(0, [(0, 0)] * len(asked)), config.stages or None
             quantizer, options = self.tokenizer.quantizer, SamplingOptions()
             *_, last = sample(self.transformer, quantizer, ladder, condition, options, noise=noise, stages=stages)
             for ids, chosen in zip(others, last.codes.steps, strict=True):
-                ids[rows] = chosen
+                ids[rows] = chosen[: len(rows)]
             share[rows] = 1
         return others, share
 
