@@ -164,6 +164,21 @@ def check_free(folder: Path, names: Iterable[str]) -> None:
             raise OptionError(f"{folder / name}: is there already; name a new folder")
 
 
+def check_earlier(file: Path, kind: str, starts: Iterable[str]) -> None:
+    """Refuse to replace or continue a file in the folder of --out that an earlier run did not write.
+
+    Args:
+        kind: what is written there, as in "log of a training".
+        starts: what such files begin with.
+
+    Raises:
+        OptionError: naming it.
+        OSError: the file cannot be read.
+    """
+    if file.is_file() and not begins(file, starts):
+        raise OptionError(f"{file}: this is no {kind}; name another --out")
+
+
 def begins(path: Path, starts: Iterable[str]) -> bool:
     """Whether a file begins with one of these texts; an empty file does.
 

@@ -18,6 +18,7 @@ from nextscale.console import say
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.evaluate.datasets import Pair, pairs
 from nextscale.evaluate.options import BenchOptions, Factors, Names, ScoreOptions
+from nextscale.files import check_earlier
 
 if TYPE_CHECKING:
     from nextscale.evaluate.scores import OnPicture
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 REPORT = "report.md"
 """The table of each report, in the folder named by --out."""
+STARTS = ("| factor | method | source |", "| factor | map |", "| step | side |", "Degraded inputs:")
+"""What these begin with."""
 Model = Annotated[str, tyro.conf.arg(aliases=["-n"])]
 Bench = Annotated[Path, tyro.conf.arg(metavar="DIR")]
 Named = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=FOLDER ...")]
@@ -277,6 +280,9 @@ class Confidence(OnSet):
         from reproduce.confidence import confidence_markdown, study_confidence
 
         run = self.run_options
+        if run.out is not None:
+            for name, start in (("table.json", '{\n "bench": '), ("images.csv", "name,map,factor,")):
+                check_earlier(run.out / name, "table of report confidence", (start,))
         with progress() as done:
             study = study_confidence(
                 load(run, self.model), run.pairs(self.bench), self.bench.name, upscale=self.upscale,
@@ -502,4 +508,7 @@ class Report:
     """What to report."""
 
     def run(self) -> int:
+        out = None if isinstance(self.part, Page) else self.part.run_options.out
+        if out is not None:  # before hours of work
+            check_earlier(out / REPORT, "report", STARTS)
         return self.part.run()

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nextscale.console import complain, counted, say
 from nextscale.errors import NextScaleError, OptionError
-from nextscale.files import begins, check_free, write_atomic
+from nextscale.files import check_earlier, check_free, write_atomic
 from nextscale.train import checkpoint as state
 from nextscale.train import distributed
 from nextscale.train.adversarial import Adversary
@@ -330,9 +330,11 @@ def _make(folder: Path, options: Mapping[str, Any]) -> None:
         raise OptionError(f"{folder}: cannot be made ({error.strerror}); name another --out") from None
     if not state.exists(folder):
         check_free(folder, ("model",))
-        log = folder / "log.jsonl"  # a run that ended before its first state has one
-        if log.is_file() and not begins(log, ('{"step": ',)):
-            raise OptionError(f"{log}: this is no log of a training; name another --out")
+        # A run that ended before its first state has these.
+        check_earlier(folder / "log.jsonl", "log of a training", ('{"step": ',))
+        first = next(iter(options), None)
+        own = "{}" if first is None else _noted({first: None}).partition(": ")[0]
+        check_earlier(folder / OPTIONS, "note of a training's options", (own,))
     _compare(folder, options)
 
 
@@ -341,7 +343,7 @@ def _compare(folder: Path, options: Mapping[str, Any]) -> None:
     file, now = folder / OPTIONS, json.loads(json.dumps(options, default=str))
     if not state.exists(folder):
         try:
-            write_atomic(file, json.dumps(now, indent=1) + "\n")
+            write_atomic(file, _noted(now))
         except OSError as error:
             raise OptionError(f"{file}: cannot be written ({error.strerror}); name another --out") from None
         return
@@ -352,6 +354,11 @@ def _compare(folder: Path, options: Mapping[str, Any]) -> None:
     differ = [f"{name} was {then.get(name)}" for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
     if differ:
         complain(f"{folder}: this run began with other options ({'; '.join(differ)}); it goes on with those given now")
+
+
+def _noted(options: Mapping[str, Any]) -> str:
+    """What the file of the options holds."""
+    return json.dumps(options, indent=1) + "\n"
 
 
 def _save(run: Run, folder: Path, *, must: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,12 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sets") / "RealSR"
+    return make_set(tmp_path_factory.mktemp("sets") / "RealSR", 64)
+
+
+def make_set(folder: Path, lr_side: int) -> Path:
     noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    for name, side in (("LR", 64), ("HR", 256)):
+    for name, side in (("LR", lr_side), ("HR", 4 * lr_side)):
         (folder / name).mkdir(parents=True)
         Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC).save(folder / name / "a.png")
     return folder
@@ -60,6 +64,29 @@ def test_confidence_leaves_a_table_and_every_pictures_numbers(
     assert report("confidence", *words) == 0
     assert capsys.readouterr().out.startswith("| factor | map |")
     assert (tmp_path / "images.csv").read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("name", ["report.md", "table.json", "images.csv"])
+def test_a_report_replaces_earlier_reports_alone(
+    name: str, bench: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("confidence", "--bench", bench, "-n", model_folder, "--factors", "1", "--tile", 64, "--out", tmp_path)
+    assert report(*words) == 0
+    assert report(*words) == 0
+    (tmp_path / name).write_text("mine")
+    capsys.readouterr()
+    assert report(*words) == 2
+    assert re.fullmatch(rf"nextscale: .*{name}: this is no .*report.*; name another --out\n", capsys.readouterr().err)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("part", ["table-2", "codes", "inference"])
+def test_every_report_can_be_made_again(part: str, bench: Path, model_folder: Path, tmp_path: Path) -> None:
+    how = ("--bench", bench, "--tile", 64, "--metrics", "psnr")
+    if part == "codes":
+        how = ("--bench", make_set(tmp_path / "set", 128))
+    for _ in range(2):
+        assert report(part, *how, "-n", model_folder, "--out", tmp_path / "out") == 0
 
 
 def test_figures_are_png(bench: Path, model_folder: Path, tmp_path: Path) -> None:

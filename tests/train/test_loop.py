@@ -169,13 +169,13 @@ def test_the_learning_rate_can_fall_in_a_line() -> None:
     assert learning_rate(110, config) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("name", ["log.jsonl", "model/config.json"])
+@pytest.mark.parametrize("name", ["log.jsonl", "options.json", "model/config.json"])
 def test_a_folder_that_holds_something_else_is_refused(name: str, tmp_path: Path) -> None:
     mine = tmp_path / "run" / name
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    with pytest.raises(OptionError, match=r"no log of a training|model: is there already"):
-        train(Toy(), loop(1), tmp_path / "run")
+    with pytest.raises(OptionError, match=r"no (log|note) of a training|model: is there already"):
+        train(Toy(), loop(1), tmp_path / "run", {"data": ("a",)})
     assert mine.read_text() == "mine"
     with pytest.raises(OptionError, match=r"cannot be made .*; name another --out"):
         train(Toy(), loop(1), mine)
@@ -206,11 +206,13 @@ def test_a_run_that_resumes_with_other_options_says_so(tmp_path: Path, capsys: p
 
 
 def test_a_run_that_ended_before_its_first_state_starts_anew(tmp_path: Path) -> None:
-    train(Toy(), loop(2, log_every=1), tmp_path)
-    for file in tmp_path.glob("state*"):
-        file.unlink()
-    train(Toy(), loop(2, log_every=1), tmp_path)
-    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+    for options in ({}, {"data": ("a",), "lr": 1.0}):
+        folder = tmp_path / str(len(options))
+        train(Toy(), loop(2, log_every=1), folder, options)
+        for file in folder.glob("state*"):
+            file.unlink()
+        train(Toy(), loop(2, log_every=1), folder, options)
+        assert [row["step"] for row in rows(folder)] == [1, 2]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
