@@ -68,7 +68,8 @@ def decay_groups(parameters: Iterator[tuple[str, nn.Parameter]], lr: float, deca
     decayed: list[nn.Parameter] = []
     for name, parameter in parameters:
         if parameter.requires_grad:
-            plain = parameter.ndim < 2 or any(word in name for word in ("embed", "position", "start", "scale_mul"))
+            words = ("embed", "codebook", "position", "start", "scale_mul")  # VAR calls its codebook `embedding`
+            plain = parameter.ndim < 2 or any(word in name for word in words)
             (free if plain else decayed).append(parameter)
     return [
         {"params": decayed, "lr": lr, "weight_decay": decay},

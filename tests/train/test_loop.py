@@ -31,8 +31,9 @@ from nextscale.train import checkpoint as state
 from nextscale.train import distributed
 from nextscale.train.config import LoopConfig, ReconstructionConfig
 from nextscale.train.log import Log, Tally, rates
-from nextscale.train.loop import checkpoint_units, checkpointed, learning_rate, train
+from nextscale.train.loop import checkpoint_units, checkpointed, decay_groups, learning_rate, train
 from nextscale.train.tasks.reconstruction import ReconstructionTask
+from tests.conftest import random_model
 from tests.train.toy import Stopped, Toy, codes_task, stop_after
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +168,14 @@ def test_the_learning_rate_can_fall_in_a_line() -> None:
     assert learning_rate(4, config) == pytest.approx(0.5)
     assert learning_rate(60, config) == pytest.approx(0.55)
     assert learning_rate(110, config) == pytest.approx(0.1)
+
+
+def test_tables_and_the_codebook_do_not_decay() -> None:
+    quantizer = random_model().tokenizer.quantizer.requires_grad_(True)
+    decayed, free = decay_groups(quantizer.named_parameters(prefix="quantizer"), 1.0, 0.1)
+    assert decayed["weight_decay"] == 0.1
+    assert {p.ndim for p in decayed["params"]} == {4}
+    assert {p.ndim for p in free["params"]} == {1, 2}
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "options.json", "model/config.json"])
