@@ -28,6 +28,7 @@ from nextscale.train import code_samples
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig
 from nextscale.train.loop import as_floats, learning_rate, train
 from nextscale.train.pairs import draws, pairs
+from nextscale.train.tasks import codebook as codebook_training
 from nextscale.train.tasks import transformer as codes_training
 from nextscale.train.tasks.codebook import CodebookTask
 from nextscale.train.tasks.reconstruction import ReconstructionTask, _grid, start_linear
@@ -167,6 +168,20 @@ def test_the_codebook_lowers_its_error_from_k_means(crops: Crops, tmp_path: Path
     assert started < 0.5 * random_error
     assert float(task.losses(0, 2)[0].detach()) < started
     assert {"perplexity_1", "perplexity_10", "usage", "l2_3"} <= set(rows(tmp_path)[0])
+
+
+def test_counts_of_all_processes_are_saved_and_go_on_in_the_first(
+    crops: Crops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = CodebookTask(random_model().tokenizer, crops, CodebookConfig())
+    monkeypatch.setattr(codebook_training, "summed", lambda counts: counts + 1)  # another process has chosen each once
+    task.counts[3] = 5
+    saved = task.state_dict()
+    assert saved["used"][2:4].tolist() == [1, 6]
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        task.load_state_dict(saved)
+        assert task.counts[2:4].tolist() == [[1, 6], [0, 0]][rank]
 
 
 def test_kept_crops_come_again_and_are_encoded_once(crops: Crops, monkeypatch: pytest.MonkeyPatch) -> None:

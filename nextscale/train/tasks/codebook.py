@@ -15,7 +15,7 @@ from nextscale.model.layers import area_downsample
 from nextscale.model.quantizer import Scan
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.train.config import CodebookConfig, LoopConfig
-from nextscale.train.distributed import from_first, positions, summed
+from nextscale.train.distributed import from_first, positions, rank, summed
 from nextscale.train.log import Numbers
 
 
@@ -161,11 +161,13 @@ class CodebookTask:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the weights: how often each row was chosen."""
-        return {"used": self.counts}
+        """What a resumed run needs beside the weights: how often all processes, which must ask together, chose each
+        row."""
+        return {"used": summed(self.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.counts = state["used"].to(self.counts)
+        """Go on from a saved state; the sums of all processes go on in the first one alone."""
+        self.counts = torch.zeros_like(self.counts) if rank() else state["used"].to(self.counts)
 
 
 def _kmeans(rows: Tensor, count: int, rounds: int, generator: torch.Generator) -> Tensor:
