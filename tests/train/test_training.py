@@ -391,6 +391,25 @@ def test_samples_on_disk_are_the_samples(crops: Crops, tmp_path: Path, monkeypat
     assert stem_task(elsewhere, config, tmp_path).samples.folders != cached.samples.folders
 
 
+def test_every_kept_sample_comes_at_every_side(crops: Crops, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model()
+    config = CodesConfig(sides=(64, 128, 64), kept_crops=4)
+    task = CodesTask(model.transformer, model.tokenizer, {64: crops, 128: Crops([str(EXAMPLES)], 512)}, config)
+    asked: dict[int, list[int]] = {64: [], 128: []}
+
+    def made(side: int, places: list[int]) -> None:
+        asked[side] += places
+        raise StopIteration
+
+    monkeypatch.setattr(task.samples, "_made", made)
+    for step in range(12):
+        with pytest.raises(StopIteration):
+            task.losses(step, 1)
+    assert asked == {64: [0, 1, 2, 3] * 2, 128: [0, 1, 2, 3]}
+    task.grad_accum_steps = 2
+    assert [task._step_of_side(step) for step in range(8)] == [0, 1, 0, 1, 2, 3, 4, 5]
+
+
 def test_a_mixed_canvas_holds_own_codes_and_has_targets_of_its_own(crops: Crops) -> None:
     task = stem_task(crops, CodesConfig(sides=(64,)))
     ladder, tokenizer = task.ladders[64], task.tokenizer

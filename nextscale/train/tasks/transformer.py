@@ -124,7 +124,7 @@ class CodesTask:
         ladder, crops = self.ladders[side], self.crops[side]
         batch = max(1, batch * min(config.sides) ** 2 // side**2)
         started = time.monotonic()
-        samples = self.samples.batch(side, step, batch)
+        samples = self.samples.batch(side, self._step_of_side(step) if config.kept_crops else step, batch)
         made = time.monotonic()
         numbers: dict[str, float | Tensor] = {}
         total = torch.zeros((), device=self.device)
@@ -173,6 +173,14 @@ class CodesTask:
             "seconds_codes": tokenized - made,
         }
         return total, numbers | _by_step(log_p.detach(), hr_ids, hr_log_p.detach(), hr_codes)
+
+    def _step_of_side(self, step: int) -> int:
+        """The number of a batch among those of its side alone: kept samples that are counted over all sides would come
+        in the rhythm of the sides, and some never."""
+        sides, (done, place) = self.config.sides, divmod(step, self.grad_accum_steps)
+        cycle, turn = divmod(done, len(sides))
+        own = cycle * sides.count(sides[turn]) + sides[:turn].count(sides[turn])
+        return own * self.grad_accum_steps + place
 
     def _others(
         self, lr_codes: Codes, conditions: list[Tensor], classes: Tensor, chance: np.ndarray, ladder: Ladder
