@@ -15,9 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nextscale.console import complain
 from nextscale.data.crops import Crops
 from nextscale.data.degrade import PRESETS, check_presets
-from nextscale.files import canonical, make_folders, write_atomic
+from nextscale.errors import OptionError
+from nextscale.files import canonical, check_writable, make_folders, write_atomic
 from nextscale.model.restorer import Restorer
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.model.transformer import enlarge
@@ -54,7 +56,7 @@ class CodeSamples:
         cache: folder to keep samples in; each set of weights and settings has a folder of its own within it.
 
     Raises:
-        OptionError: the config names a preset that does not exist.
+        OptionError: the config names a preset that does not exist, or the cache cannot be written.
     """
 
     def __init__(
@@ -78,7 +80,13 @@ class CodeSamples:
         if cache is not None:
             self.folders = {side: cache / f"{side}-{self._fingerprint(side)}" for side in crops}
             for folder in self.folders.values():
-                make_folders(folder)
+                try:
+                    make_folders(folder)
+                    check_writable(folder / "sample")
+                except OSError as error:
+                    raise OptionError(f"{folder}: cannot be written ({error.strerror}); name another --cache") from None
+        self.keeping = True
+        """False once the disk has refused a sample."""
 
     def batch(self, side: int, step: int, batch: int) -> CodeBatch:
         """The samples of this process at a step, for inputs of a side."""
@@ -94,7 +102,7 @@ class CodeSamples:
             made = self._made(side, missing)
             for row, place in enumerate(missing):
                 found[place] = _pack(made, row)
-                _save(folder / f"{place}.safetensors", found[place])
+                self._keep(folder / f"{place}.safetensors", found[place])
         return self._joined([found[place] for place in places])
 
     @torch.no_grad()
@@ -128,6 +136,18 @@ class CodeSamples:
             if config.target == "photograph":
                 latents = tokenizer.stage_latents(targets, self.stages, ladder=ladder)
             return CodeBatch(latents[: self.stages], own, features, classes, inputs)
+
+    def _keep(self, path: Path, sample: dict[str, Tensor]) -> None:
+        """Keep a sample; a training of days does not end because the disk of its cache is full."""
+        if not self.keeping:
+            return
+        plain = {name: tensor.cpu().contiguous() for name, tensor in sample.items()}
+        try:
+            write_atomic(path, lambda part: save_file(plain, part))
+        except (OSError, SafetensorError) as error:
+            self.keeping = False
+            reason = str(error).splitlines()[0]
+            complain(f"{path.parent}: no more samples can be kept ({reason}); the training goes on without keeping any")
 
     def _joined(self, samples: list[dict[str, Tensor]]) -> CodeBatch:
         def stacked(name: str) -> Tensor:
@@ -174,11 +194,6 @@ def _pack(batch: CodeBatch, row: int) -> dict[str, Tensor]:
         assert batch.inputs is not None
         tensors |= {"features": batch.features[row].half(), "inputs": batch.inputs[row].half()}
     return tensors | {"class": batch.classes[row]}
-
-
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(path, lambda part: save_file(plain, part))
 
 
 def _load(path: Path) -> dict[str, Tensor] | None:

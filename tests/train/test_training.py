@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
 from nextscale.commands.main import main
 from nextscale.data.crops import Crops
 from nextscale.data.degrade import PRESETS, usm_sharpen
-from nextscale.errors import NextScaleError
+from nextscale.errors import NextScaleError, OptionError
 from nextscale.model.checkpoint import save_folder
 from nextscale.model.config import FusionConfig, ModelConfig, RestorerConfig, SamplingOptions, StemConfig
 from nextscale.model.restorer import Restorer
@@ -389,6 +391,31 @@ def test_samples_on_disk_are_the_samples(crops: Crops, tmp_path: Path, monkeypat
         shutil.copy(path, tmp_path / "photos")
     elsewhere = Crops([str(tmp_path / "photos")], crops.side, seed=crops.seed)
     assert stem_task(elsewhere, config, tmp_path).samples.folders != cached.samples.folders
+
+
+def test_a_cache_that_cannot_be_is_one_line(crops: Crops, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OptionError, match=r"file/64-\w+: cannot be written \(.+\); name another --cache"):
+        stem_task(crops, CodesConfig(sides=(64,)), cache=tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: full")]
+)
+def test_a_full_disk_keeps_no_more_samples_and_the_training_goes_on(
+    error: Exception, crops: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise error
+
+    task = stem_task(crops, CodesConfig(sides=(64,)), cache=tmp_path)
+    monkeypatch.setattr(code_samples, "save_file", full)
+    made = [task.samples.batch(64, step, 2).latents[0] for step in (0, 1)]
+    said = capsys.readouterr().err
+    assert (said.count("no more samples can be kept ("), said.count("\n")) == (1, 1)
+    plain = stem_task(crops, CodesConfig(sides=(64,)))
+    torch.testing.assert_close(made[1], plain.samples.batch(64, 1, 2).latents[0])
+    assert not list(tmp_path.rglob("*.*"))
 
 
 def test_every_kept_sample_comes_at_every_side(crops: Crops, monkeypatch: pytest.MonkeyPatch) -> None:
