@@ -276,7 +276,7 @@ def resampled_lpips(lpips: Lpips, pictures: Tensor, targets: Tensor, scale: floa
     falls as dots of two pixels appear, and LPIPS-alex rises.
     """
     full = pictures.shape[-1]
-    side = max(24, round(full * scale))
+    side = max(32, round(full * scale))  # AlexNet's poolings leave nothing of 30
     # As a product with the weights of one axis: on a GPU the gradient of the interpolation itself is slow.
     eye = torch.eye(full, device=pictures.device)[None, None]
     weights = F.interpolate(eye, size=(side, full), mode="bilinear", antialias=True)[0, 0]
