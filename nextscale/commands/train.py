@@ -609,4 +609,7 @@ class Train:
     """What to train."""
 
     def run(self) -> int:
+        from nextscale.device import exact_float32
+
+        exact_float32()  # before anything is encoded: what is quantized is to be that of float32
         return self.part.run()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextscale import image as images
-from nextscale.device import pick_device
+from nextscale.device import exact_float32, pick_device
 from nextscale.errors import ImageError, NextScaleError
 from nextscale.evaluate.datasets import match_folders
 from nextscale.evaluate.metrics.dists import Dists
@@ -64,6 +64,8 @@ class Scorer:
         self.device = pick_device(device)
         # MPS has no float64.
         self.exact_device = torch.device("cpu") if self.device.type == "mps" else self.device
+        if self.device.type == "cuda":
+            exact_float32()
         self.unavailable: dict[str, str] = {}
         download = self.options.download
         self._lpips = self._load("lpips", lambda: Lpips(self.options.lpips_net, download=download).to(self.device))
@@ -120,7 +122,7 @@ class Scorer:
             elif name == "dists":
                 scores[name] = float(self._dists(*(image.to(self.device, torch.float32) for image in (pred, target))))
             elif name in UNREFERENCED:
-                scores[name] = self._unreferenced[name](pred.to(self.device))
+                scores[name] = self._unreferenced[name](pred.to(self.device, torch.float32))
             elif name == "niqe":
                 scores[name] = self._niqe_of(exact[0])
             else:

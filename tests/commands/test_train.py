@@ -280,6 +280,12 @@ def test_a_restorer_goes_on_from_that_of_a_whole_model(tmp_path: Path, capsys: p
     assert torch.equal(own.state_dict()["largest.0.weight"], whole.restorer.state_dict()[last])
 
 
+def test_a_training_computes_in_whole_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert main(["train", "restorer", *DATA, "--out", str(tmp_path / "a"), "--plan"]) == 0
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_a_preset_beside_a_started_transformer_is_refused(
     tokenizer: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,6 +80,15 @@ def test_a_metric_without_weights_is_unavailable_and_the_others_are_not(
         assert name not in result.images[0]
 
 
+def test_networks_on_cuda_compute_in_whole_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(scores, "pick_device", torch.device)
+    Scorer(EXACT, device="cpu")
+    assert torch.backends.cudnn.allow_tf32
+    Scorer(EXACT, device="cuda")
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_nothing_is_loaded_that_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("Lpips", "Niqe", "Inception"):
         monkeypatch.setattr(scores, name, refuse)

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from nextscale.device import is_out_of_memory
 from nextscale.evaluate.weights import MissingWeights
 
 
@@ -42,7 +43,10 @@ class Unreferenced:
         """The score of one picture."""
         try:
             return float(self.metric(image.float()))
-        except (AssertionError, RuntimeError, ValueError):  # how its networks refuse a picture below their input size
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
+            # How its networks refuse a picture below their input size.
             return math.nan
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nextscale.evaluate import scores
 from nextscale.evaluate.metrics.unreferenced import Unreferenced
 from nextscale.evaluate.options import METRICS, UNREFERENCED, ScoreOptions
 from nextscale.evaluate.scores import Scorer
@@ -48,10 +49,36 @@ def test_a_picture_is_scored_by_itself(asked: list[tuple[str, Any]]) -> None:
     scorer = Scorer(ScoreOptions(metrics=UNREFERENCED, border=2), device="cpu")
     assert [name for name, _ in asked] == list(UNREFERENCED)
     picture = torch.full((1, 3, 16, 16), 0.25, dtype=torch.float64)
-    scores = scorer.score(picture, torch.zeros_like(picture))
-    assert scores == dict.fromkeys(UNREFERENCED, 0.25)
+    found = scorer.score(picture, torch.zeros_like(picture))
+    assert found == dict.fromkeys(UNREFERENCED, 0.25)
     tiny = scorer.score(picture[..., :6, :6], picture[..., :6, :6])
     assert all(math.isnan(value) for value in tiny.values())
+
+
+def test_a_picture_reaches_the_device_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    types: list[torch.dtype] = []
+
+    class Watched:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def __call__(self, image: Tensor) -> float:
+            types.append(image.dtype)
+            return 0.5
+
+    monkeypatch.setattr(scores, "Unreferenced", Watched)
+    picture = torch.zeros(1, 3, 16, 16, dtype=torch.float64)
+    Scorer(ScoreOptions(metrics=("musiq",)), device="cpu").score(picture, picture)
+    assert types == [torch.float32]
+
+
+def test_a_full_memory_is_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Tensor) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setitem(sys.modules, "pyiqa", SimpleNamespace(create_metric=lambda *_, **__: full))
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        Unreferenced("musiq", torch.device("cpu"))(torch.zeros(1, 3, 16, 16))
 
 
 def test_without_pyiqa_one_line_says_what_it_is_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
