@@ -80,7 +80,8 @@ def pack(
         OptionError: the folders cannot be used so. DataError: no crop is left, or the shards cannot be written.
     """
     photos = _find(folders)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    # An empty folder is replaced, which the one without a name, where the user is, cannot be.
+    if out.exists() and (not out.name or not out.is_dir() or any(out.iterdir())):
         raise OptionError(f"{out}: is there already; name a new folder")
     summary = Summary()
     part = out.with_name(f".{out.name}-{secrets.token_hex(8)}.part")

@@ -217,6 +217,15 @@ def test_an_earlier_result_is_never_touched(photos: Path, tmp_path: Path) -> Non
     assert packed(photos, out)[0].crops == 24
 
 
+def test_the_folder_where_the_user_is_is_no_new_one(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(OptionError, match=r"^\.: is there already; name a new folder"):
+        packed(photos, Path())
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
