@@ -75,7 +75,13 @@ class Setting:
         return NextScale.from_pretrained(name, device=self.device, fp32=self.fp32)
 
     def run(self, methods: Sequence[Method], found: Sequence[Pair], bench: str, about: Mapping[str, Any]) -> Evaluation:
-        """Score methods on pairs; `about` is what the numbers depend on."""
+        """Score methods on pairs; `about` is what the numbers depend on.
+
+        Raises:
+            OptionError: there is no method.
+        """
+        if not methods:
+            raise OptionError("there is no row: name models, and factors that they have")
         about = {"version": __version__, "device": pick_device(self.device).type, "fp32": self.fp32, **about}
         return evaluate_methods(
             methods, found, bench, score=self.score, options=self.options, about=about, out=self.out,

@@ -105,6 +105,7 @@ def test_figures_are_png(bench: Path, model_folder: Path, tmp_path: Path) -> Non
         (("figure", "-o", "sheet.jpg"), "name one that ends with .png"),
         (("figure", "-o", "sheet.png", "--pictures", "b"), "no picture b in this set; it has a"),
         (("models", "--models", "folder"), "rows are given as NAME=FOLDER"),
+        (("models", "--models"), "there is no row: name models, and factors that they have"),
         (("table-1b", "--without", "no-such-model"), "no-such-model: no such model"),
     ],
 )
