@@ -244,6 +244,16 @@ def test_the_losses_are_cross_entropy_and_preference_of_the_same_logits(crops: C
     assert numbers["margin"] == pytest.approx(float((good - bad).mean()), abs=1e-5)
 
 
+def test_the_weights_of_the_trained_tokens_are_one_in_the_mean(crops: Crops) -> None:
+    model = random_model()
+    for stages in (0, 1):
+        task = CodesTask(model.transformer, model.tokenizer, {64: crops}, CodesConfig(stages=stages, sides=(64,)))
+        ladder = task.ladders[64]
+        steps = [ladder.sides[k] for stage in range(stages or ladder.num_stages) for k in ladder.steps_of(stage)]
+        assert len(task.weights[64]) == sum(side**2 for side in steps)
+        assert float(task.weights[64].mean()) == pytest.approx(1)
+
+
 def test_draws_belong_to_samples_not_to_batches() -> None:
     whole = draws(0, 4, 10, 4, 2)
     assert (whole[2:] == draws(0, 4, 12, 2, 2)).all()

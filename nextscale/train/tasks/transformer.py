@@ -59,9 +59,10 @@ def start_from_codebook(
     transformer.stack.head.bias.copy_(-sharpness * rows.square().sum(1))
 
 
-def _token_weights(ladder: Ladder, balance: float) -> Tensor:
-    """Weight of each token, mean one: (its step's side) ** -balance."""
-    weights = torch.cat([torch.full((side * side,), float(side) ** -balance) for side in ladder.sides])
+def _token_weights(ladder: Ladder, balance: float, stages: int = 0) -> Tensor:
+    """Weight of each token of the first stages (0: all), mean one: (its step's side) ** -balance."""
+    sides = ladder.sides[: ladder.stage_ends[: stages or None][-1]]
+    weights = torch.cat([torch.full((side * side,), float(side) ** -balance) for side in sides])
     return weights / weights.mean()
 
 
@@ -111,7 +112,9 @@ class CodesTask:
         encoded = transformer.config.stem.encoded
         self.samples = CodeSamples(self.tokenizer, self.restorer, crops, config, cache, encoded=encoded)
         self.ladders = self.samples.ladders
-        self.weights = {side: _token_weights(ladder, config.balance) for side, ladder in self.ladders.items()}
+        self.weights = {
+            side: _token_weights(ladder, config.balance, config.stages) for side, ladder in self.ladders.items()
+        }
 
     def groups(self, config: LoopConfig) -> list[dict[str, Any]]:
         self.grad_accum_steps = config.grad_accum_steps
@@ -159,7 +162,7 @@ class CodesTask:
             log_p = logits.log_softmax(dim=-1)
             hr_log_p, lr_log_p = (log_p.gather(-1, ids[..., None]).squeeze(-1) for ids in (hr_ids, lr_ids))
             weights = self.weights[side].to(hr_log_p)
-            cross_entropy = -(hr_log_p * weights[: hr_log_p.shape[1]]).mean()
+            cross_entropy = -(hr_log_p * weights).mean()
             margin = (hr_log_p - lr_log_p).mean(dim=1)
             preference = -F.logsigmoid(config.beta * margin).mean()
             total = total + cross_entropy + config.preference * preference
