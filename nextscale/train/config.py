@@ -214,6 +214,10 @@ class CodesConfig(Checked):
     balance: float = 1.0
     """A token of a step of side rho weighs rho ** -balance in the cross-entropy (0: all alike; 2: all steps alike)."""
 
+    def _checks(self) -> Iterator[tuple[str, bool, str]]:
+        yield "sides", bool(self.sides), "one number or more"
+        yield from super()._checks()
+
 
 @dataclass(frozen=True)
 class RestorationConfig(Checked):
@@ -287,7 +291,8 @@ class RestorationConfig(Checked):
     critic_lr: float = 3e-4
     """Learning rate of the critic."""
     window: int = 112
-    """Side in pixels of the window of each picture that the perceptual terms see."""
+    """Side in pixels of the window of each picture that VGG19, and with it the critic, sees. LPIPS sees all of the
+    picture."""
     factor_weights: tuple[float, ...] = (0.7, 0.8, 1.0)
     """Weight of each factor's terms, smallest factor first; a model with fewer factors takes the last ones."""
 

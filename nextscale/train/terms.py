@@ -170,7 +170,7 @@ def chances(seed: int, number: int, step: int) -> Chances:
 def window_of(images: Tensor, chance: Chances, size: int) -> Tensor:
     """The square window of images B 3 H H that two uniform numbers place: B 3 size size.
 
-    The perceptual networks see only windows, since they cost more than the model that is trained.
+    VGG19 sees only windows, since it costs more than the model that is trained.
     """
     side = images.shape[-1]
     size = min(size, side)

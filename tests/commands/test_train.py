@@ -280,6 +280,22 @@ def test_a_restorer_goes_on_from_that_of_a_whole_model(tmp_path: Path, capsys: p
     assert torch.equal(own.state_dict()["largest.0.weight"], whole.restorer.state_dict()[last])
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["restorer", "--restoration.anchor-presets", "camera"], "--restoration.anchor-presets has no effect in a"),
+        (["fusion", "--start", "m", "--restoration.anchor-presets", "camera"], "--restoration.anchor-presets has no"),
+        (["transformer", "--tokenizer", "tiny", "--codes.sides"], "sides must be one number or more, got ()"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(
+    words: list[str], option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", words[0], *DATA, "--out", str(tmp_path / "a"), *words[1:]]) == 2
+    assert option in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_training_computes_in_whole_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     assert main(["train", "restorer", *DATA, "--out", str(tmp_path / "a"), "--plan"]) == 0
