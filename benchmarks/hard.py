@@ -107,7 +107,8 @@ def main() -> int:
         for name, model in models.items():
             for value in settings.dials or (settings.options.denoise,):
                 options = replace(settings.options, scale=4.0, denoise=value)
-                label = f"{Path(name).name}, denoise {value:g}" if settings.dials else f"nextscale {Path(name).name}"
+                # By the name as given: two folders may both be called `model`.
+                label = f"{name}, denoise {value:g}" if settings.dials else f"nextscale {name}"
                 panels[label] = images.rgb8(model.upscale(picture, options).picture)
         if path.name.startswith("flat"):
             left = {name: noise_left(made) for name, made in panels.items()}

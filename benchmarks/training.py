@@ -6,7 +6,7 @@ Measured on a GPU where there is one, else on the CPU by the same code: the peak
 training step (forward, backward, clipping, AdamW) in tokens a second and in TFLOPS of unmasked model FLOPs
 (`nextscale.train.plan`), whose ratio to that peak should be at least 0.40 on a GPU; and, in images a second,
 degradation and tokenization beside the training. The table goes to stderr, one JSON object to stdout. Weights and
-pictures are random.
+pictures are random. Of a preset with a restorer its codes alone are measured, conditioned on the enlarged input.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def tokenize(tokenizer: Tokenizer, targets: Tensor, inputs: Tensor, side: int) -
 def measure(settings: Settings) -> dict[str, Any]:
     """All numbers of one run."""
     torch.manual_seed(0)
-    config = PRESETS[settings.preset]()
+    config = PRESETS[settings.preset]().codes_alone()
     ladder = config.tokenizer.ladder
     side, batch = settings.side or ladder.input_side, settings.batch
     name = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
