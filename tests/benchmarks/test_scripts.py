@@ -43,9 +43,9 @@ def test_models_of_one_folder_name_have_a_panel_each(tmp_path: Path, monkeypatch
         return Image.new("RGB", (side, side))
 
     settings = hard.Settings(folder=tmp_path, out=tmp_path / "out", model=("a/model", "b/model"), peers=False)
-    monkeypatch.setattr(hard.tyro, "cli", lambda *_, **__: settings)
-    monkeypatch.setattr(hard.NextScale, "from_pretrained", lambda _: model)
-    monkeypatch.setattr(hard.images, "rgb8", lambda picture: np.asarray(getattr(picture, "rgb", picture)))
+    monkeypatch.setattr("benchmarks.hard.tyro.cli", lambda *_, **__: settings)
+    monkeypatch.setattr("benchmarks.hard.NextScale.from_pretrained", lambda _: model)
+    monkeypatch.setattr("benchmarks.hard.images.rgb8", lambda picture: np.asarray(getattr(picture, "rgb", picture)))
     monkeypatch.setattr(hard, "sheet", sheet)
     assert hard.main() == 0
     assert shown == ["bicubic", "nextscale a/model", "nextscale b/model"]

@@ -82,7 +82,7 @@ def test_a_report_replaces_earlier_reports_alone(
 
 @pytest.mark.parametrize("part", ["table-2", "codes", "inference"])
 def test_every_report_can_be_made_again(part: str, bench: Path, model_folder: Path, tmp_path: Path) -> None:
-    how = ("--bench", bench, "--tile", 64, "--metrics", "psnr")
+    how: tuple[object, ...] = ("--bench", bench, "--tile", 64, "--metrics", "psnr")
     if part == "codes":
         how = ("--bench", make_set(tmp_path / "set", 128))
     for _ in range(2):
