@@ -25,7 +25,7 @@ from nextscale.train.loop import Run, train
 from nextscale.train.stream import Samples, Stream
 from nextscale.train.tasks.fusion import MARGIN, FusionTask
 from nextscale.train.tasks.restorer import RestorerTask
-from nextscale.train.terms import Terms, resampled_lpips, unevenness
+from nextscale.train.terms import Terms, unevenness
 from nextscale.upscale.nextscale import NextScale
 from tests.conftest import restoring_model
 
@@ -261,18 +261,6 @@ def test_unevenness_tells_blocks_dots_and_weaves_from_photographs() -> None:
     assert float(unevenness(photo, 4, allowed=1.0)) == 0
     moved = [float(unevenness(photo[..., i:, i:], 4)) for i in (1, 2, 3)]
     assert max(moved) < 0.03
-
-
-def test_pictures_for_lpips_are_never_smaller_than_its_networks_take() -> None:
-    seen: list[int] = []
-
-    def lpips(first: Tensor, second: Tensor) -> Tensor:
-        seen.append(first.shape[-1])
-        return (first - second).abs().mean(dim=(1, 2, 3))
-
-    for side, scale in ((16, 0.8), (48, 0.5), (48, 0.9)):
-        resampled_lpips(lpips, torch.zeros(1, 3, side, side), torch.ones(1, 3, side, side), scale)  # type: ignore[arg-type]
-    assert seen == [32, 32, 43]
 
 
 def test_hatching_is_what_checkers_add_to_the_target() -> None:
