@@ -73,6 +73,8 @@ class Job:
     options: UpscaleOptions
     size: tuple[int, int]
     work: float
+    pixels: int
+    """Of the largest picture that is held on the way, which may be larger than the result."""
     wants_view: bool
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     state: State = "waiting"
@@ -219,8 +221,8 @@ class Jobs:
             self.changed.notify_all()
         return job
 
-    def plan(self, size: tuple[int, int], options: UpscaleOptions, *, has_alpha: bool = False) -> float:
-        """How much work a picture would be.
+    def plan(self, size: tuple[int, int], options: UpscaleOptions, *, has_alpha: bool = False) -> tuple[float, int]:
+        """How much work a picture would be, and the pixels of the largest picture that it would hold.
 
         Raises:
             NextScaleError: it is over a limit, or the options do not fit the model.
@@ -228,9 +230,10 @@ class Jobs:
         self.model.check(options)
         self.limits.check_size(size, max(1.0, options.scale))
         plan = self.model.pipeline.plan(size, options, alpha=has_alpha)
+        self.limits.check_held(plan.pixels, options.scale, self.ladder.factors)
         work = planned_work(plan, options, self.ladder)
         self.limits.check_work(work)
-        return work
+        return work, plan.pixels
 
     def stop(self, job: Job) -> None:
         """End a job at its next step; it keeps what it has."""
@@ -287,8 +290,8 @@ class Jobs:
     def _read_first(self, client: str, name: str, folder: Path, options: UpscaleOptions, wants_view: bool) -> Job:
         picture = self._read(folder)
         varies = picture.alpha is not None and int(np.ptp(picture.alpha)) > 0
-        work = self.plan(picture.size, options, has_alpha=varies)
-        job = Job(client, stem_of(name), folder, options, picture.size, work, wants_view)
+        work, pixels = self.plan(picture.size, options, has_alpha=varies)
+        job = Job(client, stem_of(name), folder, options, picture.size, work, pixels, wants_view)
         formats = views.formats_of(picture)
         for factor in options.factors(self.ladder.factors):
             size = output_size(picture.size, factor)
@@ -413,7 +416,7 @@ class Jobs:
     def _may_begin(self, job: Job) -> bool:
         if not self.active:
             return True
-        pixels = sum(_result_pixels(other) for other in (*self.active, job))
+        pixels = sum(other.pixels for other in (*self.active, job))
         alone = all(other.client != job.client for other in self.active)
         return alone and len(self.active) < self.limits.active and pixels <= self.limits.result_pixels
 
@@ -528,7 +531,3 @@ class Jobs:
             if too_many or now - (job.ended or now) > limits.keep_seconds:
                 kept -= job.bytes
                 self.remove(job)
-
-
-def _result_pixels(job: Job) -> int:
-    return max(result.width * result.height for result in job.results.values())

@@ -37,7 +37,7 @@ class Limits:
     pixels: int = 51_000_000
     """Of an uploaded picture: 48 megapixel telephones, with some room."""
     result_pixels: int = 205_000_000
-    """Of the largest result: 12 megapixels at x4, 48 at x2."""
+    """Of the largest result, or of a larger picture on its way: 12 megapixels at x4, 48 at x2."""
     work: float = 6000.0
     """Of one job, in tiles (see `planned_work`)."""
     waiting: int = 20
@@ -79,6 +79,22 @@ class Limits:
             raise RefusedError(
                 413, f"the result of {wide} x {high} pixels is over the limit of {_mega(self.result_pixels)}; "
                 "choose a smaller factor or a smaller picture"
+            )  # fmt: skip
+
+    def check_held(self, pixels: int, scale: float, native: tuple[float, ...]) -> None:
+        """Refuse a job whose largest picture on the way to its result is too large.
+
+        A scale between native factors takes the next larger one first.
+
+        Raises:
+            RefusedError: in a sentence with a remedy.
+        """
+        if pixels > self.result_pixels:
+            # What the result's own limit let through fits at the native factor below, which makes nothing larger.
+            below = max((factor for factor in native if factor < scale), default=None)
+            raise RefusedError(
+                413, f"for x{scale:g} the model first makes {_mega(round(pixels, -5))}, and the limit is "
+                f"{_mega(self.result_pixels)}; choose {'' if below is None else f'x{below:g} or '}a smaller picture"
             )  # fmt: skip
 
     def check_work(self, work: float) -> None:

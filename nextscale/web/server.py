@@ -163,7 +163,7 @@ class Server:
         for factor in [options_of({"scale": asked}).scale] if asked else self.jobs.ladder.factors:
             row: dict[str, Any] = {"factor": factor, "fits": True, "seconds": None, "error": None}
             try:
-                work = self.jobs.plan(size, options_of(fields | {"scale": str(factor)}))
+                work, _ = self.jobs.plan(size, options_of(fields | {"scale": str(factor)}))
                 row["work"] = round(work, 2)
                 if self.jobs.seconds_per_work is not None:
                     row["seconds"] = round(work * self.jobs.seconds_per_work, 1)

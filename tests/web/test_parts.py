@@ -56,6 +56,18 @@ def test_more_than_that_is_refused_with_a_remedy() -> None:
         Limits().check_work(9000)
 
 
+def test_a_factor_between_native_ones_counts_by_what_it_holds() -> None:
+    def held(scale: float) -> int:
+        return plan_work((8000, 6000), scale, LADDER.factors, tile=128, unit=LADDER.unit, overlap=24).pixels
+
+    Limits().check_size((8000, 6000), 2.05)  # the result itself fits
+    with pytest.raises(
+        RefusedError, match=r"x2\.05 the model first makes 768 megapixels, .*205 megapixels; choose x2 or a smaller"
+    ):
+        Limits().check_held(held(2.05), 2.05, LADDER.factors)
+    Limits().check_held(held(2), 2, LADDER.factors)
+
+
 def test_options_come_from_fields_by_their_types() -> None:
     given = options_of({"scale": "2.5", "seed": "7", "confidence": "1", "input_class": "clean", "fast": "false"})
     assert given == UpscaleOptions(scale=2.5, seed=7, confidence=True, input_class="clean", all_factors=True)

@@ -13,7 +13,8 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import quote
 
 import httpx
@@ -25,6 +26,7 @@ from nextscale import image as images
 from nextscale.image import Picture
 from nextscale.upscale.nextscale import NextScale
 from nextscale.web.guard import HEADERS
+from nextscale.web.jobs import Jobs
 from nextscale.web.limits import Limits
 from tests.server import Local, local, wait_until
 
@@ -229,6 +231,7 @@ def test_the_plan_says_what_fits_before_anything_is_sent(client: httpx.Client) -
         (photo(0)[:200], "", 415, "truncated"),
         (photo(0, (600, 400)), "", 413, "0.2 megapixels"),
         (photo(0, (300, 300)), "?scale=8", 413, "choose a smaller factor"),
+        (photo(0, (500, 400)), "?scale=2.05", 413, "choose x2 or a smaller picture"),
         (photo(0), "?fidelity=7", 422, "Fidelity must be in"),
         (photo(0), "?color=red", 422, "There is no option 'color'"),
         (photo(0), "?scale=nan", 422, "Scale must be a number"),
@@ -353,6 +356,16 @@ def test_a_small_photograph_overtakes_a_large_one(model: NextScale, tmp_path: Pa
         wait_until(lambda: one.get(f"/api/jobs/{large['id']}").json()["share"] > 0)
         assert two.post("/api/upscale?scale=1", files=form(photo(1))).status_code == 200
         assert one.get(f"/api/jobs/{large['id']}").json()["state"] == "running"
+
+
+def test_jobs_share_the_model_by_the_pictures_that_they_hold(server: Local, client: httpx.Client) -> None:
+    first = server.server.jobs.jobs[submit(client, photo(0), scale="2.05")["id"]]
+    with connect(server, "127.0.0.2") as other:
+        second = server.server.jobs.jobs[submit(other, photo(0), scale="2.05")["id"]]
+    assert (first.pixels, second.pixels) == (160 * 120,) * 2  # x4 comes first
+    for room, may in ((2 * 160 * 120, True), (2 * 160 * 120 - 1, False)):
+        queue = SimpleNamespace(active=[first], limits=Limits(result_pixels=room))
+        assert Jobs._may_begin(cast(Any, queue), second) is may
 
 
 # -- stopping ----------------------------------------------------------------------------------------------------------
