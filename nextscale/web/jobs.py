@@ -90,6 +90,8 @@ class Job:
     bytes: int = 0
     # Of the thread that works on it:
     stopping: bool = False
+    failure: str | None = None
+    """Why a result could not be stored; set by the saver while the model may still be at it."""
     steps: Iterator[Reveal] | None = None
     began: float = 0.0
     used: float = 0.0
@@ -334,7 +336,9 @@ class Jobs:
             write_atomic(path, views.convert(job.folder / f"{key}.png", suffix))
 
     def _end(self, job: Job, state: State, error: str | None = None) -> None:
-        """The last thing that happens to a job; after its files are written."""
+        """The last thing that happens to a job; after its files are written, and off the model."""
+        if job.failure is not None:
+            state, error = "failed", job.failure
         job.bytes = sum(path.stat().st_size for path in job.folder.rglob("*") if path.is_file())
         job.last.clear()
         job.previews.clear()
@@ -348,13 +352,16 @@ class Jobs:
             shutil.rmtree(job.folder, ignore_errors=True)
 
     def _guarded(self, job: Job, save: Callable[[], None]) -> Future[None]:
+        """Let the saver do something. Where that fails, the job stops, and fails once the model has let go of it."""
+
         def work() -> None:
             try:
                 save()
             except Exception as error:
                 log.exception("a result could not be stored")
                 what = "the server's disk is full" if isinstance(error, OSError) else "an internal error"
-                self._end(job, "failed", f"the result could not be stored ({what}); try again later")
+                job.failure = job.failure or f"the result could not be stored ({what}); try again later"
+                self.stop(job)
 
         return self.saver.submit(work)
 
@@ -505,7 +512,7 @@ class Jobs:
             self._count_places()
 
     def _keep_parts(self, job: Job) -> None:
-        parts = dict(job.last)
+        parts = {} if job.failure is not None else dict(job.last)
         for key, picture in parts.items():
             reveal = Reveal(float(key[1:]), picture, complete=False)
             self._guarded(job, lambda key=key, reveal=reveal: self._save(job, key, reveal))  # type: ignore[misc]

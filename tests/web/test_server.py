@@ -25,8 +25,9 @@ from nextscale import UpscaleOptions
 from nextscale import image as images
 from nextscale.image import Picture
 from nextscale.upscale.nextscale import NextScale
+from nextscale.upscale.run import Reveal
 from nextscale.web.guard import HEADERS
-from nextscale.web.jobs import Jobs
+from nextscale.web.jobs import Job, Jobs, State
 from nextscale.web.limits import Limits
 from tests.server import Local, local, wait_until
 
@@ -389,6 +390,35 @@ def test_a_stopped_job_keeps_what_it_has_and_can_be_removed(model: NextScale, tm
         assert client.delete(here).status_code == 204
         assert client.get(here).status_code == 404
         assert not list(server.folder.iterdir())
+
+
+def test_a_result_that_cannot_be_stored_stops_the_model_before_the_job_ends(
+    model: NextScale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with local(model, tmp_path / "f") as server, connect(server) as client:
+        jobs, keys, ends = server.server.jobs, list[str](), list[tuple[str, bool, bool]]()
+        take, end = jobs._take, jobs._end
+
+        def full(_: Job, key: str, __: Reveal) -> None:
+            keys.append(key)
+            raise OSError(28, "No space left on device")
+
+        def take_and_save(job: Job, reveal: Reveal) -> None:
+            take(job, reveal)
+            jobs.saver.submit(lambda: None).result()
+
+        def watched_end(job: Job, state: State, error: str | None = None) -> None:
+            ends.append((state, job in jobs.active, job.folder.exists()))
+            end(job, state, error)
+
+        for name, fake in (("_save", full), ("_take", take_and_save), ("_end", watched_end)):
+            monkeypatch.setattr(jobs, name, fake)
+        job = finish(client, submit(client, photo(0, (150, 40)), scale="8"))
+        assert job["state"] == "failed"
+        assert "disk is full" in job["error"]
+        assert keys == ["x1"]
+        assert ends == [("stopped", False, True)]  # once, off the model
+        assert 0 < job["share"] < 1
 
 
 def test_a_job_that_nobody_watches_ends(model: NextScale, tmp_path: Path) -> None:
