@@ -266,6 +266,21 @@ def test_what_does_not_work_is_said_in_words(page: Page, tmp_path: Path) -> None
     expect(page.locator("#percent")).to_have_text("–")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"), [("cfg", "25", "Cfg must be in [0, 20]"), ("other", "0", "Scale must be above 0")]
+)
+def test_an_option_out_of_range_is_said_in_words(page: Page, tmp_path: Path, name: str, value: str, words: str) -> None:
+    page.evaluate("([name, value]) => localStorage.setItem('settings', JSON.stringify({[name]: value}))", [name, value])
+    page.reload()
+    page.wait_for_selector("[data-ready]")
+    put(page, photo(tmp_path / "a.png"))
+    expect(page.locator("#failure-text")).to_contain_text(words)
+    page.click("#open-options")
+    page.click("#defaults")
+    page.click("#again")
+    done(page)
+
+
 def test_a_file_that_has_gone_is_not_the_servers_fault(page: Page, tmp_path: Path) -> None:
     path = photo(tmp_path / "a.png")
     put(page, path)

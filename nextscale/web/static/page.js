@@ -73,12 +73,15 @@ async function choose(entry) {
     if (settings.cfg) query.set("cfg", settings.cfg);
     if (!server.factors.includes(wanted)) query.set("scale", wanted);
     if (fast) query.set("fast", "true");
-    return (await (await fetch(`/api/plan?${query}`)).json()).factors;
+    return (await fetch(`/api/plan?${query}`)).json();
   };
+  let plan;
   try {
-    entry.plan = await ask(settings.fast);
-    if (server.has_fast) entry.quick = await ask(true);
+    plan = await ask(settings.fast);
+    entry.plan = plan.factors;
+    if (server.has_fast) entry.quick = (await ask(true)).factors;
   } catch { return; }
+  if (!entry.plan) return fail(entry, plan.error); // an option out of range
   const fitting = entry.plan.filter((row) => row.fits);
   if (!fitting.length) return fail(entry, entry.plan[0].error);
   const best = fitting.filter((row) => row.factor <= wanted).at(-1) ?? fitting[0];
