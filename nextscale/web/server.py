@@ -318,7 +318,10 @@ class Server:
         entries: list[tuple[Path, str]] = []
         names: set[str] = set()
         for word in request.query_params.get("jobs", "").split(",")[:200]:
-            job = self._job(word)
+            job = self.jobs.jobs.get(word)
+            if job is None:  # its time came; the others are still wanted
+                continue
+            job.seen = time.monotonic()
             stored = [key for key, result in job.results.items() if result.stored]
             if not stored:
                 continue

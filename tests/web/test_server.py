@@ -212,6 +212,10 @@ def test_several_results_come_as_one_zip(client: httpx.Client) -> None:
         second = archive.read("beach_x1_2.png")
     assert second == client.get(f"/api/jobs/{jobs[1]}/x1.png").content
     assert client.get("/api/zip?jobs=none").status_code == 404
+    client.delete(f"/api/jobs/{jobs[0]}")
+    answer = client.get(f"/api/zip?jobs={','.join(jobs)}")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.namelist() == ["beach_x1.png"]
 
 
 def test_the_plan_says_what_fits_before_anything_is_sent(client: httpx.Client) -> None:
