@@ -157,8 +157,9 @@ def _parse(name: str, text: str, kind: Any) -> Any:
         return text[:40]
     try:
         value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+        is_number = math.isfinite(value)
+    except (ValueError, OverflowError):  # a whole number may be too large for isfinite
+        is_number = False
+    if not is_number:
         raise OptionError(f"{name} must be a {'whole ' if kind is int else ''}number, got {text[:40]!r}")
     return value

@@ -76,7 +76,9 @@ def test_options_come_from_fields_by_their_types() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"tile": "8"}, {"color_fix": "blue"}, {"seed": "1e3"}, {"scale": "inf"}, {"x": "1"}]
+    "fields",
+    [{"tile": "8"}, {"color_fix": "blue"}, {"seed": "1e3"}, {"scale": "inf"}, {"x": "1"}]
+    + [{name: "9" * digits} for name in ("seed", "top_k", "scale") for digits in (400, 5000)],
 )
 def test_other_fields_are_refused_by_name(fields: dict[str, str]) -> None:
     with pytest.raises(OptionError, match=next(iter(fields)).replace("_", "[-_]")):

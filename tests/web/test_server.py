@@ -241,6 +241,7 @@ def test_the_plan_says_what_fits_before_anything_is_sent(client: httpx.Client) -
         (photo(0), "?color=red", 422, "There is no option 'color'"),
         (photo(0), "?scale=nan", 422, "Scale must be a number"),
         (photo(0), "?seed=1.5", 422, "Seed must be a whole number"),
+        (photo(0), f"?seed={'9' * 400}", 422, "Seed must be a whole number"),
         (photo(0), "?fast=perhaps", 422, "Fast must be true or false"),
         (photo(0), "?fast=true", 422, "leave out fast"),
         (photo(0), "?tile_batch=999", 422, "There is no option"),
