@@ -279,7 +279,8 @@ class Server:
         job, name = self._job(request.path_params["id"]), request.path_params["file"]
         if name == "expected-error.png":
             name = f"x{job.options.scale:g}-map.png"
-        found = re.fullmatch(r"(x[0-9.]+)(?:-(map|overlay|preview))?\.(\w+)", name)
+        # Of the key only the job knows what it looks like: x2.5, x1e-05.
+        found = re.fullmatch(r"(.+?)(?:-(map|overlay|preview))?\.(\w+)", name)
         if found is None or found[1] not in job.results:
             raise RefusedError(404, "there is nothing here")
         key, kind, suffix = found.groups()
@@ -305,8 +306,9 @@ class Server:
     async def view(self, request: Request) -> Response:
         """A tile of what the page shows: view/x4/LEVEL_COLUMN_ROW.jpg."""
         job, layer, tile = (request.path_params[name] for name in ("id", "layer", "tile"))
-        if re.fullmatch(r"original|x[0-9.]+", layer) and re.fullmatch(r"\d{1,2}_\d{1,3}_\d{1,3}\.(jpg|png)", tile):
-            path = self._job(job).folder / layer / tile
+        found = self._job(job)
+        if layer in ("original", *found.results) and re.fullmatch(r"\d{1,2}_\d{1,3}_\d{1,3}\.(jpg|png)", tile):
+            path = found.folder / layer / tile
             if path.exists():
                 media = "image/png" if tile.endswith("png") else "image/jpeg"
                 return _send(path, media)

@@ -164,6 +164,17 @@ def test_the_body_itself_will_do_and_any_factor_and_format(client: httpx.Client)
     assert (picture.format, picture.size) == ("JPEG", (100, 75))
 
 
+def test_the_addresses_of_a_tiny_factor_work(client: httpx.Client) -> None:
+    job = finish(client, submit(client, photo(4), scale="1e-5", view="true", confidence="true"))
+    here, (key,) = f"/api/jobs/{job['id']}", job["results"]
+    suffix = job["results"][key]["view"]["suffix"]
+    addresses = [job["results"][key]["url"], f"{here}/{key}.jpg", f"{here}/view/{key}/0_0_0.{suffix}"]
+    for address in [*addresses, f"{here}/{key}-overlay.png", f"{here}/expected-error.png"]:
+        answer = client.get(address)
+        assert answer.status_code == 200, address
+        assert images.decode_bytes(answer.content).size == (1, 1)
+
+
 def test_profile_and_sixteen_bits_survive(client: httpx.Client) -> None:
     from PIL import ImageCms
 
