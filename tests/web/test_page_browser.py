@@ -19,7 +19,7 @@ from nextscale.image import Picture
 from nextscale.upscale.nextscale import NextScale
 from nextscale.web.limits import Limits
 from tests.conftest import restoring_model
-from tests.server import Local, local
+from tests.server import Local, local, wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright: pip install playwright")
 if TYPE_CHECKING:
@@ -517,6 +517,34 @@ def test_it_fills_a_wide_screen(browser: Browser, server: Local, tmp_path: Path)
     assert stage["width"] == 2560
     assert stage["height"] > 1100
     page.context.close()
+
+
+def test_a_frame_of_many_tiles_loads_each_once(browser: Browser, server: Local, tmp_path: Path) -> None:
+    side, name = 12 * 1024, "x1"
+    shape = {"width": side, "height": side}
+    view = {**shape, "levels": 5, "suffix": "png", "tile": 1024}
+    result = {
+        **shape, "formats": ["png"], "complete": True, "stored": True, "preview": 0, "bytes": 1, "view": view,
+        "mean_error": None, "has_overlay": False,
+    }  # fmt: skip
+    job = {"id": "large", "state": "done", "share": 1, "error": None, "input": {**shape, "view": view}}
+    page = browser.new_page(viewport={"width": 3200, "height": 3400}, device_scale_factor=2)
+    page.route("**/api/jobs/large", lambda route: route.fulfill(json={**job, "results": {name: result}}))
+    dot = photo(tmp_path / "dot.png", 2, 2).read_bytes()
+    page.route("**/api/jobs/large/view/**", lambda route: route.fulfill(body=dot, content_type="image/png"))
+    page.add_init_script(
+        """sessionStorage.setItem('jobs', '[["large", "large.png"]]');
+        window.made = 0;
+        window.Image = class extends Image { constructor() { super(); window.made++; } };"""
+    )
+    page.goto(server.url)
+    wait_until(lambda: page.evaluate("window.made") > 144)  # more than there is room for
+    page.wait_for_timeout(1500)
+    made = page.evaluate("window.made")
+    page.wait_for_timeout(1000)
+    assert page.evaluate("window.made") == made  # it has come to rest
+    assert made < 300, made
+    page.close()
 
 
 def test_no_request_leaves_the_machine(browser: Browser, server: Local, tmp_path: Path) -> None:

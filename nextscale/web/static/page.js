@@ -368,6 +368,8 @@ function renderStrip() {
 // ---- pictures in tiles ----------------------------------------------------------------------------------------------
 
 const tiles = new Map(); // address -> image, in order of use
+const KEPT = 100; // and whatever the last two frames show: a large screen takes more
+let frame = 0;
 
 function image(address) {
   let found = tiles.get(address);
@@ -376,8 +378,12 @@ function image(address) {
     found = new Image();
     found.src = address;
     found.decode().then(() => { found.ready = true; update(); }, () => {});
-    if (tiles.size > 60) tiles.delete(tiles.keys().next().value);
+    for (const [oldest, old] of tiles) {
+      if (tiles.size < KEPT || old.frame >= frame - 1) break;
+      tiles.delete(oldest);
+    }
   }
+  found.frame = frame;
   tiles.set(address, found);
   return found.ready ? found : null;
 }
@@ -434,6 +440,7 @@ const view = {
 
   draw() {
     const { canvas, context } = this, line = this.held ? 1 : this.line, entry = current, key = entry && shownKey(entry);
+    frame++;
     context.clearRect(0, 0, canvas.width, canvas.height);
     const touched = Boolean(key), scale = entry?.size ? percentText(this.scale / this.factor) : "–";
     $("percent").textContent = scale;
