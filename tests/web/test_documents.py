@@ -15,6 +15,7 @@ from nextscale import image as images
 from nextscale.commands.serve import Serve
 from nextscale.upscale.nextscale import NextScale
 from nextscale.web.limits import Limits
+from nextscale.web.views import FORMATS
 from tests.server import Local, local
 
 pytestmark = pytest.mark.integration
@@ -70,6 +71,11 @@ def test_five_lines(server: Local, tmp_path: Path, language: str, call: list[str
     assert len([line for line in code.splitlines() if line]) == 5
     run(server, tmp_path, call, code)
     assert sizes(tmp_path)["photo_x4.png"][0] == 4 * sizes(tmp_path)["photo.jpg"][0]
+
+
+def test_every_format_of_a_result_is_named() -> None:
+    assert "The answer is a PNG" in TEXT
+    assert all(f"`format={name}`" in TEXT for name in FORMATS if name != "png")
 
 
 def test_the_limits_are_those_that_the_page_names() -> None:
