@@ -417,7 +417,7 @@ def tiny() -> ModelConfig:
             condition="restorer",
             stem=StemConfig(encoded=1),
         ),
-        restorer=RestorerConfig(largest_convs=25),
+        restorer=RestorerConfig(largest_convs=25, precleaned=0.2),
         fusion=FusionConfig(blocks=0, codes=False),
     )
 
