@@ -194,8 +194,8 @@ class TrainFusion:
     """What is trained: the fusion and the error it expects, or the decoders for codes alone (fidelity 0), which know
     no denoise dial. A fusion reads the decoders: train it after them."""
     restorer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """The restorer, as `train restorer` leaves it: the model gets it, and a fusion that starts as nothing (default: the
-    model's own)."""
+    """The restorer, as `train restorer` leaves it: the model gets it, and a fusion that starts as nothing but
+    for the error that the one before expects (default: the model's own)."""
     loop: tyro.conf.OmitArgPrefixes[LoopFlags] = field(default_factory=LoopFlags)
     restoration: FusionTrainingConfig = field(default_factory=FusionTrainingConfig)
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
@@ -208,6 +208,7 @@ class TrainFusion:
         import torch
 
         from nextscale.model.checkpoint import find_folder, read_config
+        from nextscale.model.fusion import keep_expected_error
         from nextscale.train.adversarial import CRITIC, load_critic, save_critic
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
@@ -230,8 +231,10 @@ class TrainFusion:
         torch.manual_seed(self.loop.seed)
         model = NextScale.from_pretrained(self.start, device="cpu", fp32=True)
         if self.restorer is not None:
-            fusion = model.config.fusion
+            fusion, before = model.config.fusion, model.pipeline.fusions
             model = with_restorer(model.tokenizer, model.transformer, read_restorer(self.restorer), fusion)
+            if before is not None and model.pipeline.fusions is not None:
+                keep_expected_error(before, model.pipeline.fusions)
         if model.restorer is None and self.part == "fusion":
             raise OptionError(f"{self.start}: has no restorer; name one with --restorer")
         model.to(str(device()), fp32=True)

@@ -302,6 +302,25 @@ def test_a_training_computes_in_whole_float32(tmp_path: Path, monkeypatch: pytes
     assert not torch.backends.cudnn.allow_tf32
 
 
+def test_another_restorer_leaves_the_expected_error(tmp_path: Path) -> None:
+    whole = restoring_model(untrained=False)
+    folder = whole.save_pretrained(tmp_path / "model", half=False)
+    torch.manual_seed(5)
+    other = Restorer(whole.restorer.config)  # type: ignore[union-attr]
+    save_folder(tmp_path / "other", "restorer", other.config, other.state_dict())
+    words = ["train", "fusion", *DATA, "--lr", "0", "--start", str(folder), "--restorer", str(tmp_path / "other")]
+    words += ["--restoration.side", "64", "--restoration.workers", "0", "--restoration.feature", "0"]
+    assert main([*words, "--restoration.lpips", "0", "--out", str(tmp_path / "a")]) == 0
+    made = NextScale.from_pretrained(tmp_path / "a" / "model", device="cpu", fp32=True).state_dict()
+    before = whole.state_dict()
+    names = [name for name in made if name.startswith("fusions.")]
+    assert {name for name in names if ".error_" in name and torch.equal(made[name], before[name])} == {
+        name for name in names if ".error_" in name
+    }
+    assert torch.equal(made["fusions.2.head.weight"], other.state_dict()["heads.2.weight"])
+    assert not made["fusions.0.blocks.0.conv2.weight"].any()  # the rest starts as nothing
+
+
 def test_a_preset_beside_a_started_transformer_is_refused(
     tokenizer: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
