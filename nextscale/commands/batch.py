@@ -88,7 +88,7 @@ class Batch:
             found = len(listed)
             listed = without_results(listed, source, output, manifest.results)
             if len(listed) < found:
-                complain(f"{self.input}: {found - len(listed)} pictures left out as results of earlier runs")
+                complain(f"{self.input}: left out as results of earlier runs: {found - len(listed)}")
             items = {source.path(name): (stamp, name) for name, stamp in listed.items()}
             stems = dict(zip(listed, result_stems([PurePosixPath(name) for name in listed]), strict=True))
             todo = [(name, stems[name]) for name in unfinished(items, manifest, output.holds)]

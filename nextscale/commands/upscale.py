@@ -153,8 +153,16 @@ class Upscale:
 
     def _targets(self, folder: Path | None, sources: list[Path], named: list[Path], unknown: list[Path]) -> Targets:
         roots = [path for path in named if os.path.isdir(path)] if self.recursive else []
-        how: dict[str, Any] = {"suffix": self.suffix, "ext": self.ext, "single": folder is None, "unknown": unknown}
-        return Targets(self.options, self.output, sources, roots, **how)
+        return Targets(
+            self.options,
+            self.output,
+            sources,
+            roots,
+            suffix=self.suffix,
+            ext=self.ext,
+            single=folder is None,
+            unknown=unknown,
+        )
 
     def _manifest(self, folder: Path | None, named: list[Path]) -> Manifest | None:
         """The list of finished pictures, if there is a folder of them."""
@@ -267,7 +275,7 @@ class Upscale:
         line = f"{results[0]}: left out as a result of an earlier run; name the file to restore it again"
         if len(results) > 1:
             line = f"{results[0]} and {len(results) - 1} more: left out as results of earlier runs; name the files"
-        if self.json or not self.quiet:
+        if not self.quiet:
             (complain if self.json else say)(line)
 
     def _summary(self, done: int, before: int, failed: int, seconds: float) -> None:

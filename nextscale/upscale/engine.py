@@ -55,8 +55,8 @@ class Engine:
     def upscale(
         self, picture: Picture, options: UpscaleOptions, on_progress: Callable[[Progress], None] | None = None
     ) -> UpscaleResult:
-        """As `NextScale.upscale`, but without codes that would only be looked at (`UpscaleResult.codes`); waits for its
-        turn, and for memory that the other pictures hold.
+        """As `NextScale.upscale`, but there are codes in the result only where a picture or a map shows them; waits for
+        its turn, and for memory that the other pictures hold.
 
         Raises:
             StoppedError: the run was ended meanwhile.
