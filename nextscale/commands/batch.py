@@ -23,11 +23,17 @@ from nextscale import image as images
 from nextscale.commands.cli_types import UpscaleFlags
 from nextscale.commands.streams import report_unread
 from nextscale.console import complain, lasting, say, say_row
-from nextscale.errors import NextScaleError, OptionError
+from nextscale.errors import ImageError, NextScaleError, OptionError
 from nextscale.files import Mark, has_mark, mark_of
 from nextscale.install import how_to_install
 from nextscale.upscale.manifest import Manifest, default_path, settings_key, unfinished
-from nextscale.upscale.outputs import earlier_results, encode_results, own_suffix, result_stems
+from nextscale.upscale.outputs import (
+    earlier_results,
+    encode_results,
+    own_suffix,
+    result_stems,
+    would_overwrite_unknown,
+)
 
 
 @dataclass(frozen=True)
@@ -85,10 +91,12 @@ class Batch:
         key = settings_key(self.options, self.model, self.fp32, __version__)
         manifest = Manifest(self.manifest or default_path(output.root), key, resume=self.resume)
         with contextlib.closing(manifest):
-            found = len(listed)
-            listed = without_results(listed, source, output, manifest.results)
-            if len(listed) < found:
-                complain(f"{self.input}: left out as results of earlier runs: {found - len(listed)}")
+            pictures = without_results(listed, source, output, manifest.results)
+            if left_out := listed.keys() - pictures.keys():
+                complain(f"{self.input}: left out as results of earlier runs: {len(left_out)}")
+            listed = pictures
+            # In one folder: named like a result, and no run of this manifest wrote it.
+            unknown = {name for name in left_out if source.path(name) == output.path(name) not in manifest.results}
             items = {source.path(name): (stamp, name) for name, stamp in listed.items()}
             stems = dict(zip(listed, result_stems([PurePosixPath(name) for name in listed]), strict=True))
             todo = [(name, stems[name]) for name in unfinished(items, manifest, output.holds)]
@@ -96,7 +104,7 @@ class Batch:
             if todo:
                 if not ray.is_initialized():
                     self._connect()
-                for row in self._rows(todo):
+                for row in self._rows(todo, unknown):
                     error = row["error"] or None
                     marks = {output.path(name): mark for name, mark in json.loads(row["outputs"]).items()}
                     manifest.record(source.path(row["name"]), listed[row["name"]], marks, error)
@@ -168,8 +176,8 @@ class Batch:
                     f"{kind.lower()}s-per-worker is {wanted:g}, and this machine has {has:g}; give no more"
                 )
 
-    def _rows(self, todo: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-        """The row of every picture (name, stem of its results) as its task ends.
+    def _rows(self, todo: list[tuple[str, str]], unknown: Collection[str]) -> Iterator[dict[str, Any]]:
+        """The row of every picture (name, stem of its results) as its task ends; `unknown` as for `Worker`.
 
         Ray Data replaces a worker that dies and runs its tasks again.
 
@@ -187,7 +195,7 @@ class Batch:
             )
             done = names.map_batches(
                 Worker,
-                fn_constructor_args=(self,),
+                fn_constructor_args=(self, unknown),
                 batch_size=None,
                 batch_format="numpy",
                 compute=ray.data.ActorPoolStrategy(size=self.workers),
@@ -334,7 +342,11 @@ def list_pictures(uri: str) -> dict[str, list[int]]:
 class Worker:
     """One model in one process of the cluster."""
 
-    def __init__(self, command: Batch) -> None:
+    def __init__(self, command: Batch, unknown: Collection[str] = ()) -> None:
+        """
+        Args:
+            unknown: names of files in the output of which nobody knows where they are from: none is overwritten.
+        """
         import torch
 
         from nextscale.upscale.engine import Engine
@@ -342,7 +354,7 @@ class Worker:
 
         if command.gpus_per_worker == 0:
             torch.set_num_threads(max(1, int(command.cpus_per_worker)))
-        self.command = command
+        self.command, self.unknown = command, unknown
         self.source, self.target = Store(command.input), Store(command.output)
         self.failure: Exception | None = None
         try:
@@ -376,8 +388,13 @@ class Worker:
             result = engine.upscale(picture, self.command.options)
             stem = str(Path(name).with_name(stem))
             suffix = own_suffix(Path(name), picture, self.command.options.scale)
-            for label, ending, data in encode_results(result, suffix, lossless=picture.lossless):
-                file = f"{stem}_{label}{ending}"
+            encoded = {
+                f"{stem}_{label}{ending}": data
+                for label, ending, data in encode_results(result, suffix, lossless=picture.lossless)
+            }
+            if unknown := sorted(encoded.keys() & set(self.unknown)):
+                raise ImageError(would_overwrite_unknown(self.target.path(unknown[0]), "-o"))
+            for file, data in encoded.items():
                 self.target.write(file, data)
                 outputs[file] = self.target.mark(file, data)
         except NextScaleError as failure:

@@ -33,6 +33,8 @@ Training = Literal[
     "fusion",
     "predicted decoders",
 ]
+WHOLE: tuple[Training, ...] = ("codebook", "finetune-codebook", "fusion", "predicted decoders")
+"""Those that read or write weights as whole tensors, and so refuse to shard them."""
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 

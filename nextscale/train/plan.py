@@ -11,7 +11,7 @@ from rich.table import Table
 from nextscale.console import lasting
 from nextscale.model.config import ModelConfig, RestorerConfig
 from nextscale.train.config import LoopConfig
-from nextscale.train.costs import Piece, Training, pieces, preparation_flops, tokens_per_sample, training_flops
+from nextscale.train.costs import WHOLE, Piece, Training, pieces, preparation_flops, tokens_per_sample, training_flops
 from nextscale.train.hardware import GIB, PlanConfig
 
 WIDE = 4
@@ -184,7 +184,8 @@ def render(plan: Plan) -> RenderableType:
 def remedy(plan: Plan) -> str:
     """What to change about a plan that does not fit."""
     if plan.peak - plan.memory.get("activations", 0.0) > plan.memory_gib * GIB:
-        return "the weights and their optimizer alone do not; use --parallel fsdp over more processes"
+        shared = "use --parallel fsdp over more processes" if plan.training not in WHOLE else "use a larger device"
+        return f"the weights and their optimizer alone do not; {shared}"
     return "use --activation-checkpointing, or a smaller --batch with a larger --grad-accum-steps"
 
 

@@ -88,10 +88,7 @@ class Targets:
         if identity(path) in self.inputs:
             raise ImageError(f"the result {path} would overwrite an input; choose another -o or --suffix")
         if identity(path) in self.unknown:
-            raise ImageError(
-                f"the result {path} would overwrite a file that no earlier run is known to have written; move it, or "
-                "choose another -o or --suffix"
-            )
+            raise ImageError(would_overwrite_unknown(path, "-o or --suffix"))
         owner = self.taken.get(os.path.realpath(path)) or self.taken.get(identity(path))
         if owner is not None:
             raise ImageError(f"its result {path} would overwrite that of {owner}; write it to another folder")
@@ -113,6 +110,16 @@ class Targets:
             if source.is_relative_to(root):
                 return source.relative_to(root).parent
         return Path()
+
+
+def would_overwrite_unknown(path: Path | str, options: str) -> str:
+    """What is said where a result would overwrite a file of unknown origin.
+
+    Args:
+        options: that give the result another name.
+    """
+    written = "a file that no earlier run is known to have written"
+    return f"the result {path} would overwrite {written}; move it, or choose another {options}"
 
 
 def result_stems(names: Sequence[PurePath]) -> list[str]:

@@ -67,6 +67,7 @@ def _uploads(limits: Limits) -> dict[str, Any]:
         "415": _answer("This is not a picture that can be read.", _JSON),
         "422": _answer("An option is unknown or out of range.", _JSON),
         "429": _answer("This client has its share of the queue; see Retry-After.", _JSON),
+        "500": _answer("The server failed, as where its disk is full.", _JSON),
         "503": _answer("The queue is full; see Retry-After.", _JSON),
     }
     image = {"image": {"type": "string", "format": "binary", "description": "The photograph."}}

@@ -79,6 +79,8 @@ class Job:
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     state: State = "waiting"
     error: str | None = None
+    is_ours: bool = False
+    """Whether it failed for a reason that other options or another photograph do not change."""
     place: int | None = None
     share: float = 0.0
     seconds_left: float | None = None
@@ -338,7 +340,7 @@ class Jobs:
     def _end(self, job: Job, state: State, error: str | None = None) -> None:
         """The last thing that happens to a job; after its files are written, and off the model."""
         if job.failure is not None:
-            state, error = "failed", job.failure
+            state, error, job.is_ours = "failed", job.failure, True
         job.bytes = sum(path.stat().st_size for path in job.folder.rglob("*") if path.is_file())
         job.last.clear()
         job.previews.clear()
@@ -457,6 +459,7 @@ class Jobs:
             if not known:
                 log.exception("a job failed")
             text = str(error) if known else f"internal error ({type(error).__name__}); try other options"
+            job.is_ours = not known
             self._guarded(job, lambda: self._end(job, "failed", text))
             return
         finally:

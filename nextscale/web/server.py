@@ -269,7 +269,7 @@ class Server:
             self.jobs.stop(job)
             raise
         if job.error is not None:
-            raise RefusedError(422, job.error.rstrip("."))
+            raise RefusedError(500 if job.is_ours else 422, job.error.rstrip("."))
         if job.state != "done":
             raise RefusedError(503, "the job was stopped")
         return await self._result(job, f"x{job.options.scale:g}", suffix)

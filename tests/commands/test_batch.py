@@ -353,6 +353,16 @@ def test_a_worker_without_a_model_fails_with_its_first_task(tmp_path: Path) -> N
         worker({"name": np.array(["a.png"])})
 
 
+def test_a_file_of_unknown_origin_is_kept(model_folder: Path, tmp_path: Path) -> None:
+    folder = photos(tmp_path, 1) / "0"
+    (folder / "00_x4.png").write_bytes(b"somebody's own")
+    command = Batch(input=str(tmp_path), output=str(tmp_path), model=str(model_folder), device="cpu", fp32=True)
+    rows = Worker(command, {"0/00_x4.png"})({"name": np.array(["0/00.png"])})
+    assert "00_x4.png would overwrite a file that no earlier run is known to have written; move it" in rows["error"][0]
+    assert [path.name for path in sorted(folder.iterdir())] == ["00.png", "00_x4.png"]  # nor any smaller result
+    assert (folder / "00_x4.png").read_bytes() == b"somebody's own"
+
+
 CREATION = """The actor died because of an error raised in its creation task, ray::_MapWorker.__init__() (pid=7)
   File "ray/data/actor_pool_map_operator.py", line 700, in __init__
     self._map_transformer.init()

@@ -23,6 +23,7 @@ from nextscale.model.transformer import Transformer
 from nextscale.train.config import CodebookConfig, CodesConfig, LoopConfig, ReconstructionConfig, RestorationConfig
 from nextscale.train.costs import (
     ATTENTION,
+    WHOLE,
     Training,
     pieces,
     preparation_flops,
@@ -216,6 +217,12 @@ def test_whether_it_fits_is_told_with_the_remedy(batch: int, memory_gib: float, 
     assert made.fits == (not advice)
     assert advice in remedy(made)
     assert ("It fits." in text(made)) == made.fits
+
+
+def test_sharding_is_not_advised_where_it_is_refused() -> None:
+    made = plan(plain_config(), "transformer", LoopConfig(), PlanConfig("a100-80", memory_gib=0.5), sides=(64,))
+    for training in WHOLE:
+        assert "fsdp" not in remedy(dataclasses.replace(made, training=training))
 
 
 def text(made: Plan) -> str:

@@ -435,6 +435,8 @@ def test_a_result_that_cannot_be_stored_stops_the_model_before_the_job_ends(
         assert keys == ["x1"]
         assert ends == [("stopped", False, True)]  # once, off the model
         assert 0 < job["share"] < 1
+        answer = client.post("/api/upscale?scale=1", files=form(photo(1)))
+        assert (answer.status_code, "disk is full" in answer.json()["error"]) == (500, True)  # no other option helps
 
 
 def test_a_job_that_nobody_watches_ends(model: NextScale, tmp_path: Path) -> None:
