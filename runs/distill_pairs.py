@@ -1,7 +1,7 @@
 """Pairs from which the restorer learns outlines: small pictures, and what Real-ESRGAN or a restorer makes of them.
 
     python runs/distill_pairs.py DATA OUT COUNT [--faces FACES] [--pages PAGES] [--pages-share SHARE] [--clean SHARE]
-        [--presets NAME ...] [--teacher MODEL] [--seed SEED]
+        [--presets NAME ...] [--teacher MODEL] [--side PIXELS] [--seed SEED]
 
 DATA, FACES and PAGES are folders or shards of photographs, of faces and of rendered pages (`nextscale data pages`). OUT
 gets LR/ and HR/, as `nextscale train restorer --restoration.pairs OUT` reads them; what is there already is kept. The
@@ -29,7 +29,7 @@ from nextscale.train.config import RestorationConfig
 from nextscale.train.stream import Samples
 from nextscale.upscale.nextscale import read_restorer
 
-SIDE, FACTOR = 48, 4
+FACTOR = 4
 PRESETS = ("compressed", "noisy", "noisy", "x4plus", "stablesr", "stablesr")
 
 
@@ -43,13 +43,14 @@ def main(
     clean: float = 0.2,
     presets: tuple[str, ...] = PRESETS,
     teacher: str = "",
+    side: int = 48,
     seed: int = 0,
     threads: int = 0,
 ) -> None:
     """Make the pairs from where the folder ends."""
     # The shares of faces and pages count only where such photographs are named.
     config = RestorationConfig(
-        side=SIDE,
+        side=side,
         presets=presets,
         clean=clean,
         soft=0.2,
@@ -58,7 +59,7 @@ def main(
         smooth_share=0.0,
         grain=0.0,
     )
-    photographs, face, page = (Crops([n], SIDE * FACTOR, seed=seed) if n else None for n in (data, faces, pages))
+    photographs, face, page = (Crops([n], side * FACTOR, seed=seed) if n else None for n in (data, faces, pages))
     assert photographs is not None
     samples = Samples(photographs, face, page, config)
     enlarged = restorer_of(teacher, threads) if teacher else RealEsrgan(threads=threads).enlarged

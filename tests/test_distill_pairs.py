@@ -51,7 +51,7 @@ def test_pairs_follow_from_the_seed_and_are_completed(distill_pairs: ModuleType,
     assert (out / "LR" / "000000.png").stat().st_mtime_ns == kept
     small, large = (read(out / folder / "000002.png").rgb for folder in ("LR", "HR"))
     assert np.array_equal(large, small.repeat(4, 0).repeat(4, 1))
-    assert len(GivenPairs([str(out)], distill_pairs.SIDE, distill_pairs.FACTOR).found) == 3
+    assert len(GivenPairs([str(out)], 48, distill_pairs.FACTOR).found) == 3
 
 
 def test_a_restorer_can_be_the_teacher(distill_pairs: ModuleType, tmp_path: Path) -> None:
@@ -60,8 +60,9 @@ def test_a_restorer_can_be_the_teacher(distill_pairs: ModuleType, tmp_path: Path
     save_folder(tmp_path / "teacher", "restorer", restorer.config, restorer.state_dict())
     out, pages = tmp_path / "pairs", str(ROOT / "examples")
     options = {"pages": pages, "pages_share": 1.0, "presets": ("scan",), "clean": 0.0}
-    distill_pairs.main(pages, out, 2, teacher=str(tmp_path / "teacher"), **options)
+    distill_pairs.main(pages, out, 2, teacher=str(tmp_path / "teacher"), side=32, **options)
     small, large = (read(out / folder / "000001.png").rgb for folder in ("LR", "HR"))
+    assert small.shape == (32, 32, 3)
     image = torch.from_numpy(small).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():
         expected = restorer(image)[-1]
