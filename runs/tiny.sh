@@ -9,6 +9,7 @@
 #   NOISY="A B"       realesr-general-x4v3.pth and realesr-general-wdn-x4v3.pth: the two ends of the denoise dial
 #   FACES=, PAGES=    folders or shards of photographs with faces and of rendered pages (`nextscale data pages`)
 #   DISTILL=           folder of pairs from `runs/distill_pairs.py` (distillation; without it the last three restorers learn from photographs alone)
+#   LETTERS="A B"      folders of pairs of 64 px: letters as the published compact network draws them, photographs as Real-ESRGAN (see `taught-letters`)
 #   GPU=              folder with photos*.tar, faces.tar and pages.tar: x4 goes on with runs/outlines_gpu.py (SECONDS_GPU=315 of them)
 #   CODES_BATCH=8     samples a step where the transformer goes on (64)
 #   PIXELS=1          without perceptual terms and critic, to try the recipe out where their weights are missing
@@ -250,6 +251,14 @@ precleaned() { # precleaned NAME START STEPS, and what differs
 precleaned precleaned-1 "$out/even/model" 2100 --precleaned 0.2 --lr 1e-4 --restoration.pixel 0.7
 precleaned precleaned-2 "$out/precleaned-1/model" 240 --lr 6e-5 --warmup 10 --final-lr 0.05 --ema 0.98 --restoration.pixel 1.6
 precleaned precleaned-3 "$out/precleaned-2/model" 150 --lr 8e-5 --warmup 8 --final-lr 0.05 --ema 0.97 --restoration.pixel 5
+# Letters as black and even as the published compact network draws them, outlines toward Real-ESRGAN's. The shipped run had 900 pairs of
+# `runs/distill_pairs.py DATA A 900 --pages PAGES --pages-share 1 --clean 0.12 --presets scan scan compressed noisy --teacher PUBLISHED --side 64`
+# and 400 of `... DATA B 400 --faces FACES --pages-share 0 --clean 0.25 --presets compressed compressed noisy fullsize --side 64`.
+taught=()
+[[ -z ${LETTERS:-} ]] || read -r -a taught <<< "--restoration.pairs-share 0.3 --restoration.pairs $LETTERS"
+precleaned taught-letters "$out/precleaned-3/model" 540 --lr 1.1e-4 --warmup 20 --ema 0.99 --restoration.pixel 0.8 --restoration.anchor 8 \
+  --restoration.pages-share 0.05 --restoration.smooth-share 0.08 "${taught[@]}"
+mean "$out/mean-15" "$out/precleaned-3/model" "$out/taught-letters/model" 0.6 # all of the way leaves more than a third of the strongest noise
 
 # The transformer: the stem alone until it knows the latents of the restored picture, then all of it on the codes of that.
 # (The shipped one had learned 340 + 600 steps with another stem, then 401 of 160 on a GPU with one that did not see the
@@ -283,7 +292,7 @@ train fusion --part decoders --out "$out/decoded" --start "$out/transformer" "${
   --restoration.feature 0.3 --restoration.lpips 1.6 --restoration.lpips-scale 0.55 1.25 \
   --restoration.smooth-share 0.05 --restoration.predicted 0.7 --restoration.predicted-after 10 "${restoration[@]}"
 mean "$out/half" "$out/transformer" "$out/decoded/model"
-train fusion --out "$out/fusion" --start "$out/half" --restorer "$out/precleaned-3/model" "${codes[@]}" \
+train fusion --out "$out/fusion" --start "$out/half" --restorer "$out/mean-15" "${codes[@]}" \
   --steps "$(steps 120)" --lr 6e-4 --warmup 10 --ema 0.96 --betas 0.9 0.99 --clip 1 \
   --restoration.pixel 0 --restoration.smooth 0 --restoration.feature 0 --restoration.lpips 0 --restoration.error 1 \
   --restoration.predicted 1 --restoration.predicted-after 0 --restoration.cycle 120 "${sources[@]}"
