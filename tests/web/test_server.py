@@ -611,7 +611,7 @@ def test_a_mistake_of_ours_is_one_plain_sentence(
         wait_until(lambda: server.server.jobs.seconds_per_work is not None)
         monkeypatch.setattr(server.server.jobs, "_start", broken)
         answer = client.post("/api/upscale", files=form(photo(0)))
-        assert answer.status_code == 422
+        assert answer.status_code == 500
         assert error_of(answer) == "Internal error (RuntimeError); try other options."
         monkeypatch.setattr(server.server.jobs, "add", broken)
         answer = client.post("/api/upscale", files=form(photo(0)))
