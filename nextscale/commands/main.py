@@ -94,6 +94,11 @@ def run_command(kind: Any, prog: str, description: str | None, arguments: list[s
     except BrokenPipeError:
         silence_output()  # whoever read the lines has gone
         return 1
+    except OSError as error:
+        # What a command expects to fail it names itself; a disk or a server can fail anywhere.
+        name = error.filename if isinstance(error.filename, str | os.PathLike) else prog
+        complain(f"{os.fspath(name)}: {error.strerror or error}")
+        return 1
     except KeyboardInterrupt as stop:
         with contextlib.suppress(BrokenPipeError):  # a terminal that closes takes its readers with it
             complain("stopped")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
@@ -157,6 +158,25 @@ class Once:
     def run(self) -> int:
         os.kill(os.getpid(), self.number)
         return 0
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A command under which the disk fails where nothing was expected to."""
+
+    file: str = ""
+
+    def run(self) -> int:
+        if self.file:
+            raise PermissionError(errno.EACCES, "Permission denied", self.file)
+        raise OSError("the reader went away")
+
+
+def test_a_system_that_fails_anywhere_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(Failing, "failing", None, ["--file", "run/log.jsonl"]) == 1
+    assert capsys.readouterr().err == "nextscale: run/log.jsonl: Permission denied\n"
+    assert run_command(Failing, "failing", None, []) == 1
+    assert capsys.readouterr().err == "nextscale: failing: the reader went away\n"
 
 
 def test_commands_run_outside_the_main_thread() -> None:
