@@ -278,6 +278,9 @@ class RestorationConfig(Checked):
     contrast: float = 0.0
     """Weight of differences from the target that count four times as much where contrast is missing as where there is
     too much: of letters above all, which the pixel difference leaves gray."""
+    raggedness: float = 0.0
+    """Weight of how ragged outlines are, and how soft: differences along an outline beyond the target's, and what is
+    missing of the step across it."""
     anchor: float = 0.0
     """`train restorer`: weight of how far the largest factor's pictures of undamaged photographs move from those of
     the restorer that the training starts from. Damaged inputs change the rest of it, and soft photographs of cameras

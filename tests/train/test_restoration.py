@@ -317,6 +317,31 @@ def test_gradients_tell_a_soft_outline_from_a_sharp_one_and_not_where_it_runs() 
     assert gradients(sharp.roll(1, -1)[..., 2:-2, 2:-2], sharp[..., 2:-2, 2:-2]) < 0.5 * gradients(soft, sharp)
 
 
+def test_raggedness_tells_a_wavering_rim_from_a_straight_one() -> None:
+    config = dataclasses.replace(PLAIN, raggedness=1.0, pixel=0.0, factor_weights=(1.0,))
+    terms = Terms(config, [4], CPU)
+    across, down = torch.arange(64.0), torch.arange(64.0)[:, None]
+
+    def rim(width: float = 2.0, moved: Tensor | float = 0.0) -> Tensor:
+        """A slanted step of so many pixels."""
+        return ((across + 0.4 * down - 45 - moved) / width).clamp(-0.5, 0.5).expand(1, 3, 64, 64)
+
+    def ragged(picture: Tensor, target: Tensor) -> float:
+        return float(terms.terms(0, picture, target, torch.tensor([False]), (0.0, 0.0, 0.0))[0]["raggedness"])
+
+    wavering, uneven = rim(moved=2 * torch.sin(down)), rim() * (1 - 0.5 * (down.int() // 3 % 2))
+    assert ragged(rim(), rim()) == 0
+    # A step beside its place is less ragged than one that wavers about it; uneven ink and a soft step count too.
+    beside = ragged(rim(moved=1.0), rim())
+    assert ragged(wavering, rim()) > 5 * beside
+    assert ragged(uneven, rim()) > 5 * beside
+    assert ragged(rim(8.0), rim()) > beside
+    # Neither flat places nor texture of all directions is an outline.
+    noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) - 0.5
+    assert ragged(noise, torch.zeros_like(noise)) == 0
+    assert ragged(torch.zeros_like(noise), noise) < 0.05 * ragged(torch.zeros_like(noise), rim())
+
+
 @pytest.mark.integration
 def test_a_critic_that_guesses_has_no_say_and_one_that_knows_has_all(tmp_path: Path) -> None:
     adversary = Adversary(1, (3,), 1e-3, CPU, by_accuracy=True)
