@@ -111,7 +111,8 @@ class UpscaleOptions:
 
     def factors(self, native: tuple[float, ...]) -> list[float]:
         """The factors of the results that a model of these native factors gives, in rising order."""
-        smaller = [f for f in native if f < self.scale] if self.all_factors else []
+        # Results are named by `:g`: beside a scale of 2.0000001 there is no other x2.
+        smaller = [f for f in native if f < self.scale and f"{f:g}" != f"{self.scale:g}"] if self.all_factors else []
         return [*sorted(smaller), self.scale]
 
 

@@ -142,6 +142,13 @@ def test_sizes_round_to_the_nearest_pixel(side: int, scale: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("scale", "factors"), [(4.0, [1, 2, 4]), (3.0, [1, 2, 3]), (2.0, [1, 2]), (2.0000001, [1, 2.0000001]), (0.5, [0.5])]
+)
+def test_all_factors_have_names_of_their_own(scale: float, factors: list[float]) -> None:
+    assert UpscaleOptions(scale=scale, all_factors=True).factors((1.0, 2.0, 4.0)) == factors
+
+
+@pytest.mark.parametrize(
     ("scale", "passes"),
     [
         *((0.3, [1]), (1, [1]), (1.01, [2]), (2, [2]), (3, [4]), (4, [4]), (4.1, [4]), (5, [4])),
