@@ -113,7 +113,7 @@ class Adversary:
         return numbers
 
     def _share(self, seen: Counter[int]) -> None:
-        """Average the gradients over the processes; one whose batch showed a stage nothing counts as zero there.
+        """Average gradients and accuracies over the processes; the gradient of one that saw nothing of a stage is zero.
 
         A batch of smooth ramps shows no stage anything: each process must still enter the sums that another one enters.
         """
@@ -122,6 +122,8 @@ class Adversary:
             for parameter in critic.parameters():
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad = summed(gradient) / world()
+        # With its own accuracy each process would weigh one and the same critic's loss differently.
+        self.accuracies = (summed(torch.tensor(self.accuracies)) / world()).tolist()
 
     def state_dict(self) -> dict[str, Any]:
         """The critics, their optimizer and their accuracies."""
