@@ -253,7 +253,9 @@ class TrainFusion:
     def _settings(self) -> FusionTrainingConfig:
         _refuse_idle(self)
         _refuse_sharding(self.loop, "train fusion")
-        _refuse_changed("restoration", self.restoration, "train fusion", ("anchor", "anchor_presets"))
+        _refuse_changed(
+            "restoration", self.restoration, "train fusion", ("anchor", "anchor_presets", "anchor_photographs")
+        )
         if self.part == "fusion":
             return self.restoration
         _refuse_changed("restoration", self.restoration, "--part decoders", ("grain", "error"))
@@ -537,7 +539,7 @@ class TrainRestorer:
         _refuse_idle(self)
         if not self.restoration.anchor:
             where = "a training without --restoration.anchor"
-            _refuse_changed("restoration", self.restoration, where, ("anchor_presets",))
+            _refuse_changed("restoration", self.restoration, where, ("anchor_presets", "anchor_photographs"))
         if self.plan:
             sizes = RestorerConfig() if self.start is None else restorer_config(self.start)
             own, share = self.largest_convs or sizes.largest_convs, self.precleaned or sizes.precleaned

@@ -26,6 +26,7 @@ LEAST = {
 """What numbers are at least; all others may be 0, and none is negative."""
 SHARES = frozenset(
     (
+        "anchor_photographs",
         "clean",
         "class_free",
         "faces_share",
@@ -286,7 +287,10 @@ class RestorationConfig(Checked):
     the restorer that the training starts from. Damaged inputs change the rest of it, and soft photographs of cameras
     stay as they were."""
     anchor_presets: tuple[str, ...] = ("camera", "fullsize")
-    """Degradations of half of the anchor's inputs; the others are photographs as they are, or at half their size."""
+    """Degradations of the anchor's inputs."""
+    anchor_photographs: float = 0.5
+    """Share of the anchor's inputs that are photographs as they are, or at half their size, instead; with less of it
+    what becomes of undamaged pictures is free to change."""
     adversarial: float = 0.0
     """Weight of the generator's loss against a critic of pixels and VGG19 activations (0: no critic)."""
     adversarial_from: int = 150

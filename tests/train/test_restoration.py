@@ -22,7 +22,7 @@ from nextscale.model.restorer import Restorer, with_own_layers, with_precleaning
 from nextscale.train.adversarial import Adversary, load_critic, save_critic
 from nextscale.train.config import FusionTrainingConfig, LoopConfig, RestorationConfig
 from nextscale.train.loop import Run, train
-from nextscale.train.stream import Samples, Stream
+from nextscale.train.stream import Batch, Samples, Stream
 from nextscale.train.tasks.fusion import MARGIN, FusionTask
 from nextscale.train.tasks.restorer import RestorerTask
 from nextscale.train.terms import Terms, unevenness
@@ -177,6 +177,25 @@ def test_the_restorer_learns_and_resumes_exactly(tmp_path: Path) -> None:
     start = Run(RestorerTask(tiny_restorer(), samples(PLAIN), PLAIN), dataclasses.replace(loop, steps=60))
     values = [start.advance()[0] for _ in range(60)]
     assert np.mean(values[-20:]) < 0.9 * np.mean(values[:20])
+
+
+@pytest.mark.parametrize(("share", "degraded"), [(0.0, [4]), (0.5, [2]), (0.8, [1]), (1.0, [])])
+def test_an_anchor_sees_the_share_of_photographs_that_is_asked_for(
+    share: float, degraded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(PLAIN, anchor=1.0, anchor_photographs=share)
+    task = RestorerTask(tiny_restorer(), samples(PLAIN), config)
+    assert task.held is not None
+    draw, drawn, seen = task.held.batch, list[int](), list[int]()
+
+    def counted(step: int, size: int) -> Batch:
+        drawn.append(size)
+        return draw(step, size)
+
+    monkeypatch.setattr(task.held, "batch", counted)
+    monkeypatch.setattr(task, "_moved", lambda inputs: seen.append(len(inputs)) or inputs.mean())  # type: ignore[func-returns-value]
+    task.losses(0, 4)
+    assert (drawn, seen) == (degraded, [4])
 
 
 def test_an_anchor_holds_what_becomes_of_photographs() -> None:

@@ -88,8 +88,11 @@ class RestorerTask:
             numbers |= logged
         if self.held is not None:
             chance = chances(self.stream.samples.photographs.seed, len(every), optimizer_step)
-            held = self.held.batch(step, (batch + 1) // 2).inputs
-            moved = self._moved(torch.cat([held, windows(samples.targets[: batch // 2], inputs.shape[-1], chance)]))
+            undamaged = int(batch * self.config.anchor_photographs)
+            held = [windows(samples.targets[:undamaged], inputs.shape[-1], chance)]
+            if undamaged < batch:
+                held.insert(0, self.held.batch(step, batch - undamaged).inputs)
+            moved = self._moved(torch.cat(held))
             total = total + self.config.anchor * moved
             numbers["anchor"] = moved.detach()
         numbers["loss"] = total.detach()
