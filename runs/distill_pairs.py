@@ -1,24 +1,27 @@
 """Pairs from which the restorer learns outlines: small pictures, and what Real-ESRGAN or a restorer makes of them.
 
     python runs/distill_pairs.py DATA OUT COUNT [--faces FACES] [--pages PAGES] [--pages-share SHARE] [--clean SHARE]
-        [--presets NAME ...] [--teacher MODEL] [--side PIXELS] [--seed SEED]
+        [--presets NAME ...] [--teacher MODEL] [--gray SHARE] [--side PIXELS] [--seed SEED]
 
 DATA, FACES and PAGES are folders or shards of photographs, of faces and of rendered pages (`nextscale data pages`). OUT
 gets LR/ and HR/, as `nextscale train restorer --restoration.pairs OUT` reads them; what is there already is kept. The
 degradations are by default those on which Real-ESRGAN's pictures were nearer to the photograph than the restorer's; a
 share of the inputs are only reduced (`--clean`), where people like its outlines better (LOG.md). MODEL is a restorer to
 learn from instead: the published compact network, which `nextscale convert --from realesrgan --part restorer` loads,
-draws the letters of a scan blacker. Without it this needs `pip install '.[peers]'`.
+draws the letters of a scan blacker. Without it this needs `pip install '.[peers]'`. A share of the pairs can be gray,
+as scans are (`--gray`): rendered pages seldom are, and what learns from colored ones alone tints gray letters.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
+from PIL import Image
 from torch import Tensor
 
 from nextscale import image as images
@@ -43,6 +46,7 @@ def main(
     clean: float = 0.2,
     presets: tuple[str, ...] = PRESETS,
     teacher: str = "",
+    gray: float = 0.0,
     side: int = 48,
     seed: int = 0,
     threads: int = 0,
@@ -70,9 +74,12 @@ def main(
         if (out / "HR" / name).exists():
             continue
         small = pixels(samples[number][1])
+        large = enlarged(small)
+        if random.Random(f"{seed} {number}").random() < gray:
+            small, large = without_color(small), without_color(large)
         # The larger one last: where it is there, both are.
         images.write(out / "LR" / name, images.Picture(small))
-        images.write(out / "HR" / name, images.Picture(enlarged(small)))
+        images.write(out / "HR" / name, images.Picture(large))
 
 
 def restorer_of(name: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -94,6 +101,11 @@ def restorer_of(name: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
         return pixels(restorer.draft(restorer.features(image, factors=(FACTOR,)), image, FACTOR)[0])
 
     return enlarged
+
+
+def without_color(picture: np.ndarray) -> np.ndarray:
+    """H W 3, uint8 -> the same with its luma (ITU-R 601) in all three channels."""
+    return np.asarray(Image.fromarray(picture).convert("L").convert("RGB"))
 
 
 def pixels(image: Tensor) -> np.ndarray:

@@ -69,6 +69,23 @@ def test_a_restorer_can_be_the_teacher(distill_pairs: ModuleType, tmp_path: Path
     assert np.abs(large / 127.5 - 1 - expected[0].clamp(-1, 1).permute(1, 2, 0).numpy()).max() < 1.01 / 255
 
 
+def test_a_share_of_the_pairs_is_gray(distill_pairs: ModuleType, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    restorer = Restorer(RestorerConfig(channels=4, convs=2, factors=(1, 2, 4)))
+    save_folder(tmp_path / "teacher", "restorer", restorer.config, restorer.state_dict())
+    pairs = {}
+    for gray in (0.0, 0.5, 1.0):
+        out = tmp_path / str(gray)
+        distill_pairs.main(str(ROOT / "examples"), out, 12, teacher=str(tmp_path / "teacher"), gray=gray, side=32)
+        pairs[gray] = [[read(out / f / f"{i:06d}.png").rgb.tobytes() for f in ("LR", "HR")] for i in range(12)]
+    assert all(
+        np.ptp(np.frombuffer(p, np.uint8).reshape(-1, 3), axis=1).max() == 0 for pair in pairs[1.0] for p in pair
+    )
+    made_gray = [pair == pairs[1.0][i] and pair != pairs[0.0][i] for i, pair in enumerate(pairs[0.5])]
+    assert all(gray or pair == pairs[0.0][i] for i, (gray, pair) in enumerate(zip(made_gray, pairs[0.5], strict=True)))
+    assert 0 < sum(made_gray) < 12
+
+
 def test_a_teacher_of_another_factor_is_refused(distill_pairs: ModuleType, tmp_path: Path) -> None:
     restorer = Restorer(RestorerConfig(channels=4, convs=2, factors=(1, 2)))
     save_folder(tmp_path / "teacher", "restorer", restorer.config, restorer.state_dict())

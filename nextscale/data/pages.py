@@ -127,6 +127,12 @@ def _page(draw: random.Random, fonts: Sequence[Path], side: int) -> Image.Image:
         head = _font(draw, fonts, draw.randint(side // 16, side // 7))
         on.text((margin, y), f"{_word(draw)} {_word(draw)}", font=head, fill=ink)
         y += int(head.size * 1.5)
+    if draw.random() < 0.4:
+        # A thin rule, which wavers where a restorer is not sure of it.
+        shade, paler = draw.random() ** 2, tuple(zip(ink, paper, strict=True))
+        rule = tuple(round(dark + shade * (light - dark)) for dark, light in paler)
+        on.line((margin, y, side, y), fill=rule, width=draw.randint(1, 6))
+        y += draw.randint(8, 24)
     columns = draw.choice((1, 1, 2))
     font = _font(draw, fonts, int(20 * 9 ** draw.random()))
     width = (side - margin) // columns
