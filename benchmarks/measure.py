@@ -260,7 +260,7 @@ class _Bench:
         if memory > free:
             return f"needs about {memory / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
         if seconds > limit:
-            return f"takes about {seconds / 60:.0f} min a run, more than --max-minutes {self.options.max_minutes:g}"
+            return f"takes about {seconds / 60:.2g} min a run, more than --max-minutes {self.options.max_minutes:g}"
         return ""
 
     def _guarded(self, row: RowT, measure: Callable[[RowT], RowT], tiles: int, memory: float) -> RowT:

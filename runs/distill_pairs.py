@@ -52,6 +52,8 @@ def main(
     threads: int = 0,
 ) -> None:
     """Make the pairs from where the folder ends."""
+    if not 0 <= gray <= 1:
+        raise OptionError(f"gray must be in [0, 1], got {gray:g}")
     # The shares of faces and pages count only where such photographs are named.
     config = RestorationConfig(
         side=side,

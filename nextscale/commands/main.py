@@ -96,8 +96,9 @@ def run_command(kind: Any, prog: str, description: str | None, arguments: list[s
         return 1
     except OSError as error:
         # What a command expects to fail it names itself; a disk or a server can fail anywhere.
-        name = error.filename if isinstance(error.filename, str | os.PathLike) else prog
-        complain(f"{os.fspath(name)}: {error.strerror or error}")
+        from nextscale.image.guard import one_line
+
+        complain(f"{error.filename}: {one_line(error)}" if error.filename else one_line(error))
         return 1
     except KeyboardInterrupt as stop:
         with contextlib.suppress(BrokenPipeError):  # a terminal that closes takes its readers with it

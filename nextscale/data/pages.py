@@ -128,9 +128,9 @@ def _page(draw: random.Random, fonts: Sequence[Path], side: int) -> Image.Image:
         on.text((margin, y), f"{_word(draw)} {_word(draw)}", font=head, fill=ink)
         y += int(head.size * 1.5)
     if draw.random() < 0.4:
-        # A thin rule, which wavers where a restorer is not sure of it.
-        shade, paler = draw.random() ** 2, tuple(zip(ink, paper, strict=True))
-        rule = tuple(round(dark + shade * (light - dark)) for dark, light in paler)
+        # A thin rule, as dark as the ink or paler: restorers let it waver.
+        paler = draw.random() ** 2
+        rule = tuple(round(dark + paler * (light - dark)) for dark, light in zip(ink, paper, strict=True))
         on.line((margin, y, side, y), fill=rule, width=draw.randint(1, 6))
         y += draw.randint(8, 24)
     columns = draw.choice((1, 1, 2))

@@ -176,7 +176,7 @@ def test_a_system_that_fails_anywhere_is_one_line(capsys: pytest.CaptureFixture[
     assert run_command(Failing, "failing", None, ["--file", "run/log.jsonl"]) == 1
     assert capsys.readouterr().err == "nextscale: run/log.jsonl: Permission denied\n"
     assert run_command(Failing, "failing", None, []) == 1
-    assert capsys.readouterr().err == "nextscale: failing: the reader went away\n"
+    assert capsys.readouterr().err == "nextscale: the reader went away\n"
 
 
 def test_commands_run_outside_the_main_thread() -> None:

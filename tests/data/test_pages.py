@@ -57,6 +57,17 @@ def test_kinds_can_be_chosen(fonts: list[Path]) -> None:
         render(0, 0, fonts, 128, ["poster"])
 
 
+def test_some_pages_have_a_rule(fonts: list[Path]) -> None:
+    ruled = 0
+    for number in range(24):
+        page = np.asarray(render(3, number, fonts, 128, ["page"])).astype(int)
+        values, counts = np.unique(page.reshape(-1, 3), axis=0, return_counts=True)
+        inked = (page != values[counts.argmax()]).any(axis=2)
+        # No line of letters is unbroken over most of the page.
+        ruled += bool((inked[:, 32:].mean(axis=1) > 0.95).any())
+    assert 2 <= ruled <= 16
+
+
 def test_a_damaged_font_is_named(tmp_path: Path) -> None:
     (tmp_path / "torn.ttf").write_bytes(b"junk")
     with pytest.raises(OptionError, match=r"torn\.ttf: this font cannot be read"):

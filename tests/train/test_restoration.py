@@ -193,9 +193,17 @@ def test_an_anchor_sees_the_share_of_photographs_that_is_asked_for(
         return draw(step, size)
 
     monkeypatch.setattr(task.held, "batch", counted)
-    monkeypatch.setattr(task, "_moved", lambda inputs: seen.append(len(inputs)) or inputs.mean())  # type: ignore[func-returns-value]
-    task.losses(0, 4)
-    assert (drawn, seen) == (degraded, [4])
+    moved = task._moved
+
+    def watched(inputs: Tensor) -> Tensor:
+        seen.append(len(inputs))
+        return moved(inputs)
+
+    monkeypatch.setattr(task, "_moved", watched)
+    # A different draw of the photographs' size at each step: none of them goes through both.
+    for step in range(4):
+        task.losses(step, 4)
+    assert (drawn, seen) == (4 * degraded, [4] * 4)
 
 
 def test_an_anchor_holds_what_becomes_of_photographs() -> None:
