@@ -8,7 +8,8 @@ gets LR/ and HR/, as `nextscale train restorer --restoration.pairs OUT` reads th
 degradations are by default those on which Real-ESRGAN's pictures were nearer to the photograph than the restorer's; a
 share of the inputs are only reduced (`--clean`), where people like its outlines better (LOG.md). MODEL is a restorer to
 learn from instead: the published compact network, which `nextscale convert --from realesrgan --part restorer` loads,
-draws the letters of a scan blacker. Without it this needs `pip install '.[peers]'`. A share of the pairs can be gray,
+draws the letters of a scan blacker. `--teacher truth` takes the photograph or page itself. Without either this needs
+`pip install '.[peers]'`. A share of the pairs can be gray,
 as scans are (`--gray`): rendered pages seldom are, and what learns from colored ones alone tints gray letters.
 """
 
@@ -33,6 +34,8 @@ from nextscale.train.stream import Samples
 from nextscale.upscale.nextscale import read_restorer
 
 FACTOR = 4
+TRUTH = "truth"
+"""In place of a teacher: the photograph itself."""
 PRESETS = ("compressed", "noisy", "noisy", "x4plus", "stablesr", "stablesr")
 
 
@@ -68,15 +71,15 @@ def main(
     photographs, face, page = (Crops([n], side * FACTOR, seed=seed) if n else None for n in (data, faces, pages))
     assert photographs is not None
     samples = Samples(photographs, face, page, config)
-    enlarged = restorer_of(teacher, threads) if teacher else RealEsrgan(threads=threads).enlarged
+    enlarged = None if teacher == TRUTH else teacher_of(teacher, threads)
     for folder in ("LR", "HR"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for number in range(count):
         name = f"{number:06d}.png"
         if (out / "HR" / name).exists():
             continue
-        small = pixels(samples[number][1])
-        large = enlarged(small)
+        photograph, small = map(pixels, samples[number][:2])
+        large = enlarged(small) if enlarged else photograph
         if random.Random(f"{seed} {number}").random() < gray:
             small, large = without_color(small), without_color(large)
         # The larger one last: where it is there, both are.
@@ -84,13 +87,19 @@ def main(
         images.write(out / "HR" / name, images.Picture(large))
 
 
-def restorer_of(name: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """What a restorer's largest factor makes of a picture: H W 3, uint8 -> 4H 4W 3.
+def teacher_of(name: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """What Real-ESRGAN or a restorer's largest factor makes of a picture: H W 3, uint8 -> 4H 4W 3.
+
+    Args:
+        name: of the restorer's folder; empty for Real-ESRGAN.
+        threads: of PyTorch (0: its own choice).
 
     Raises:
         ModelError: there is no such restorer.
         OptionError: its largest factor is another.
     """
+    if not name:
+        return RealEsrgan(threads=threads).enlarged
     if threads:
         torch.set_num_threads(threads)
     restorer = read_restorer(name)

@@ -69,6 +69,17 @@ def test_a_restorer_can_be_the_teacher(distill_pairs: ModuleType, tmp_path: Path
     assert np.abs(large / 127.5 - 1 - expected[0].clamp(-1, 1).permute(1, 2, 0).numpy()).max() < 1.01 / 255
 
 
+def test_the_truth_can_be_the_teacher(distill_pairs: ModuleType, tmp_path: Path) -> None:
+    options = {"presets": ("scan",), "clean": 1.0, "side": 32}
+    distill_pairs.main(str(ROOT / "examples"), tmp_path, 2, teacher="truth", **options)
+    small, large = (read(tmp_path / folder / "000001.png").rgb.astype(float) for folder in ("LR", "HR"))
+    assert large.shape == (128, 128, 3)
+    # A clean input is the photograph reduced; nothing that enlarges it has its detail.
+    reduced = large.reshape(32, 4, 32, 4, 3).mean((1, 3))
+    assert np.abs(reduced - small).mean() < 6
+    assert np.abs(large - small.repeat(4, 0).repeat(4, 1)).mean() > 2 * np.abs(reduced - small).mean()
+
+
 def test_a_share_of_the_pairs_is_gray(distill_pairs: ModuleType, tmp_path: Path) -> None:
     torch.manual_seed(0)
     restorer = Restorer(RestorerConfig(channels=4, convs=2, factors=(1, 2, 4)))

@@ -72,6 +72,8 @@ class Pages:
     """Another seed, other pictures."""
     kinds: tuple[str, ...] = ("page", "sign", "screen", "drawing", "ramp")
     """Some of these, or shapes; ramps alone teach what smooth surfaces look like, and shapes what clean outlines do."""
+    letters: tuple[float, float] = (10, 90)
+    """Smallest and largest letters of the lines of a page, in pixels; crops of training reduce them up to by half."""
 
     def run(self) -> int:
         from nextscale.data.pages import WORDLESS, find_fonts, render
@@ -83,7 +85,7 @@ class Pages:
         paths = [self.out / f"page-{self.seed}-{number:05}.png" for number in range(self.count)]
         missing = [number for number, path in enumerate(paths) if not path.exists()]
         for number in missing:
-            write(paths[number], from_pil(render(self.seed, number, fonts, self.side, self.kinds)))
+            write(paths[number], from_pil(render(self.seed, number, fonts, self.side, self.kinds, self.letters)))
         there = f"; {self.count - len(missing)} were there and stay as they are" if len(missing) < self.count else ""
         how = f"from {len(fonts)} fonts" if fonts else "without letters"
         say(f"{len(missing)} new pages in {self.out}, {how}{there}")

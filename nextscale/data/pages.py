@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,18 +39,40 @@ WORDLESS = ("ramp", "shapes")
 """Those without letters, which need no fonts."""
 
 
-def render(seed: int, number: int, fonts: Sequence[Path], side: int = 512, kinds: Sequence[str] = USUAL) -> Image.Image:
+LETTERS = (10, 90)
+"""Sizes in pixels of the fonts of pages."""
+
+
+def render(
+    seed: int,
+    number: int,
+    fonts: Sequence[Path],
+    side: int = 512,
+    kinds: Sequence[str] = USUAL,
+    letters: tuple[float, float] = LETTERS,
+) -> Image.Image:
     """The picture of a number: side x side, RGB. The same arguments and the same Pillow give the same pixels.
 
+    Args:
+        seed: another one, other pictures.
+        number: of the picture.
+        fonts: files of those that it may use.
+        side: in pixels.
+        kinds: of KINDS, of which it is one.
+        letters: the smallest and largest font of a page's lines, in pixels.
+
     Raises:
-        OptionError: an unknown kind.
+        OptionError: an unknown kind, or sizes of letters that are none.
     """
+    if not 4 <= letters[0] <= letters[1] <= 1000:
+        given = " ".join(f"{size:g}" for size in letters)
+        raise OptionError(f"letters must be two sizes from 4 to 1000 pixels, the smaller one first, got {given}")
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown or not kinds:
         raise OptionError(f"kinds must be some of {', '.join(KINDS)}, got {', '.join(unknown) or 'none'}")
     draw = random.Random(f"{seed}/{number}")
     makers: Sequence[tuple[str, float, Callable[[random.Random, Sequence[Path], int], Image.Image]]] = (
-        ("page", 0.3, _page),
+        ("page", 0.3, partial(_page, letters=letters)),
         ("sign", 0.2, _sign),
         ("screen", 0.2, _screen),
         ("drawing", 0.15, _drawing),
@@ -117,7 +140,7 @@ def _lines(
         y += height if draw.random() < 0.93 else 2 * height
 
 
-def _page(draw: random.Random, fonts: Sequence[Path], side: int) -> Image.Image:
+def _page(draw: random.Random, fonts: Sequence[Path], side: int, letters: tuple[float, float] = LETTERS) -> Image.Image:
     paper, ink = _colors(draw)
     image = Image.new("RGB", (side, side), paper)
     on = ImageDraw.Draw(image)
@@ -134,7 +157,7 @@ def _page(draw: random.Random, fonts: Sequence[Path], side: int) -> Image.Image:
         on.line((margin, y, side, y), fill=rule, width=draw.randint(1, 6))
         y += draw.randint(8, 24)
     columns = draw.choice((1, 1, 2))
-    font = _font(draw, fonts, int(20 * 9 ** draw.random()))
+    font = _font(draw, fonts, int(2 * letters[0] * (letters[1] / letters[0]) ** draw.random()))
     width = (side - margin) // columns
     for column in range(columns):
         left = margin + column * width

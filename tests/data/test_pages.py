@@ -68,6 +68,19 @@ def test_some_pages_have_a_rule(fonts: list[Path]) -> None:
     assert 2 <= ruled <= 16
 
 
+def test_letters_of_pages_have_the_sizes_asked_for(fonts: list[Path]) -> None:
+    def steps(letters: tuple[float, float]) -> float:
+        """How often a row of pixels changes much: small letters have more rims."""
+        pages = [np.asarray(render(4, number, fonts, 256, ["page"], letters)).astype(int) for number in range(6)]
+        return float(np.mean([(np.abs(np.diff(page, axis=1)).max(axis=2) > 60).mean() for page in pages]))
+
+    assert steps((10, 12)) > 2 * steps((80, 90))
+    assert render(4, 0, fonts, 128, ["page"], (10, 90)).tobytes() == render(4, 0, fonts, 128, ["page"]).tobytes()
+    for letters in ((0.0, 20.0), (30.0, 20.0), (20.0, 2000.0), (float("nan"), 20.0)):
+        with pytest.raises(OptionError, match="letters must be two sizes from 4 to 1000 pixels"):
+            render(0, 0, fonts, 128, ["page"], letters)
+
+
 def test_a_damaged_font_is_named(tmp_path: Path) -> None:
     (tmp_path / "torn.ttf").write_bytes(b"junk")
     with pytest.raises(OptionError, match=r"torn\.ttf: this font cannot be read"):
@@ -94,4 +107,6 @@ def test_the_command_writes_what_is_missing(
     # Pictures without letters need no fonts.
     wordless = ["data", "pages", str(tmp_path / "shapes"), "--fonts", str(out), "--count", "1", "--side", "64"]
     assert main([*wordless, "--kinds", "ramp", "shapes"]) == 0
+    assert main([*command[:2], str(tmp_path / "none"), *command[3:], "--letters", "90", "10"]) == 2
+    assert not (tmp_path / "none").exists()
     assert len(list((tmp_path / "shapes").iterdir())) == 1
