@@ -108,7 +108,8 @@ def _font(draw: random.Random, fonts: Sequence[Path], size: int) -> ImageFont.Fr
 def _colors(draw: random.Random) -> tuple[Color, Color]:
     """Paper and ink, with contrast between them."""
     if draw.random() < 0.5:
-        paper, ink = draw.randint(215, 255), draw.randint(0, 70)
+        # Mostly black: how dark a blurred stroke was is open, and a restorer that learns from gray ones draws gray.
+        paper, ink = draw.randint(215, 255), int(71 * draw.random() ** 2)
         warm = draw.randint(0, 25)
         pair = (paper, paper - warm // 2, paper - warm), (ink, ink, ink)
     else:
@@ -151,8 +152,8 @@ def _page(draw: random.Random, fonts: Sequence[Path], side: int, letters: tuple[
         on.text((margin, y), f"{_word(draw)} {_word(draw)}", font=head, fill=ink)
         y += int(head.size * 1.5)
     if draw.random() < 0.4:
-        # A thin rule, as dark as the ink or paler: restorers let it waver.
-        paler = draw.random() ** 2
+        # A thin rule, as dark as the ink or, seldom, much paler: restorers let it waver, and fade.
+        paler = draw.random() ** 4
         rule = tuple(round(dark + paler * (light - dark)) for dark, light in zip(ink, paper, strict=True))
         on.line((margin, y, side, y), fill=rule, width=draw.randint(1, 6))
         y += draw.randint(8, 24)
