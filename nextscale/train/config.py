@@ -274,8 +274,8 @@ class RestorationConfig(Checked):
     hatching: float = 0.0
     """Weight of checkers of single pixels beyond the target's, which is where `evenness` alone leads."""
     gradients: float = 0.0
-    """Weight of the difference of the local mean strength of gradients: a soft outline has too little of it wherever
-    exactly it runs, which the pixel difference forgives."""
+    """Weight of the difference of the local strength of gradients (root mean square): a soft outline has too little of
+    it wherever exactly it runs, which the pixel difference forgives."""
     contrast: float = 0.0
     """Weight of differences from the target that count four times as much where contrast is missing as where there is
     too much: of letters above all, which the pixel difference leaves gray."""
