@@ -242,11 +242,11 @@ largest even "$out/blacks/model" 530 --lr 6e-5 --restoration.anchor 6 --restorat
 # Then x4 goes on from the picture that x1 has cleaned; inputs of 64 px, since an output pixel sees twice as far now. At the end pixels weigh
 # ten times as much, which gives back the PSNR that LPIPS cost. (In the shipped run --restoration.pixel was 0.4 until step 1,075.)
 precleaned() { # precleaned NAME START STEPS, and what differs
-  largest "$@" --batch 10 --restoration.side 64 --restoration.anchor 6 --restoration.adversarial 0 --restoration.contrast 0.4 \
+  largest "${@:1:3}" --batch 10 --restoration.side 64 --restoration.anchor 6 --restoration.adversarial 0 --restoration.contrast 0.4 \
     --restoration.feature 0.5 --restoration.lpips 0.4 --restoration.lpips-alex 2.4 --restoration.gradients 2 \
     --restoration.smooth-share 0.1 --restoration.smooth 20 --restoration.soft 0.15 --restoration.clean 0.05 \
     --restoration.pages-share 0.12 --restoration.evenness 8 --restoration.hatching 4 \
-    --restoration.presets stablesr stablesr stablesr stablesr stablesr stablesr compressed x4plus
+    --restoration.presets stablesr stablesr stablesr stablesr stablesr stablesr compressed x4plus "${@:4}"
 }
 precleaned precleaned-1 "$out/even/model" 2100 --precleaned 0.2 --lr 1e-4 --restoration.pixel 0.7
 precleaned precleaned-2 "$out/precleaned-1/model" 240 --lr 6e-5 --warmup 10 --final-lr 0.05 --ema 0.98 --restoration.pixel 1.6
@@ -264,10 +264,23 @@ mean "$out/mean-15" "$out/precleaned-3/model" "$out/taught-letters/model" 0.6 # 
 # of pages with rules alone (`--clean 0.05 --presets scan --gray 1`). Its anchor saw three inputs a process and, for 160 steps, photographs as well;
 # until step 590 two fifths of the samples were pairs and --restoration.contrast was 0.4.
 [[ -z ${LETTERS:-} ]] || read -r -a taught <<< "--restoration.pairs-share 0.5 --restoration.pairs $LETTERS"
-precleaned even-letters "$out/mean-15" 1230 --lr 1.2e-4 --warmup 20 --restoration.pixel 0.8 --restoration.anchor 8 \
-  --restoration.anchor-photographs 0 --restoration.anchor-presets camera camera camera fullsize stablesr --restoration.contrast 0.8 \
+freed=(--restoration.anchor 8 --restoration.anchor-photographs 0 --restoration.anchor-presets camera camera camera fullsize stablesr)
+precleaned even-letters "$out/mean-15" 1230 --lr 1.2e-4 --warmup 20 --restoration.pixel 0.8 "${freed[@]}" --restoration.contrast 0.8 \
   --restoration.raggedness 50 --restoration.pages-share 0.05 --restoration.smooth-share 0.2 "${taught[@]}"
 mean "$out/mean-16" "$out/mean-15" "$out/even-letters/model" 0.7 # (shipped: .6 of the run's own average at step 572 and .4 of its end)
+# No grid of the input on smooth areas, letters large enough to be read, and smooth things with clean rims under strong noise. (Until here
+# --restoration.evenness did not see stripes within grain, and --restoration.gradients compared means.) Of the pairs of the shipped runs
+# two fifths were letters, of pages by `nextscale data pages PAGES --kinds page --letters 45 150`: some as before, most of them gray, and for more
+# than half of the steps the pages themselves as well (`--presets scan scan scan compressed --gray 0.85 --teacher truth`). A sixth were shapes
+# (`--kinds shapes`) under noise, with the truth (`--presets noisy noisy noisy compressed`), the others Real-ESRGAN's, 240 of them with shapes.
+# Weights of terms and shares changed on the way, too (LOG.md).
+[[ -z ${LETTERS:-} ]] || read -r -a taught <<< "--restoration.pairs-share 0.5 --restoration.pairs $LETTERS"
+precleaned no-grid "$out/mean-16" 855 --lr 1.2e-4 --warmup 20 --restoration.pixel 0.8 --restoration.lpips-alex 3.2 "${freed[@]}" \
+  --restoration.contrast 1.2 --restoration.raggedness 50 --restoration.evenness 12 --restoration.pages-share 0.05 \
+  --restoration.smooth-share 0.2 "${taught[@]}"
+precleaned crisp "$out/no-grid/model" 456 --lr 1.2e-4 --warmup 10 --ema 0.99 --restoration.pixel 0.6 --restoration.lpips-alex 4.5 "${freed[@]}" \
+  --restoration.contrast 1.2 --restoration.raggedness 50 --restoration.evenness 12 --restoration.gradients 6 --restoration.pages-share 0.05 \
+  --restoration.smooth-share 0.22 "${taught[@]}"
 
 # The transformer: the stem alone until it knows the latents of the restored picture, then all of it on the codes of that.
 # (The shipped one had learned 340 + 600 steps with another stem, then 401 of 160 on a GPU with one that did not see the
@@ -301,7 +314,7 @@ train fusion --part decoders --out "$out/decoded" --start "$out/transformer" "${
   --restoration.feature 0.3 --restoration.lpips 1.6 --restoration.lpips-scale 0.55 1.25 \
   --restoration.smooth-share 0.05 --restoration.predicted 0.7 --restoration.predicted-after 10 "${restoration[@]}"
 mean "$out/half" "$out/transformer" "$out/decoded/model"
-train fusion --out "$out/fusion" --start "$out/half" --restorer "$out/mean-16" "${codes[@]}" \
+train fusion --out "$out/fusion" --start "$out/half" --restorer "$out/crisp/model" "${codes[@]}" \
   --steps "$(steps 120)" --lr 6e-4 --warmup 10 --ema 0.96 --betas 0.9 0.99 --clip 1 \
   --restoration.pixel 0 --restoration.smooth 0 --restoration.feature 0 --restoration.lpips 0 --restoration.error 1 \
   --restoration.predicted 1 --restoration.predicted-after 0 --restoration.cycle 120 "${sources[@]}"

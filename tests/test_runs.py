@@ -6,6 +6,7 @@ arguments down; so variables, arrays and functions are those of a real run.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -280,6 +281,10 @@ def test_one_step_of_each_training_of_tiny_makes_a_model(tmp_path: Path) -> None
         tmp_path / "out", tmp_path / "taef2_encoder.safetensors", quiet, STEPS="1", PIXELS="1", NOISY=f"{quiet} {noisy}"
     )
     assert model.config == NextScale.from_pretrained("tiny", device="cpu").config
+    # What a training names itself wins over what its kind has in common.
+    own = {"crisp": ("gradients", 6.0), "even-letters": ("contrast", 0.8), "taught-letters": ("smooth-share", 0.08)}
+    for name, (option, value) in own.items():
+        assert json.loads((tmp_path / "out" / name / "options.json").read_text())[f"restoration.{option}"] == value
     restorer = model.pipeline.restorer
     assert restorer is not None
     assert restorer.grain is not None
