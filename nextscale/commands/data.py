@@ -73,7 +73,7 @@ class Pages:
     kinds: tuple[str, ...] = ("page", "sign", "screen", "drawing", "ramp")
     """Some of these, or shapes; ramps alone teach what smooth surfaces look like, and shapes what clean outlines do."""
     letters: tuple[float, float] = (10, 90)
-    """Smallest and largest letters of the lines of a page, in pixels; crops of training reduce them up to by half."""
+    """Smallest and largest letters of the lines of a page, in pixels. Training crops reduce a page by up to half."""
 
     def run(self) -> int:
         from nextscale.data.pages import WORDLESS, find_fonts, render

@@ -269,8 +269,8 @@ class RestorationConfig(Checked):
     lpips_scale: tuple[float, float] = (0.5, 0.9)
     """Range of the resampling factor: at a fixed size LPIPS-squeeze, with its strides of two, rewards dots."""
     evenness: float = 0.0
-    """Weight of how much the strength of the texture depends on the place within the input's pixels, beyond what
-    photographs have: blocks, dots and weaves of the enlargement."""
+    """Weight of how much the texture depends on the place within the input's pixels, beyond what photographs have:
+    blocks, dots, weaves and faint stripes of the enlargement."""
     hatching: float = 0.0
     """Weight of checkers of single pixels beyond the target's, which is where `evenness` alone leads."""
     gradients: float = 0.0
