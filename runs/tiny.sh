@@ -169,9 +169,9 @@ if (now / CRITIC).exists():
 PYTHON
 
 distilled() { # distilled NAME START STEPS, and what differs
-  largest "$@" --restoration.pixel 0.5 --restoration.feature 0.5 --restoration.lpips 0.5 --restoration.lpips-alex 1.0 \
+  largest "${@:1:3}" --restoration.pixel 0.5 --restoration.feature 0.5 --restoration.lpips 0.5 --restoration.lpips-alex 1.0 \
     --restoration.evenness 8 --restoration.smooth-share 0.25 --restoration.smooth 16 --restoration.soft 0.12 \
-    --restoration.clean 0.12 --restoration.pages-share 0.04 "${pairs[@]}"
+    --restoration.clean 0.12 --restoration.pages-share 0.04 "${pairs[@]}" "${@:4}"
 }
 distilled distilled-1 "$out/wide" 1900 --lr 1.2e-4 --restoration.presets fullsize fullsize fullsize stablesr
 mean "$out/mean-8" "$out/mean-7" "$out/distilled-1/model" 0.8
