@@ -270,8 +270,8 @@ precleaned even-letters "$out/mean-15" 1230 --lr 1.2e-4 --warmup 20 --restoratio
 mean "$out/mean-16" "$out/mean-15" "$out/even-letters/model" 0.7 # (shipped: .6 of the run's own average at step 572 and .4 of its end)
 # No grid of the input on smooth areas, letters large enough to be read, and smooth things with clean rims under strong noise. (Until here
 # --restoration.evenness did not see stripes within grain, and --restoration.gradients compared means.) Of the pairs of the shipped runs
-# two fifths were letters, of pages by `nextscale data pages PAGES --kinds page --letters 45 150`: some as before, most of them gray, and for more
-# than half of the steps the pages themselves as well (`--presets scan scan scan compressed --gray 0.85 --teacher truth`). A sixth were shapes
+# a half and more were letters, most of them gray, of pages by `nextscale data pages PAGES --kinds page --letters 45 150` and of the usual ones: as
+# before, and for more than half of the steps the pages themselves as well (`--presets scan scan scan compressed --gray 0.85 --teacher truth`). A sixth were shapes
 # (`--kinds shapes`) under noise, with the truth (`--presets noisy noisy noisy compressed`), the others Real-ESRGAN's, 240 of them with shapes.
 # Weights of terms and shares changed on the way, too (LOG.md).
 [[ -z ${LETTERS:-} ]] || read -r -a taught <<< "--restoration.pairs-share 0.5 --restoration.pairs $LETTERS"

@@ -39,7 +39,7 @@ WORDLESS = ("ramp", "shapes")
 """Those without letters, which need no fonts."""
 
 
-LETTERS = (10, 90)
+LETTERS: tuple[float, float] = (10, 90)
 """Sizes in pixels of the fonts of pages."""
 
 
@@ -141,7 +141,7 @@ def _lines(
         y += height if draw.random() < 0.93 else 2 * height
 
 
-def _page(draw: random.Random, fonts: Sequence[Path], side: int, letters: tuple[float, float] = LETTERS) -> Image.Image:
+def _page(draw: random.Random, fonts: Sequence[Path], side: int, letters: tuple[float, float]) -> Image.Image:
     paper, ink = _colors(draw)
     image = Image.new("RGB", (side, side), paper)
     on = ImageDraw.Draw(image)

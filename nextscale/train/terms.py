@@ -181,8 +181,8 @@ def window_of(images: Tensor, chance: Chances, size: int) -> Tensor:
 
 
 EVEN = 0.015
-"""About the unevenness of photographs, in windows of 96 px: what is below it does not count. (Of their signed
-differences it is .003 to .006, a third of this.)"""
+"""About the unevenness of photographs, in windows of 96 px: what is below it does not count. Of the differences with
+their signs a third of this: photographs had .003 to .004 on three kinds of inputs, and .009 on those of cameras."""
 
 
 def checkers(pictures: Tensor, window: int = 24) -> Tensor:
