@@ -1,7 +1,8 @@
 """Pairs from which the restorer learns outlines: small pictures, and what Real-ESRGAN or a restorer makes of them.
 
     python runs/distill_pairs.py DATA OUT COUNT [--faces FACES] [--pages PAGES] [--pages-share SHARE] [--clean SHARE]
-        [--presets NAME ...] [--teacher MODEL] [--gray SHARE] [--side PIXELS] [--seed SEED]
+        [--presets NAME ...] [--teacher MODEL] [--gray SHARE] [--blacken] [--farthest LPIPS] [--side PIXELS]
+        [--seed SEED]
 
 DATA, FACES and PAGES are folders or shards of photographs, of faces and of rendered pages (`nextscale data pages`). OUT
 gets LR/ and HR/, as `nextscale train restorer --restoration.pairs OUT` reads them; what is there already is kept. The
@@ -10,7 +11,10 @@ share of the inputs are only reduced (`--clean`), where people like its outlines
 learn from instead: the published compact network, which `nextscale convert --from realesrgan --part restorer` loads,
 draws the letters of a scan blacker. `--teacher truth` takes the photograph or page itself. Without either this needs
 `pip install '.[peers]'`. A share of the pairs can be gray,
-as scans are (`--gray`): rendered pages seldom are, and what learns from colored ones alone tints gray letters.
+as scans are (`--gray`): rendered pages seldom are, and what learns from colored ones alone tints gray letters. Of
+letters that are hardly there Real-ESRGAN makes others, or windows of a house: `--farthest 0.12` leaves out what is
+farther than that from the page by LPIPS-alex, whose weights NEXTSCALE_WEIGHTS names. `--blacken` makes dark ink on
+bright paper as black as ink is.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from nextscale import image as images
 from nextscale.data.crops import Crops
 from nextscale.errors import NextScaleError, OptionError
 from nextscale.evaluate.methods import RealEsrgan
+from nextscale.evaluate.metrics.lpips import Lpips
 from nextscale.train.config import RestorationConfig
 from nextscale.train.stream import Samples
 from nextscale.upscale.nextscale import read_restorer
@@ -50,6 +55,8 @@ def main(
     presets: tuple[str, ...] = PRESETS,
     teacher: str = "",
     gray: float = 0.0,
+    blacken: bool = False,
+    farthest: float = 0.0,
     side: int = 48,
     seed: int = 0,
     threads: int = 0,
@@ -57,6 +64,9 @@ def main(
     """Make the pairs from where the folder ends."""
     if not 0 <= gray <= 1:
         raise OptionError(f"gray must be in [0, 1], got {gray:g}")
+    if farthest < 0:
+        raise OptionError(f"farthest must be 0 (any) or more, got {farthest:g}")
+    lpips = Lpips("alex").eval() if farthest else None
     # The shares of faces and pages count only where such photographs are named.
     config = RestorationConfig(
         side=side,
@@ -81,7 +91,11 @@ def main(
         photograph, small = map(pixels, samples[number][:2])
         large = enlarged(small) if enlarged else photograph
         if random.Random(f"{seed} {number}").random() < gray:
-            small, large = without_color(small), without_color(large)
+            small, large, photograph = map(without_color, (small, large, photograph))
+        if lpips is not None and distance(lpips, large, photograph) > farthest:
+            continue
+        if blacken:
+            large = with_black_ink(large)
         # The larger one last: where it is there, both are.
         images.write(out / "LR" / name, images.Picture(small))
         images.write(out / "HR" / name, images.Picture(large))
@@ -112,6 +126,26 @@ def teacher_of(name: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
         return pixels(restorer.draft(restorer.features(image, factors=(FACTOR,)), image, FACTOR)[0])
 
     return enlarged
+
+
+@torch.inference_mode()
+def distance(lpips: Lpips, first: np.ndarray, second: np.ndarray) -> float:
+    """LPIPS between two pictures H W 3, uint8."""
+    images = (torch.from_numpy(x.copy()).permute(2, 0, 1)[None] / 127.5 - 1 for x in (first, second))
+    return float(lpips(*images))
+
+
+INK, DARK, PAPER = 6, 70, 150
+"""Levels: of black ink, of the lightest that is taken for black, and of the darkest paper."""
+
+
+def with_black_ink(picture: np.ndarray) -> np.ndarray:
+    """H W 3, uint8 -> the same with its darkest fiftieth at the level of ink, where that is dark on bright paper."""
+    gray = picture.mean(axis=2)
+    dark = float(np.percentile(gray, 2)) - INK
+    if not 0 < dark <= DARK - INK or np.median(gray) <= PAPER:
+        return picture
+    return ((picture - dark) * (255 / (255 - dark))).clip(0, 255).round().astype(np.uint8)
 
 
 def without_color(picture: np.ndarray) -> np.ndarray:

@@ -102,3 +102,46 @@ def test_a_teacher_of_another_factor_is_refused(distill_pairs: ModuleType, tmp_p
     save_folder(tmp_path / "teacher", "restorer", restorer.config, restorer.state_dict())
     with pytest.raises(OptionError, match=r"largest factor is 2; name a restorer of x4"):
         distill_pairs.main(str(ROOT / "examples"), tmp_path / "pairs", 1, teacher=str(tmp_path / "teacher"))
+
+
+def test_what_is_far_from_the_photograph_is_left_out(
+    distill_pairs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Apart(torch.nn.Module):
+        """In place of LPIPS, whose weights need not be there: the mean absolute difference."""
+
+        def __init__(self, network: str) -> None:
+            super().__init__()
+            assert network == "alex"
+
+        def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+            return (first - second).abs().mean(dim=(1, 2, 3))
+
+    monkeypatch.setattr(distill_pairs, "Lpips", Apart)
+    photographs, options = str(ROOT / "examples"), {"presets": ("scan",), "clean": 0.0, "side": 32, "gray": 0.5}
+    distill_pairs.main(photographs, tmp_path / "all", 8, **options)
+    distill_pairs.main(photographs, tmp_path / "truth", 8, teacher="truth", **options)
+    apart = {}
+    for file in sorted((tmp_path / "all" / "HR").iterdir()):
+        made, true = (read(tmp_path / folder / "HR" / file.name).rgb.astype(float) for folder in ("all", "truth"))
+        apart[file.name] = float(np.abs(made - true).mean()) / 127.5
+    middle = sum(sorted(apart.values())[3:5]) / 2
+    distill_pairs.main(photographs, tmp_path / "near", 8, farthest=middle, **options)
+    kept = sorted((tmp_path / "near" / "HR").iterdir())
+    assert [file.name for file in kept] == [name for name, value in apart.items() if value <= middle]
+    assert len(kept) == len(list((tmp_path / "near" / "LR").iterdir())) == 4
+    assert all(file.read_bytes() == (tmp_path / "all" / "HR" / file.name).read_bytes() for file in kept)
+    with pytest.raises(OptionError, match="farthest must be 0"):
+        distill_pairs.main(photographs, tmp_path / "none", 1, farthest=-1.0)
+
+
+def test_dark_ink_on_paper_is_made_black_and_nothing_else(distill_pairs: ModuleType) -> None:
+    page = np.full((40, 40, 3), 220, np.uint8)
+    page[10:12, 5:35] = 50
+    black = distill_pairs.with_black_ink(page)
+    assert black[10, 10, 0] == distill_pairs.INK * 255 // (255 - 44)
+    assert 210 < black[0, 0, 0] < 220
+    for level, paper in ((80, 220), (50, 140), (4, 220)):  # pale ink, dark paper, black ink
+        other = np.full((40, 40, 3), paper, np.uint8)
+        other[10:12, 5:35] = level
+        assert np.array_equal(distill_pairs.with_black_ink(other), other)

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from nextscale.train.validation import Validation
 
 
+_ANCHOR = ("anchor_presets", "anchor_photographs", "anchor_share")
+"""Options of the restorer's training that nothing but an anchor reads."""
+
+
 @dataclass(frozen=True)
 class LoopFlags(LoopConfig):
     """The optimization, the same for every training."""
@@ -253,9 +257,7 @@ class TrainFusion:
     def _settings(self) -> FusionTrainingConfig:
         _refuse_idle(self)
         _refuse_sharding(self.loop, "train fusion")
-        _refuse_changed(
-            "restoration", self.restoration, "train fusion", ("anchor", "anchor_presets", "anchor_photographs")
-        )
+        _refuse_changed("restoration", self.restoration, "train fusion", ("anchor", *_ANCHOR))
         if self.part == "fusion":
             return self.restoration
         _refuse_changed("restoration", self.restoration, "--part decoders", ("grain", "error"))
@@ -456,7 +458,7 @@ def _show(
     sides: tuple[int, ...],
     *,
     stages: int = 0,
-    anchored: bool = False,
+    anchored: float = 0.0,
 ) -> None:
     from nextscale.data.crops import find_sources
     from nextscale.train.plan import plan, show
@@ -539,12 +541,13 @@ class TrainRestorer:
         _refuse_idle(self)
         if not self.restoration.anchor:
             where = "a training without --restoration.anchor"
-            _refuse_changed("restoration", self.restoration, where, ("anchor_presets", "anchor_photographs"))
+            _refuse_changed("restoration", self.restoration, where, _ANCHOR)
         if self.plan:
             sizes = RestorerConfig() if self.start is None else restorer_config(self.start)
             own, share = self.largest_convs or sizes.largest_convs, self.precleaned or sizes.precleaned
             sizes = dataclasses.replace(sizes, largest_convs=own, precleaned=share)
-            _show(self, sizes, "restorer", (self.restoration.side,), anchored=self.restoration.anchor > 0)
+            anchored = self.restoration.anchor_share if self.restoration.anchor else 0.0
+            _show(self, sizes, "restorer", (self.restoration.side,), anchored=anchored)
             return 0
         torch.manual_seed(self.loop.seed)
         restorer = Restorer(RestorerConfig()) if self.start is None else read_restorer(self.start)

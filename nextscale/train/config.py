@@ -27,6 +27,7 @@ LEAST = {
 SHARES = frozenset(
     (
         "anchor_photographs",
+        "anchor_share",
         "clean",
         "class_free",
         "faces_share",
@@ -279,6 +280,9 @@ class RestorationConfig(Checked):
     contrast: float = 0.0
     """Weight of differences from the target that count four times as much where contrast is missing as where there is
     too much: of letters above all, which the pixel difference leaves gray."""
+    pairs_contrast: float = 0.0
+    """Weight of the same on `pairs` alone, beside `contrast`: another method's letters are as black as it draws them,
+    while more of it on photographs costs LPIPS."""
     raggedness: float = 0.0
     """Weight of how ragged outlines are, and how soft: differences along an outline beyond the target's, and what is
     missing of the step across it."""
@@ -291,6 +295,8 @@ class RestorationConfig(Checked):
     anchor_photographs: float = 0.5
     """Share of the anchor's inputs that are photographs as they are, or at half their size, instead; with less of it
     what becomes of undamaged pictures is free to change."""
+    anchor_share: float = 1.0
+    """Inputs of the anchor at a step, as a share of the batch and one at least: each costs more than a sample."""
     adversarial: float = 0.0
     """Weight of the generator's loss against a critic of pixels and VGG19 activations (0: no critic)."""
     adversarial_from: int = 150
@@ -302,6 +308,11 @@ class RestorationConfig(Checked):
     picture."""
     factor_weights: tuple[float, ...] = (0.7, 0.8, 1.0)
     """Weight of each factor's terms, smallest factor first; a model with fewer factors takes the last ones."""
+
+
+def anchor_inputs(batch: int, share: float) -> int:
+    """How many inputs the anchor sees beside a batch (`RestorationConfig.anchor_share`)."""
+    return max(1, round(batch * share))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from nextscale.model.config import Ladder, ModelConfig, RestorerConfig
 from nextscale.model.restorer import Restorer
 from nextscale.model.tokenizer import BLOCKS, Codes, Tokenizer
 from nextscale.model.transformer import Condition, Transformer
+from nextscale.train.config import anchor_inputs
 from nextscale.train.loop import checkpoint_units
 from nextscale.upscale.nextscale import make_fusions
 
@@ -184,15 +185,15 @@ def _forwards(config: ModelConfig, training: Training, ladder: Ladder, stages: i
     return _fusion_forwards(run)
 
 
-def _restorer_forwards(config: RestorerConfig, side: int, batch: int, *, anchored: bool) -> list[Piece]:
+def _restorer_forwards(config: RestorerConfig, side: int, batch: int, *, anchored: float) -> list[Piece]:
     """The restorer's training: all of it, or what the largest factor has for itself.
 
-    With an anchor the largest factor makes pictures of as many inputs again, and the restorer as it was makes them too.
+    With an anchor the largest factor makes pictures of its inputs, too, and the restorer as it was makes them again.
     """
     restorer, inputs = _empty(lambda: Restorer(config)), torch.empty(batch, 3, side, side)
     own, factor = restorer.largest, config.factors[-1]
 
-    held = torch.empty_like(inputs)
+    held = torch.empty(anchor_inputs(batch, anchored) if anchored else 0, 3, side, side)
 
     def largest(restorer: Restorer) -> Tensor:
         return restorer.draft(restorer.features(held, factors=(factor,)), held, factor)
@@ -207,7 +208,7 @@ def _restorer_forwards(config: RestorerConfig, side: int, batch: int, *, anchore
             return _differences([*restorer(inputs), *([largest(restorer)] if anchored else [])])
 
         return [*pieces, Piece("restorer", [restorer], 3, every)]
-    inputs = torch.empty(batch * (1 + anchored), 3, side, side)
+    inputs = torch.empty(batch + len(held), 3, side, side)
     h = torch.empty(len(inputs), config.channels, side, side)
     shared, cleaning = slice(config.convs + 1 - config.largest_convs), restorer.cleaning
 
@@ -328,7 +329,7 @@ def _pieces(
     batch: int,
     *,
     bf16: bool,
-    anchored: bool,
+    anchored: float,
 ) -> tuple[Piece, ...]:
     with FakeTensorMode():
         if isinstance(config, RestorerConfig):
@@ -348,7 +349,7 @@ def pieces(
     stages: int = 0,
     batch: int = 1,
     bf16: bool = False,
-    anchored: bool = False,
+    anchored: float = 0.0,
 ) -> list[Piece]:
     """What a batch costs in each part of a training.
 
@@ -356,7 +357,8 @@ def pieces(
         config: a restorer's for its training, else a whole model's.
         side: of the input photograph in pixels (0: the model's own).
         stages: train the transformer on the first stages only (0: all).
-        anchored: the restorer's training keeps to the restorer as it was (`RestorationConfig.anchor`).
+        anchored: the restorer's training keeps to the restorer as it was, on so many inputs as a share of the batch
+            (`RestorationConfig.anchor_share`; 0: no anchor).
     """
     return list(_pieces(config, training, side, stages, batch, bf16=bf16, anchored=anchored))
 

@@ -67,7 +67,7 @@ def plan(
     sides: Sequence[int] = (),
     stages: int = 0,
     photographs: int = 0,
-    anchored: bool = False,
+    anchored: float = 0.0,
 ) -> Plan:
     """Plan a training.
 
@@ -76,7 +76,7 @@ def plan(
         sides: of the input photograph in pixels, in turn (none: the model's own). Larger ones than the smallest take
             fewer samples, as transformer training does.
         photographs: in the training data, to tell the epochs (0: unknown).
-        anchored: a restorer's training keeps to the restorer as it was (`RestorationConfig.anchor`).
+        anchored: as for `pieces`.
     """
     machine = machine or PlanConfig()
     hardware = machine.hardware

@@ -37,6 +37,8 @@ class Batch:
     """B: 1 where the input is not degraded, only reduced."""
     smooth: Tensor
     """B: 1 where the target is a smooth ramp without any texture."""
+    given: Tensor
+    """B: 1 where input and target come from a folder of pairs."""
 
     def target_at(self, side: int) -> Tensor:
         """The photographs at a factor's side, with the noise that the target keeps: B 3 side side in [-1, 1]."""
@@ -75,7 +77,7 @@ class Samples(Dataset[tuple[Tensor, ...]]):
         draw = random.Random(self.photographs.seed * 1_000_003 + position)
         if self.given is not None and draw.random() < config.pairs_share:
             target, image = self.given.crop(draw)
-            marks = (torch.tensor(1.0), torch.tensor(0.0), torch.tensor(0.0))
+            marks = (torch.tensor(1.0), torch.tensor(0.0), torch.tensor(0.0), torch.tensor(1.0))
             return target * 2 - 1, image * 2 - 1, torch.zeros_like(image), *marks
         if config.smooth_share and draw.random() < config.smooth_share:
             return self._ramp(draw)
@@ -103,7 +105,7 @@ class Samples(Dataset[tuple[Tensor, ...]]):
                 grain = (1 - denoise) * (
                     degrade(hr, [noisy], factor=self.factor) - degrade(hr, [quiet], factor=self.factor)
                 )
-        marks = (torch.tensor(denoise), torch.tensor(float(clean)), torch.tensor(0.0))
+        marks = (torch.tensor(denoise), torch.tensor(float(clean)), torch.tensor(0.0), torch.tensor(0.0))
         return hr[0] * 2 - 1, lr[0] * 2 - 1, grain[0] * 2, *marks
 
     def _ramp(self, draw: random.Random) -> tuple[Tensor, ...]:
@@ -123,7 +125,7 @@ class Samples(Dataset[tuple[Tensor, ...]]):
             lr = F.avg_pool2d(hr, self.factor)
             lr = lr + sigma * coarse_noise(shape, 5 ** draw.random(), noise)
             lr = (lr.clamp(0, 1) * 255).round() / 255
-        marks = (torch.tensor(1.0), torch.tensor(0.0), torch.tensor(1.0))
+        marks = (torch.tensor(1.0), torch.tensor(0.0), torch.tensor(1.0), torch.tensor(0.0))
         return hr[0] * 2 - 1, lr[0] * 2 - 1, torch.zeros_like(lr[0]), *marks
 
 

@@ -66,7 +66,7 @@ class Terms:
             self.alex = Lpips("alex").to(device).to(memory_format=layout)  # type: ignore[call-overload]
 
     def loss(
-        self, number: int, picture: Tensor, target: Tensor, smooth: Tensor, step: int
+        self, number: int, picture: Tensor, target: Tensor, smooth: Tensor, step: int, *, given: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss of a factor's pictures, and the numbers to log.
 
@@ -79,8 +79,10 @@ class Terms:
             smooth: B, true for smooth ramps, on which only pixels count; on the CPU.
             step: optimizer steps so far, which draw the window and the size for LPIPS; the critic learns alone at
                 first.
+            given: B, true for `pairs`, likewise (default: none).
         """
-        terms, activations = self.terms(number, picture, target, smooth, chances(self.seed, number, step))
+        chance = chances(self.seed, number, step)
+        terms, activations = self.terms(number, picture, target, smooth, chance, given=given)
         numbers: dict[str, Tensor] = {}
         if self.adversary is not None and activations is not None and number:
             value, numbers[f"g_loss_{number + 1}"] = self.adversary.generator_loss(number, activations.made)
@@ -93,13 +95,23 @@ class Terms:
         return self.factor_weights[number] * weighted, numbers
 
     def terms(
-        self, number: int, picture: Tensor, target: Tensor, smooth: Tensor, chance: Chances
+        self,
+        number: int,
+        picture: Tensor,
+        target: Tensor,
+        smooth: Tensor,
+        chance: Chances,
+        *,
+        given: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Activations | None]:
         """The unweighted terms of a factor's pictures, and the activations for its critic; arguments as for `loss`."""
         config = self.config
         difference = (picture - target).abs().mean(dim=(1, 2, 3))
+        theirs = () if given is None else given.nonzero().flatten()
         textured = (~smooth).nonzero().flatten()
         terms = {"pixel": difference[textured].sum() / len(difference)}
+        if config.pairs_contrast and len(theirs):
+            terms["pairs_contrast"] = len(theirs) / len(difference) * faintness(picture[theirs], target[theirs])
         if len(textured) < len(difference):
             terms["smooth"] = difference[smooth].sum() / len(difference)
             picture, target = picture[textured], target[textured]

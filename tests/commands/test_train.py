@@ -284,6 +284,7 @@ def test_a_restorer_goes_on_from_that_of_a_whole_model(tmp_path: Path, capsys: p
     ("words", "option"),
     [
         (["restorer", "--restoration.anchor-presets", "camera"], "--restoration.anchor-presets has no effect in a"),
+        (["restorer", "--restoration.anchor-share", "0.5"], "--restoration.anchor-share has no effect in a"),
         (["fusion", "--start", "m", "--restoration.anchor-presets", "camera"], "--restoration.anchor-presets has no"),
         (["transformer", "--tokenizer", "tiny", "--codes.sides"], "sides must be one number or more, got ()"),
     ],

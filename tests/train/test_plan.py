@@ -82,9 +82,13 @@ def codebook(crops: Crops) -> CodebookTask:
     return CodebookTask(Tokenizer(plain_config().tokenizer), crops, CodebookConfig())
 
 
-def restorer(crops: Crops, anchor: float = 0.0, own: int = 0, precleaned: float = 0.0) -> RestorerTask:
+def restorer(
+    crops: Crops, anchor: float = 0.0, own: int = 0, precleaned: float = 0.0, share: float = 1.0
+) -> RestorerTask:
     # The counter sees the degradation, too, so the draws are those of photographs alone; the plan has the dial at 1.
-    config = RestorationConfig(side=64, workers=0, feature=0, lpips=0, grain=0, smooth_share=0, anchor=anchor)
+    config = RestorationConfig(
+        side=64, workers=0, feature=0, lpips=0, grain=0, smooth_share=0, anchor=anchor, anchor_share=share
+    )
     sizes = dataclasses.replace(SMALL, largest_convs=own, precleaned=precleaned)
     return RestorerTask(Restorer(sizes), Samples(crops, None, None, config), config)
 
@@ -127,13 +131,13 @@ def test_a_real_step_has_the_flops_and_activations_that_are_planned(crops: Crops
     assert sum(p.parameters for p in parts) == sum(p.numel() for m in modules for p in m.parameters())
 
 
-@pytest.mark.parametrize(("own", "precleaned"), [(0, 0.0), (1, 0.0), (1, 0.2)])
-def test_an_anchor_is_planned_as_it_runs(crops: Crops, own: int, precleaned: float) -> None:
-    task = restorer(crops, 1.0, own, precleaned)
+@pytest.mark.parametrize(("own", "precleaned", "share"), [(0, 0.0, 1.0), (1, 0.0, 1.0), (1, 0.2, 1.0), (1, 0.2, 0.5)])
+def test_an_anchor_is_planned_as_it_runs(crops: Crops, own: int, precleaned: float, share: float) -> None:
+    task = restorer(crops, 1.0, own, precleaned, share)
     with FlopCounterMode(display=False) as counter:
         loss, _ = task.losses(0, 2)
         loss.backward()  # type: ignore[no-untyped-call]
-    parts = pieces(task.restorer.config, "restorer", 64, batch=2, anchored=True)
+    parts = pieces(task.restorer.config, "restorer", 64, batch=2, anchored=share)
     assert training_flops(parts) + preparation_flops(parts) == pytest.approx(counter.get_total_flops(), rel=0.08)
     assert parts[0].parameters == sum(p.numel() for p in task.restorer.parameters())
 

@@ -67,8 +67,9 @@ def test_given_pairs_are_used_as_they_are(tmp_path: Path) -> None:
     sums = [s[0] + s[1].repeat_interleave(4, 1).repeat_interleave(4, 2) for s in found]
     given = [s for s, total in zip(found, sums, strict=True) if float(total.abs().max()) < 1e-6]
     assert 10 < len(given) < 30
+    assert sum(float(s[-1]) for s in found) == len(given)
     assert all(
-        s[1].shape == (3, 16, 16) and [float(mark) for mark in s[3:]] == [1, 0, 0] and not s[2].any() for s in given
+        s[1].shape == (3, 16, 16) and [float(mark) for mark in s[3:]] == [1, 0, 0, 1] and not s[2].any() for s in given
     )
     assert len({s[1].numpy().tobytes() for s in given}) > 8
     assert torch.equal(samples(config)[3][1], found[3][1])
@@ -120,7 +121,7 @@ def test_targets_keep_as_much_noise_as_the_dial_lets_through() -> None:
 def test_smooth_samples_are_ramps_under_noise_that_pixels_alone_judge() -> None:
     config = dataclasses.replace(PLAIN, smooth_share=0.5)
     rows = [samples(config)[i] for i in range(40)]
-    smooth = [row for row in rows if float(row[-1])]
+    smooth = [row for row in rows if float(row[-2])]
     assert 10 < len(smooth) < 30
     for targets, inputs, *_ in smooth:
         second = targets.diff(n=2, dim=-1).abs().max() + targets.diff(n=2, dim=-2).abs().max()
@@ -204,6 +205,24 @@ def test_an_anchor_sees_the_share_of_photographs_that_is_asked_for(
     for step in range(4):
         task.losses(step, 4)
     assert (drawn, seen) == (4 * degraded, [4] * 4)
+
+
+@pytest.mark.parametrize(("share", "inputs"), [(1.0, 4), (0.5, 2), (0.0, 1)])
+def test_an_anchor_can_see_fewer_inputs_than_the_batch_has(
+    share: float, inputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(PLAIN, anchor=1.0, anchor_share=share)
+    task = RestorerTask(tiny_restorer(), samples(PLAIN), config)
+    seen = list[int]()
+    moved = task._moved
+
+    def watched(held: Tensor) -> Tensor:
+        seen.append(len(held))
+        return moved(held)
+
+    monkeypatch.setattr(task, "_moved", watched)
+    task.losses(0, 4)
+    assert seen == [inputs]
 
 
 def test_an_anchor_holds_what_becomes_of_photographs() -> None:
@@ -305,6 +324,25 @@ def test_hatching_is_what_checkers_add_to_the_target() -> None:
 
     assert hatching(photo, photo) == hatching(torch.zeros_like(photo), photo) == hatching(photo, hatched) == 0
     assert 0.005 < hatching(hatched, photo) < 0.021
+
+
+def test_contrast_of_pairs_sees_pairs_alone() -> None:
+    config = dataclasses.replace(PLAIN, pairs_contrast=1.0, contrast=1.0, pixel=0.0, factor_weights=(1.0,))
+    terms = Terms(config, [4], CPU)
+    page = torch.full((4, 3, 64, 64), 0.8)
+    page[..., 30:33] = -0.6
+    faint = page + 0.2 * (page < 0).float()
+    smooth, given = torch.zeros(4, dtype=torch.bool), torch.tensor([False, True, False, False])
+    found = terms.terms(0, faint, page, smooth, (0.0, 0.0, 0.0), given=given)[0]
+    # A mean over all samples, as `contrast` is.
+    assert float(found["pairs_contrast"]) == pytest.approx(float(found["contrast"]) / 4)
+    restored = torch.cat([faint[:1], page[1:2], faint[2:]])
+    assert float(terms.terms(0, restored, page, smooth, (0.0, 0.0, 0.0), given=given)[0]["pairs_contrast"]) == 0
+    for none in (None, ~given & given):
+        assert "pairs_contrast" not in terms.terms(0, faint, page, smooth, (0.0, 0.0, 0.0), given=none)[0]
+    # The task tells which of its samples are pairs.
+    losses = RestorerTask(tiny_restorer(), samples(PLAIN), dataclasses.replace(PLAIN, pairs_contrast=1.0)).losses(0, 2)
+    assert not any(name.startswith("pairs_contrast") for name in losses[1])
 
 
 def test_a_faint_letter_costs_four_times_what_a_strong_one_does() -> None:

@@ -103,7 +103,9 @@ class FusionTask:
         made = self._pictures(self.model, inputs, denoise, canvases, probabilities, optimizer_step)
         for stage, (picture, error, (rows, columns)) in enumerate(made):
             target = samples.target_at(self.ladder.image_sides[stage])[..., rows, columns]
-            loss, logged = self.terms.loss(stage, picture, target, samples.smooth > 0, optimizer_step)
+            loss, logged = self.terms.loss(
+                stage, picture, target, samples.smooth > 0, optimizer_step, given=samples.given > 0
+            )
             total = total + loss
             numbers |= logged
             if error is not None:

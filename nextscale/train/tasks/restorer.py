@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.model.restorer import Restorer
-from nextscale.train.config import LoopConfig, RestorationConfig
+from nextscale.train.config import LoopConfig, RestorationConfig, anchor_inputs
 from nextscale.train.log import Numbers
 from nextscale.train.loop import decay_groups
 from nextscale.train.stream import Samples, Stream
@@ -83,15 +83,18 @@ class RestorerTask:
                 continue
             picture = self.restorer.draft(features, inputs, factor)
             target = samples.target_at(picture.shape[-1])
-            loss, logged = self.terms.loss(number, picture, target, samples.smooth > 0, optimizer_step)
+            loss, logged = self.terms.loss(
+                number, picture, target, samples.smooth > 0, optimizer_step, given=samples.given > 0
+            )
             total = total + loss
             numbers |= logged
         if self.held is not None:
             chance = chances(self.stream.samples.photographs.seed, len(every), optimizer_step)
-            undamaged = int(batch * self.config.anchor_photographs)
+            count = anchor_inputs(batch, self.config.anchor_share)
+            undamaged = int(count * self.config.anchor_photographs)
             held = [windows(samples.targets[:undamaged], inputs.shape[-1], chance)]
-            if undamaged < batch:
-                held.insert(0, self.held.batch(step, batch - undamaged).inputs)
+            if undamaged < count:
+                held.insert(0, self.held.batch(step, count - undamaged).inputs)
             moved = self._moved(torch.cat(held))
             total = total + self.config.anchor * moved
             numbers["anchor"] = moved.detach()
