@@ -32,9 +32,9 @@ def find_fonts(folders: Sequence[Path]) -> list[Path]:
     return fonts
 
 
-KINDS = ("page", "sign", "screen", "drawing", "ramp", "shapes")
-USUAL = KINDS[:-1]
-"""Those of a mixture; `shapes` are asked for by name."""
+KINDS = ("page", "sign", "screen", "drawing", "ramp", "shapes", "ruled")
+USUAL = KINDS[:-2]
+"""Those of a mixture; `shapes` and `ruled` pages are asked for by name."""
 WORDLESS = ("ramp", "shapes")
 """Those without letters, which need no fonts."""
 
@@ -78,6 +78,7 @@ def render(
         ("drawing", 0.15, _drawing),
         ("ramp", 0.15, _ramp),
         ("shapes", 0.15, _shapes),
+        ("ruled", 0.15, partial(_ruled, letters=letters)),
     )
     chosen = [(weight, maker) for name, weight, maker in makers if name in kinds]
     maker = draw.choices([maker for _, maker in chosen], [weight for weight, _ in chosen])[0]
@@ -166,6 +167,27 @@ def _page(draw: random.Random, fonts: Sequence[Path], side: int, letters: tuple[
     if draw.random() < 0.5:
         image = image.rotate(draw.uniform(-8, 8), Image.Resampling.BICUBIC, fillcolor=paper)
     return image
+
+
+def _ruled(draw: random.Random, fonts: Sequence[Path], side: int, letters: tuple[float, float]) -> Image.Image:
+    """Black thin rules on bright paper, with lines of words between some: of a page hardly a crop shows one."""
+    paper, ink = draw.randint(200, 255), int(60 * draw.random() ** 2)
+    image = Image.new("L", (side, side), paper)
+    on = ImageDraw.Draw(image)
+    font = _font(draw, fonts, int(2 * letters[0] * (letters[1] / letters[0]) ** draw.random()))
+    y = draw.randint(0, side // 8)
+    while y < side:
+        if draw.random() < 0.6:
+            thickness = draw.randint(1, 7)
+            on.line((draw.choice((0, side // 5)), y, side, y), fill=ink, width=thickness)
+            y += thickness + draw.randint(side // 40, side // 6)
+        else:
+            words = " ".join(_word(draw) for _ in range(12))
+            on.text((draw.randint(-side // 4, 0), y), words, font=font, fill=ink)
+            y += int(font.size * draw.uniform(1.3, 2))
+    if draw.random() < 0.5:
+        image = image.rotate(draw.uniform(-3, 3), Image.Resampling.BICUBIC, fillcolor=paper)
+    return image.convert("RGB")
 
 
 def _sign(draw: random.Random, fonts: Sequence[Path], side: int) -> Image.Image:

@@ -69,6 +69,23 @@ def test_some_pages_have_a_rule(fonts: list[Path]) -> None:
     assert 2 <= ruled <= 16
 
 
+def test_ruled_pages_have_black_rules_on_bright_paper(fonts: list[Path]) -> None:
+    rules, lettered = 0, 0
+    for number in range(12):
+        page = np.asarray(render(5, number, fonts, 256, ["ruled"])).astype(int)
+        assert np.ptp(page, axis=2).max() == 0
+        assert np.median(page) >= 200
+        dark = page[:, 64:128, 0] < 150
+        # Turned by up to three degrees, a rule is within four rows over 64 pixels.
+        rules += bool(
+            dark.any(axis=1).any() and (np.lib.stride_tricks.sliding_window_view(dark, 5, 0).any(2)).all(1).any()
+        )
+        lettered += bool((np.abs(np.diff(page[..., 0], axis=1)) > 60).sum() > 200)
+    assert rules >= 9
+    assert lettered >= 4
+    assert render(5, 0, fonts, 64, ["ruled"]).tobytes() != render(5, 0, fonts, 64, ["ruled"], (20, 30)).tobytes()
+
+
 def test_letters_of_pages_have_the_sizes_asked_for(fonts: list[Path]) -> None:
     def steps(letters: tuple[float, float]) -> float:
         """How often a row of pixels changes much: small letters have more rims."""
