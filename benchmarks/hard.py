@@ -1,14 +1,18 @@
 """Difficult pictures at x4 beside bicubic and Real-ESRGAN: labeled sheets at 1:1, and the noise that is left.
 
     python benchmarks/hard.py FOLDER --out SHEETS [--model tiny] [--panel 420] [--dials 1 0.5 0] [--fast]
+        [--blind SEED]
 
 Each sheet shows one picture, all panels the same crop at 1:1: the part of the enlarged input with most detail. Pictures
 named flat*.png are smooth ramps with noise: for them the noise left is printed, in 8-bit levels, as the deviation from
-the best quadratic surface of each color.
+the best quadratic surface of each color. `--blind` hides which method is which, for people who are to say which they
+would rather have.
 """
 
 from __future__ import annotations
 
+import json
+import random
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,6 +50,9 @@ class Settings:
     """Values of the denoise dial, a panel each (default: that of the options alone)."""
     peers: bool = True
     """Show Real-ESRGAN x4plus too (extra `peers`)."""
+    blind: int | None = None
+    """Call the methods 1, 2 and so on, in an order that this seed draws for each picture. Which is which stands beside
+    the folder of the sheets, in OUT-key.json."""
     options: Annotated[UpscaleOptions, tyro.conf.arg(name="")] = field(default_factory=UpscaleOptions)
 
 
@@ -91,12 +98,22 @@ def sheet(panels: dict[str, Pixels], side: int) -> Image.Image:
     return canvas
 
 
+def hidden(panels: dict[str, Pixels], seed: str) -> tuple[dict[str, Pixels], dict[str, str]]:
+    """Panels whose first is the enlarged input, the others under numbers in an order that the seed draws; and which
+    method each number is."""
+    first, *methods = panels
+    random.Random(seed).shuffle(methods)
+    key = {str(number): method for number, method in enumerate(methods, 1)}
+    return {"input": panels[first], **{number: panels[method] for number, method in key.items()}}, key
+
+
 def main() -> int:
     """Print the noise left in the ramps, and write a sheet for each other picture."""
     settings = tyro.cli(Settings, description=__doc__)
     settings.out.mkdir(parents=True, exist_ok=True)
     models = {name: NextScale.from_pretrained(name) for name in settings.model}
     peer = RealEsrgan() if settings.peers else None
+    keys: dict[str, dict[str, str]] = {}
     for path in sorted(p for p in settings.folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")):
         picture = images.read(path)
         pixels = images.rgb8(picture)
@@ -115,7 +132,11 @@ def main() -> int:
             words = [f"{name} {value:.2f} ({value / left['bicubic']:.2f})" for name, value in left.items()]
             say(f"{path.name}: {', '.join(words)}")
         else:
+            if settings.blind is not None:
+                panels, keys[path.stem] = hidden(panels, f"{settings.blind} {path.stem}")
             sheet(panels, settings.panel).save(settings.out / f"{path.stem}.png")
+    if keys:
+        settings.out.with_name(f"{settings.out.name}-key.json").write_text(json.dumps(keys, indent=1) + "\n")
     return 0
 
 

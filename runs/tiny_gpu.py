@@ -20,7 +20,7 @@ import os
 import random
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,6 +66,8 @@ SIDE, LARGE = 64, 128
 SLOTS = {SIDE: 256, LARGE: 32} if SMALL else {SIDE: 81920, LARGE: 6144}
 WORKERS = {SIDE: 1, LARGE: 1} if SMALL else {SIDE: 11, LARGE: 2}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+MARKS = len(fields(Batch)) - 3
+"""What a sample has beside its pictures and its grain."""
 
 
 def restoration(side: int):
@@ -104,7 +106,7 @@ class Pool:
             "hr": ((n, 3, 4 * side, 4 * side), np.uint8),
             "lr": ((n, 3, side, side), np.uint8),
             "grain": ((n, 3, side, side), np.float16),
-            "marks": ((n, 3), np.float32),
+            "marks": ((n, MARKS), np.float32),
             "counts": ((self.workers,), np.int64),
         }
         self.arrays = {}
@@ -156,7 +158,7 @@ class OnDevice:
             )
             for name in fields
         }
-        self.marks = torch.zeros(self.pool.slots, 3)
+        self.marks = torch.zeros(self.pool.slots, MARKS)
         """On the CPU: they decide what is computed."""
         self.copied = 0
         self.random = random.Random(seed)
@@ -224,7 +226,7 @@ class PoolStream:
             return x.transpose(-1, -2) if turn & 4 else x
 
         hr, lr = (turned(parts[name][index]).float().div_(127.5).sub_(1).contiguous() for name in ("hr", "lr"))
-        return Batch(hr, lr, turned(parts["grain"][index]).float(), marks[:, 0], marks[:, 1], marks[:, 2])
+        return Batch(hr, lr, turned(parts["grain"][index]).float(), *marks.unbind(1))
 
 
 class Latents:

@@ -32,7 +32,7 @@ def write(recipe: Any, work: Path, first: int, count: int) -> None:
     for number in range(first, first + count):
         slot = number % pool.slots
         pool.arrays["hr"][slot] = pool.arrays["lr"][slot] = GRAY * number
-        pool.arrays["marks"][slot] = (0.5 if number % 3 == 0 else 1.0, number % 2, 0.0)
+        pool.arrays["marks"][slot] = (0.5 if number % 3 == 0 else 1.0, number % 2, 0.0, 1.0)
     pool.arrays["counts"][:] = first + count
 
 
@@ -48,6 +48,7 @@ def test_a_batch_is_of_whole_samples_and_of_one_kind(recipe: Any, tmp_path: Path
         torch.testing.assert_close(batch.targets.mean((1, 2, 3)), batch.inputs.mean((1, 2, 3)))
         assert batch.denoise.tolist() == [0.5 if number % 3 == 0 else 1.0 for number in numbers]
         assert batch.clean.tolist() == [number % 2 for number in numbers]
+        assert batch.given.tolist() == [1, 1, 1]
         kinds.add(tuple(batch.denoise.tolist()))
     assert kinds == {(1.0, 1.0, 1.0), (0.5, 0.5, 0.5)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from benchmarks import hard, training
+from benchmarks import hard, held_back, training
+from nextscale.errors import OptionError
+from nextscale.model.checkpoint import save_folder
+from nextscale.model.config import RestorerConfig
+from nextscale.model.restorer import Restorer
 
 pytestmark = pytest.mark.integration
 
@@ -49,3 +55,72 @@ def test_models_of_one_folder_name_have_a_panel_each(tmp_path: Path, monkeypatch
     monkeypatch.setattr(hard, "sheet", sheet)
     assert hard.main() == 0
     assert shown == ["bicubic", "nextscale a/model", "nextscale b/model"]
+
+
+def test_blind_sheets_say_nothing_and_the_key_tells() -> None:
+    panels = {name: np.full((8, 8, 3), value, np.uint8) for value, name in enumerate(("bicubic", "a", "b", "c"))}
+    orders = set()
+    for seed in range(20):
+        shown, key = hard.hidden(panels, str(seed))
+        assert list(shown) == ["input", "1", "2", "3"]
+        assert shown["input"] is panels["bicubic"]
+        assert all(shown[number] is panels[name] for number, name in key.items())
+        assert sorted(key.values()) == ["a", "b", "c"]
+        assert hard.hidden(panels, str(seed))[1] == key
+        orders.add(tuple(key.values()))
+    assert len(orders) == 6
+
+
+def test_the_key_of_blind_sheets_lies_beside_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    model = SimpleNamespace(upscale=lambda *_: SimpleNamespace(picture=np.zeros((32, 32, 3), np.uint8)))
+    out = tmp_path / "sheets"
+    settings = hard.Settings(folder=tmp_path, out=out, model=("x", "y"), peers=False, blind=3)
+    monkeypatch.setattr("benchmarks.hard.tyro.cli", lambda *_, **__: settings)
+    monkeypatch.setattr("benchmarks.hard.NextScale.from_pretrained", lambda _: model)
+    monkeypatch.setattr("benchmarks.hard.images.rgb8", lambda picture: np.asarray(getattr(picture, "rgb", picture)))
+    assert hard.main() == 0
+    assert [file.name for file in out.iterdir()] == ["a.png"]
+    key = json.loads((tmp_path / "sheets-key.json").read_text())
+    assert sorted(key["a"].values()) == ["nextscale x", "nextscale y"]
+
+
+def test_held_back_scores_are_of_the_same_crops_for_every_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a mean difference in place of LPIPS, whose weights need not be there."""
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        restorer = Restorer(RestorerConfig(channels=4, convs=2, factors=(1, 2, 4)))
+        save_folder(tmp_path / name, "restorer", restorer.config, restorer.state_dict())
+    models = tuple(str(tmp_path / name) for name in ("one", "two", "one"))
+    settings = held_back.Settings(
+        data=str(ROOT / "examples"), models=models, pages=str(ROOT / "examples"), crops=2, side=32
+    )
+    monkeypatch.setattr("benchmarks.held_back.tyro.cli", lambda *_, **__: settings)
+    monkeypatch.setattr("benchmarks.held_back.Lpips", lambda _: Apart())
+    assert held_back.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    kinds = [*held_back.DAMAGE, "scan"]
+    assert lines[0] == f"| model | {' | '.join(kinds)} | mean | PSNR-Y |"
+    rows = [line.split(" | ") for line in lines[2:]]
+    assert [len(row) for row in rows] == [len(kinds) + 3] * 2
+    assert rows[0][1:] != rows[1][1:]
+    # Each is a mean over the crops: of one kind of damage by hand.
+    config = held_back.DAMAGE["compressed"]
+    targets, inputs = held_back.samples(settings.data, config, settings, 4)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        made = Restorer(RestorerConfig(channels=4, convs=2, factors=(1, 2, 4)))(inputs)[-1].clamp(-1, 1)
+    assert rows[0][1 + kinds.index("compressed")] == f"{float((made - targets).abs().mean()):.4f}"
+    other = Restorer(RestorerConfig(channels=4, convs=2, factors=(1, 2)))
+    save_folder(tmp_path / "two", "restorer", other.config, other.state_dict())
+    with pytest.raises(OptionError, match=r"their largest factors differ \(2, 4\)"):
+        held_back.main()
+
+
+class Apart(torch.nn.Module):
+    """The mean absolute difference of two batches of pictures."""
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return (first - second).abs().mean(dim=(1, 2, 3))
