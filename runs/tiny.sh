@@ -282,12 +282,12 @@ precleaned crisp "$out/no-grid/model" 456 --lr 1.2e-4 --warmup 10 --ema 0.99 --r
   --restoration.contrast 1.2 --restoration.raggedness 50 --restoration.evenness 12 --restoration.gradients 6 --restoration.pages-share 0.05 \
   --restoration.smooth-share 0.22 "${taught[@]}"
 # On strong compression, strong noise and scans Real-ESRGAN's pictures are nearer to the truth than those of all runs before, by LPIPS too:
-# more compressed photographs, letters and noise as Real-ESRGAN draws them, and rules. Of the pairs of the shipped run two to three of five were
+# more compressed photographs, letters and noise as Real-ESRGAN draws them, and rules. Of the pairs of the shipped run half to two thirds were
 # letters: 507 of `... --pages PAGES --pages-share 1 --clean 0.03 --presets scan --gray 0.9 --blacken --farthest 0.12` (pages with `--letters 45 150`),
 # from step 632 on 135 of `data pages --kinds ruled --letters 45 110` (`--clean 0.05 --presets scan --gray 1 --blacken --farthest 0.16`). Of
 # photographs 349 were `--clean 0.4 --presets fullsize fullsize compressed compressed noisy`, 260 `--clean 0.1 --presets noisy noisy noisy compressed`;
 # 300 were shapes under noise with the truth. The first 270 steps had neither --blacken nor --farthest, noise among the photographs and .36 of the samples pairs;
-# until step 632 --restoration.pairs-contrast was 5 and --restoration.gradients 7 or 8. It was one run, whose learning rate fell to that of the second command.
+# until step 632 --restoration.pairs-contrast was 5, --restoration.gradients 7 or 8, and pixels, evenness and hatching weighed .7, 12 and 8. It was one run, whose learning rate fell to that of the second command.
 redrawn=(
   --ema 0.99 --restoration.anchor 5 --restoration.anchor-photographs 0 --restoration.anchor-share 0.4
   --restoration.anchor-presets camera camera stablesr stablesr --restoration.lpips 0 --restoration.lpips-alex 4.5 --restoration.contrast 1.2
