@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -25,8 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nextscale import NextScale
 from nextscale import image as images
-from nextscale.console import complain, say
-from nextscale.errors import NextScaleError
+from nextscale.console import run_program, say
 from nextscale.evaluate.methods import RealEsrgan
 from nextscale.upscale.options import UpscaleOptions
 
@@ -141,8 +139,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except NextScaleError as error:
-        complain(f"{error}")
-        sys.exit(1)
+    run_program(main)

@@ -9,7 +9,6 @@ and the mean PSNR-Y. VAL and REALSR stay for reports: what is chosen on them can
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,9 +16,9 @@ import torch
 import tyro
 from torch import Tensor
 
-from nextscale.console import complain, say
+from nextscale.console import run_program, say
 from nextscale.data.crops import Crops
-from nextscale.errors import NextScaleError, OptionError
+from nextscale.errors import OptionError
 from nextscale.evaluate.metrics.lpips import Lpips
 from nextscale.evaluate.metrics.psnr_ssim import psnr
 from nextscale.model.restorer import Restorer
@@ -94,6 +93,8 @@ def table(
 def main() -> int:
     """Print the table."""
     settings = tyro.cli(Settings, description=__doc__)
+    if settings.crops < 1:
+        raise OptionError(f"--crops must be 1 or more, got {settings.crops}")
     restorers = {name: read_restorer(name) for name in settings.models}
     factors = sorted({restorer.config.factors[-1] for restorer in restorers.values()})
     if len(factors) > 1:
@@ -113,8 +114,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except NextScaleError as error:
-        complain(f"{error}")
-        sys.exit(1)
+    run_program(main)

@@ -64,7 +64,7 @@ def main(
     """Make the pairs from where the folder ends."""
     if not 0 <= gray <= 1:
         raise OptionError(f"gray must be in [0, 1], got {gray:g}")
-    if farthest < 0:
+    if not farthest >= 0:
         raise OptionError(f"farthest must be 0 (any) or more, got {farthest:g}")
     lpips = Lpips("alex").eval() if farthest else None
     # The shares of faces and pages count only where such photographs are named.

@@ -287,7 +287,8 @@ precleaned crisp "$out/no-grid/model" 456 --lr 1.2e-4 --warmup 10 --ema 0.99 --r
 # from step 632 on 135 of `data pages --kinds ruled --letters 45 110` (`--clean 0.05 --presets scan --gray 1 --blacken --farthest 0.16`). Of
 # photographs 349 were `--clean 0.4 --presets fullsize fullsize compressed compressed noisy`, 260 `--clean 0.1 --presets noisy noisy noisy compressed`;
 # 300 were shapes under noise with the truth. The first 270 steps had neither --blacken nor --farthest, noise among the photographs and .36 of the samples pairs;
-# until step 632 --restoration.pairs-contrast was 5, --restoration.gradients 7 or 8, and pixels, evenness and hatching weighed .7, 12 and 8. It was one run, whose learning rate fell to that of the second command.
+# until step 632 --restoration.pairs-contrast was 5, --restoration.gradients 7 or 8, and pixels, evenness and hatching weighed .7, 12 and 8. It was
+# one run, whose learning rate fell to that of the second command.
 redrawn=(
   --ema 0.99 --restoration.anchor 5 --restoration.anchor-photographs 0 --restoration.anchor-share 0.4
   --restoration.anchor-presets camera camera stablesr stablesr --restoration.lpips 0 --restoration.lpips-alex 4.5 --restoration.contrast 1.2

@@ -458,7 +458,7 @@ def _show(
     sides: tuple[int, ...],
     *,
     stages: int = 0,
-    anchored: float = 0.0,
+    anchored: float | None = None,
 ) -> None:
     from nextscale.data.crops import find_sources
     from nextscale.train.plan import plan, show
@@ -546,7 +546,7 @@ class TrainRestorer:
             sizes = RestorerConfig() if self.start is None else restorer_config(self.start)
             own, share = self.largest_convs or sizes.largest_convs, self.precleaned or sizes.precleaned
             sizes = dataclasses.replace(sizes, largest_convs=own, precleaned=share)
-            anchored = self.restoration.anchor_share if self.restoration.anchor else 0.0
+            anchored = self.restoration.anchor_share if self.restoration.anchor else None
             _show(self, sizes, "restorer", (self.restoration.side,), anchored=anchored)
             return 0
         torch.manual_seed(self.loop.seed)

@@ -185,7 +185,7 @@ def _forwards(config: ModelConfig, training: Training, ladder: Ladder, stages: i
     return _fusion_forwards(run)
 
 
-def _restorer_forwards(config: RestorerConfig, side: int, batch: int, *, anchored: float) -> list[Piece]:
+def _restorer_forwards(config: RestorerConfig, side: int, batch: int, *, anchored: float | None) -> list[Piece]:
     """The restorer's training: all of it, or what the largest factor has for itself.
 
     With an anchor the largest factor makes pictures of its inputs, too, and the restorer as it was makes them again.
@@ -193,19 +193,19 @@ def _restorer_forwards(config: RestorerConfig, side: int, batch: int, *, anchore
     restorer, inputs = _empty(lambda: Restorer(config)), torch.empty(batch, 3, side, side)
     own, factor = restorer.largest, config.factors[-1]
 
-    held = torch.empty(anchor_inputs(batch, anchored) if anchored else 0, 3, side, side)
+    held = torch.empty(0 if anchored is None else anchor_inputs(batch, anchored), 3, side, side)
 
     def largest(restorer: Restorer) -> Tensor:
         return restorer.draft(restorer.features(held, factors=(factor,)), held, factor)
 
     pieces = []
-    if anchored:
+    if len(held):
         before = _empty(lambda: Restorer(config))
         pieces.append(Piece("restorer as it was", [before], 1, lambda: largest(before)))
     if own is None:
 
         def every() -> list[Tensor]:
-            return _differences([*restorer(inputs), *([largest(restorer)] if anchored else [])])
+            return _differences([*restorer(inputs), *([largest(restorer)] if len(held) else [])])
 
         return [*pieces, Piece("restorer", [restorer], 3, every)]
     inputs = torch.empty(batch + len(held), 3, side, side)
@@ -329,7 +329,7 @@ def _pieces(
     batch: int,
     *,
     bf16: bool,
-    anchored: float,
+    anchored: float | None,
 ) -> tuple[Piece, ...]:
     with FakeTensorMode():
         if isinstance(config, RestorerConfig):
@@ -349,7 +349,7 @@ def pieces(
     stages: int = 0,
     batch: int = 1,
     bf16: bool = False,
-    anchored: float = 0.0,
+    anchored: float | None = None,
 ) -> list[Piece]:
     """What a batch costs in each part of a training.
 
@@ -358,7 +358,7 @@ def pieces(
         side: of the input photograph in pixels (0: the model's own).
         stages: train the transformer on the first stages only (0: all).
         anchored: the restorer's training keeps to the restorer as it was, on so many inputs as a share of the batch
-            (`RestorationConfig.anchor_share`; 0: no anchor).
+            (`RestorationConfig.anchor_share`; None: no anchor).
     """
     return list(_pieces(config, training, side, stages, batch, bf16=bf16, anchored=anchored))
 

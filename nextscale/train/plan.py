@@ -67,7 +67,7 @@ def plan(
     sides: Sequence[int] = (),
     stages: int = 0,
     photographs: int = 0,
-    anchored: float = 0.0,
+    anchored: float | None = None,
 ) -> Plan:
     """Plan a training.
 

@@ -77,8 +77,7 @@ class Samples(Dataset[tuple[Tensor, ...]]):
         draw = random.Random(self.photographs.seed * 1_000_003 + position)
         if self.given is not None and draw.random() < config.pairs_share:
             target, image = self.given.crop(draw)
-            marks = (torch.tensor(1.0), torch.tensor(0.0), torch.tensor(0.0), torch.tensor(1.0))
-            return target * 2 - 1, image * 2 - 1, torch.zeros_like(image), *marks
+            return target * 2 - 1, image * 2 - 1, torch.zeros_like(image), *_marks(given=1.0)
         if config.smooth_share and draw.random() < config.smooth_share:
             return self._ramp(draw)
         kind = draw.random()
@@ -105,8 +104,7 @@ class Samples(Dataset[tuple[Tensor, ...]]):
                 grain = (1 - denoise) * (
                     degrade(hr, [noisy], factor=self.factor) - degrade(hr, [quiet], factor=self.factor)
                 )
-        marks = (torch.tensor(denoise), torch.tensor(float(clean)), torch.tensor(0.0), torch.tensor(0.0))
-        return hr[0] * 2 - 1, lr[0] * 2 - 1, grain[0] * 2, *marks
+        return hr[0] * 2 - 1, lr[0] * 2 - 1, grain[0] * 2, *_marks(denoise, float(clean))
 
     def _ramp(self, draw: random.Random) -> tuple[Tensor, ...]:
         """A smooth ramp under strong noise, half of the time with a camera's blur and compression around it."""
@@ -125,8 +123,12 @@ class Samples(Dataset[tuple[Tensor, ...]]):
             lr = F.avg_pool2d(hr, self.factor)
             lr = lr + sigma * coarse_noise(shape, 5 ** draw.random(), noise)
             lr = (lr.clamp(0, 1) * 255).round() / 255
-        marks = (torch.tensor(1.0), torch.tensor(0.0), torch.tensor(1.0), torch.tensor(0.0))
-        return hr[0] * 2 - 1, lr[0] * 2 - 1, torch.zeros_like(lr[0]), *marks
+        return hr[0] * 2 - 1, lr[0] * 2 - 1, torch.zeros_like(lr[0]), *_marks(smooth=1.0)
+
+
+def _marks(denoise: float = 1.0, clean: float = 0.0, smooth: float = 0.0, given: float = 0.0) -> tuple[Tensor, ...]:
+    """The marks of a sample, in the order of `Batch`."""
+    return tuple(torch.tensor(mark) for mark in (denoise, clean, smooth, given))
 
 
 class Stream:

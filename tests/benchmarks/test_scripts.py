@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -115,6 +116,10 @@ def test_held_back_scores_are_of_the_same_crops_for_every_model(
     assert rows[0][1 + kinds.index("compressed")] == f"{float((made - targets).abs().mean()):.4f}"
     other = Restorer(RestorerConfig(channels=4, convs=2, factors=(1, 2)))
     save_folder(tmp_path / "two", "restorer", other.config, other.state_dict())
+    monkeypatch.setattr("benchmarks.held_back.tyro.cli", lambda *_, **__: dataclasses.replace(settings, crops=0))
+    with pytest.raises(OptionError, match="--crops must be 1 or more"):
+        held_back.main()
+    monkeypatch.setattr("benchmarks.held_back.tyro.cli", lambda *_, **__: settings)
     with pytest.raises(OptionError, match=r"their largest factors differ \(2, 4\)"):
         held_back.main()
 

@@ -326,7 +326,7 @@ def test_hatching_is_what_checkers_add_to_the_target() -> None:
     assert 0.005 < hatching(hatched, photo) < 0.021
 
 
-def test_contrast_of_pairs_sees_pairs_alone() -> None:
+def test_contrast_of_pairs_sees_pairs_alone(tmp_path: Path) -> None:
     config = dataclasses.replace(PLAIN, pairs_contrast=1.0, contrast=1.0, pixel=0.0, factor_weights=(1.0,))
     terms = Terms(config, [4], CPU)
     page = torch.full((4, 3, 64, 64), 0.8)
@@ -341,8 +341,14 @@ def test_contrast_of_pairs_sees_pairs_alone() -> None:
     for none in (None, ~given & given):
         assert "pairs_contrast" not in terms.terms(0, faint, page, smooth, (0.0, 0.0, 0.0), given=none)[0]
     # The task tells which of its samples are pairs.
-    losses = RestorerTask(tiny_restorer(), samples(PLAIN), dataclasses.replace(PLAIN, pairs_contrast=1.0)).losses(0, 2)
-    assert not any(name.startswith("pairs_contrast") for name in losses[1])
+    for folder, side in (("LR", 32), ("HR", 128)):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (side, side), "red").save(tmp_path / folder / "a.png")
+    config = dataclasses.replace(PLAIN, pairs=(str(tmp_path),), pairs_contrast=1.0)
+    for share in (0.0, 1.0):
+        task = RestorerTask(tiny_restorer(), samples(dataclasses.replace(config, pairs_share=share)), config)
+        logged = task.losses(0, 2)[1]
+        assert any(name.startswith("pairs_contrast") for name in logged) == (share == 1.0)
 
 
 def test_a_faint_letter_costs_four_times_what_a_strong_one_does() -> None:
