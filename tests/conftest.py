@@ -83,11 +83,13 @@ def random_model() -> NextScale:
     return model.to("cpu", fp32=True)
 
 
-def restoring_model(*, untrained: bool, precleaned: float = 0.0) -> NextScale:
+def restoring_model(*, untrained: bool, precleaned: float = 0.0, refined: int = 0) -> NextScale:
     """The small random model with a restorer; its fusion as made, or with a say for the codes."""
     base = small_config()
     part = dataclasses.replace(base.tokenizer, fusion=None)
-    sizes = RestorerConfig(channels=8, convs=2, largest_convs=1 if precleaned else 0, precleaned=precleaned)
+    sizes = RestorerConfig(
+        channels=8, convs=2, largest_convs=1 if precleaned else 0, precleaned=precleaned, refined_channels=refined
+    )
     config = ModelConfig(part, base.transformer, sizes, FusionConfig(8, 1, 8))
     torch.manual_seed(3)
     model = NextScale.create(config)

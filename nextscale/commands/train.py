@@ -519,6 +519,10 @@ class TrainRestorer:
     precleaned: float = 0.0
     """Share of the picture at factor 1 that the largest factor with convolutions of its own is to go on from (0: as the
     restorer is)."""
+    refined_channels: int = 0
+    """Channels of new layers that refine the largest factor's picture at its own resolution (0: as the restorer is)."""
+    refined_blocks: int = 2
+    """Residual blocks among these layers."""
     loop: tyro.conf.OmitArgPrefixes[LoopFlags] = field(default_factory=LoopFlags)
     restoration: RestorationConfig = field(default_factory=RestorationConfig)
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
@@ -531,7 +535,7 @@ class TrainRestorer:
         import torch
 
         from nextscale.model.checkpoint import find_folder, save_folder
-        from nextscale.model.restorer import Restorer, with_own_layers, with_precleaning
+        from nextscale.model.restorer import Restorer, with_own_layers, with_precleaning, with_refinement
         from nextscale.train.adversarial import CRITIC, load_critic, save_critic
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
@@ -546,6 +550,8 @@ class TrainRestorer:
             sizes = RestorerConfig() if self.start is None else restorer_config(self.start)
             own, share = self.largest_convs or sizes.largest_convs, self.precleaned or sizes.precleaned
             sizes = dataclasses.replace(sizes, largest_convs=own, precleaned=share)
+            if channels := self.refined_channels:
+                sizes = dataclasses.replace(sizes, refined_channels=channels, refined_blocks=self.refined_blocks)
             anchored = self.restoration.anchor_share if self.restoration.anchor else None
             _show(self, sizes, "restorer", (self.restoration.side,), anchored=anchored)
             return 0
@@ -557,6 +563,8 @@ class TrainRestorer:
         before = restorer.to(device())
         if self.precleaned:
             restorer = with_precleaning(restorer, self.precleaned)
+        if self.refined_channels:
+            restorer = with_refinement(restorer, self.refined_channels, self.refined_blocks)
         restorer.to(device())
         config = self.restoration
         samples = _samples(self, config, max(restorer.config.factors))

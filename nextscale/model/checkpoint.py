@@ -36,6 +36,8 @@ MOST_CONFIG = 1_000_000
 """Bytes of a config.json; the longest so far has 2,000."""
 
 ConfigT = TypeVar("ConfigT")
+SCALE = ".scale"
+"""Ends the name of what the rows of a matrix in 8 bits are multiplied by."""
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each tensor of a checkpoint, by name."""
 
@@ -191,13 +193,15 @@ def check_sizes(path: Path, make: Callable[[], nn.Module], *, prefix: str = "") 
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes that a safetensors file's header tells; no tensor is read.
+    """The shapes that a safetensors file's header tells, without the scales of matrices in 8 bits; no tensor is read.
 
     Raises:
         ModelError: the file is missing or damaged.
     """
     with _readable(path), safe_open(path, "pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+        scales = {name + SCALE for name in shapes if file.get_slice(name).get_dtype() == "I8"}
+    return {name: shape for name, shape in shapes.items() if name not in scales}
 
 
 def built_shapes(make: Callable[[], nn.Module], given: Shapes, where: str) -> dict[str, tuple[int, ...]]:
@@ -259,6 +263,7 @@ def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
     """
     with _readable(path):
         state = load_file(path)
+    state = from_eight_bits(state, str(path))
     state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
     load_state(module, state, str(path))
 
@@ -305,3 +310,35 @@ def half_precision(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return tensor if "quantizer." in name and not torch.equal(half.to(tensor.dtype), tensor) else half
 
     return {name: halved(name, tensor) for name, tensor in state.items()}
+
+
+def to_eight_bits(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The matrices of a state dict in 8 bits, -127 to 127, and what each row is multiplied by (`SCALE`), in 32.
+
+    A row's largest value is kept; the others are off by at most half a 127th of it.
+    """
+    found = {}
+    for name, tensor in state.items():
+        if tensor.ndim != 2 or not name.endswith(".weight"):
+            continue
+        scale = tensor.float().abs().amax(dim=1) / 127
+        found[name] = (tensor.float() / scale.clamp_min(1e-30)[:, None]).round().to(torch.int8)
+        found[name + SCALE] = scale
+    return found
+
+
+def from_eight_bits(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """A state dict with its matrices in 8 bits (`to_eight_bits`) in 32.
+
+    Raises:
+        ModelError: such a matrix lacks the numbers for its rows, or has others.
+    """
+    out = dict(state)
+    for name, tensor in state.items():
+        if tensor.dtype != torch.int8:
+            continue
+        scale = out.pop(name + SCALE, None)
+        if scale is None or scale.shape != tensor.shape[:1] or not scale.is_floating_point():
+            raise ModelError(f"{where}: {name} is in 8 bits without a scale for each row; the file is damaged")
+        out[name] = tensor.float() * scale[:, None]
+    return out

@@ -254,6 +254,10 @@ class RestorerConfig:
     precleaned: float = field(default=0.0, metadata=ADDED)
     """Share of the picture at factor 1 in the one that the largest factor enlarges (0: it enlarges the input alone).
     Its own convolutions then read what the shared ones make of both."""
+    refined_channels: int = field(default=0, metadata=ADDED)
+    """Channels of the layers that refine the largest factor's picture at its own resolution (0: there are none)."""
+    refined_blocks: int = field(default=2, metadata=ADDED)
+    """Residual blocks of two convolutions among them."""
 
     def __post_init__(self) -> None:
         if min(self.channels, self.convs, *self.factors, len(self.factors), self.grain_rank + 1) < 1:
@@ -264,15 +268,19 @@ class RestorerConfig:
             raise ModelError(f"precleaned must be from 0 to 1, got {self.precleaned}")
         if self.precleaned and not (self.largest_convs and 1 in self.factors[:-1]):
             raise ModelError(f"precleaned needs largest_convs above 0, and factor 1 before the largest, got {self}")
+        if min(self.refined_channels, self.refined_blocks) < 0:
+            raise ModelError(f"refined_channels and refined_blocks must be 0 or more, got {self}")
 
     @property
     def reach(self) -> int:
         """How far from a place the input has a say there, in pixels: one for each convolution, first and head too.
 
-        The picture at factor 1, where it goes in again (`precleaned`), passes them all and one more.
+        The picture at factor 1, where it goes in again (`precleaned`), passes them all and one more. Convolutions at
+        the largest factor's resolution reach a pixel of that.
         """
         once = self.convs + 2
-        return once + (once + 1 if self.precleaned else 0)
+        refining = -(-2 * (1 + self.refined_blocks) // self.factors[-1]) if self.refined_channels else 0
+        return once + (once + 1 if self.precleaned else 0) + refining
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ are heads for the factors below the largest, and the option `denoise`: below 1 i
 keeps the noise, as Real-ESRGAN's `-dn` does with its two files (deep network interpolation, Wang et al. 2018). The
 second set is stored as a low-rank change of the first. The largest factor can have last layers of its own, which take
 the same change. They can go on from the picture at factor 1, which is cleaned already (input pre-cleaning, as in
-RealBasicVSR, Chan et al. 2022): twice as many layers are on the way then, and hardly a new weight.
+RealBasicVSR, Chan et al. 2022): twice as many layers are on the way then, and hardly a new weight. A few narrow layers
+at the largest picture's own resolution can finish it (as in ESRGAN, Wang et al. 2018, whose last layers are there).
 Shapes: B images, C channels of the body, h w the input's size, H W the output's.
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from nextscale.errors import OptionError
 from nextscale.model.config import RestorerConfig
-from nextscale.model.layers import zero_
+from nextscale.model.layers import PlainBlock, zero_
 
 
 class Restorer(nn.Module):
@@ -47,6 +48,9 @@ class Restorer(nn.Module):
             with torch.no_grad():
                 self.cleaning.weight.mul_(config.precleaned)
         self.heads = nn.ModuleList(nn.Conv2d(width, 3 * factor**2, 3, padding=1) for factor in config.factors)
+        self.refinement: Refinement | None = None
+        if config.refined_channels:
+            self.refinement = Refinement(width, config.refined_channels, config.refined_blocks, config.factors[-1])
         self.grain: nn.ModuleList | None = None
         if config.grain_rank:
             self.grain = nn.ModuleList(
@@ -115,7 +119,20 @@ class Restorer(nn.Module):
             B 3 H W with H = factor * h, about [-1, 1], float32, not clamped.
         """
         residual = self.heads[self.config.factors.index(factor)](features[factor])
-        return add_residual(self.base(features, images, factor), residual, factor)
+        return self.refined(add_residual(self.base(features, images, factor), residual, factor), features, factor)
+
+    def refined(self, picture: Tensor, features: dict[int, Tensor], factor: int) -> Tensor:
+        """A factor's picture, B 3 H W, after the layers at its own resolution; only the largest's may have some.
+
+        Args:
+            picture: what a head adds up to.
+            features: of this factor at least, as `features` gives them.
+            factor: one of the config's.
+        """
+        if self.refinement is None or factor != self.config.factors[-1]:
+            return picture
+        out: Tensor = self.refinement(picture, features[factor])
+        return out
 
     def forward(self, images: Tensor, denoise: Tensor | float = 1.0) -> list[Tensor]:
         """Images B 3 h w in [-1, 1] -> restored images at every factor, in the order of the config; see `draft`."""
@@ -153,6 +170,35 @@ class Layers(nn.Sequential):
             slope = prelu.weight.reshape(-1, 1, 1) + keep * grain.slope  # type: ignore[operator]
             x = torch.where(x > 0, x, slope * x)
         return x
+
+
+class Refinement(nn.Module):
+    """Layers at the resolution of a picture, which they change; at first by nothing.
+
+    A head gives all pixels of a cell at once, each a weighted sum of features: none sees its neighbors, and an outline
+    is as steep and as straight as the features foresaw. These layers look at the picture itself.
+
+    Args:
+        width: channels of the restorer's features.
+        channels: of the layers.
+        blocks: residual blocks among them.
+        factor: the picture's side over the features'.
+    """
+
+    def __init__(self, width: int, channels: int, blocks: int, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.enter = nn.Conv2d(width, channels * factor**2, 3, padding=1)
+        self.look = nn.Conv2d(3, channels, 3, padding=1)
+        self.blocks = nn.Sequential(*(PlainBlock(channels) for _ in range(blocks)))
+        self.leave = nn.Conv2d(channels, 3, 3, padding=1)
+        zero_(self.leave)
+
+    def forward(self, picture: Tensor, features: Tensor) -> Tensor:
+        """Picture B 3 H W, about [-1, 1], and features B C h w with H = factor * h -> picture B 3 H W, float32."""
+        h = F.pixel_shuffle(self.enter(features), self.factor) + self.look(picture.to(features))
+        out: Tensor = picture.float() + 2 * self.leave(self.blocks(h)).float()
+        return out
 
 
 class Grain(nn.Module):
@@ -301,6 +347,23 @@ def with_precleaning(restorer: Restorer, share: float) -> Restorer:
     if not config.largest_convs or 1 not in config.factors[:-1]:
         raise OptionError("precleaned needs a restorer with factor 1 and convolutions of the largest factor's own")
     other = Restorer(replace(config, precleaned=share))
+    other.load_state_dict(restorer.state_dict(), strict=False)
+    return other
+
+
+def with_refinement(restorer: Restorer, channels: int, blocks: int) -> Restorer:
+    """The same restorer with layers that refine the largest factor's picture; see `Refinement`. Untrained, they change
+    nothing.
+
+    Raises:
+        OptionError: it has such layers already, or there are to be none.
+    """
+    config = restorer.config
+    if config.refined_channels:
+        raise OptionError(f"this restorer's largest picture is refined by {config.refined_channels} channels already")
+    if channels < 1 or blocks < 0:
+        raise OptionError(f"refined channels must be 1 or more and blocks 0 or more, got {channels} and {blocks}")
+    other = Restorer(replace(config, refined_channels=channels, refined_blocks=blocks))
     other.load_state_dict(restorer.state_dict(), strict=False)
     return other
 

@@ -222,7 +222,7 @@ def _restorer_forwards(config: RestorerConfig, side: int, batch: int, *, anchore
         read = h if cleaning is None else h + cleaning(h)
         return _differences([restorer.draft({1: h, factor: own(read)}, inputs, factor)])
 
-    modules = [own, restorer.heads[-1], *([] if cleaning is None else [cleaning])]
+    modules = [own, restorer.heads[-1], *(part for part in (cleaning, restorer.refinement) if part is not None)]
     return [
         *pieces,
         Piece("restorer", [restorer.body], 1, frozen),
@@ -249,7 +249,8 @@ def _fusion_forwards(run: _Networks) -> list[Piece]:
         made = [
             fusion(inputs, h, d, confidence) for fusion, h, d in zip(fusions, restored.values(), decoded, strict=True)
         ]
-        return _differences([picture for picture, _ in made]), made
+        refined = [restorer.refined(made[n][0], restored, factor) for n, factor in enumerate(restored)]
+        return _differences(refined), made
 
     return [
         Piece("tokenizer", [run.tokenizer], 1, tokenize),

@@ -25,6 +25,7 @@ from nextscale.model.checkpoint import (
     read_config,
     read_kind,
     save_folder,
+    to_eight_bits,
 )
 from nextscale.model.config import FusionConfig, Ladder, ModelConfig, RestorerConfig
 from nextscale.model.restorer import Restorer
@@ -174,6 +175,7 @@ class NextScale(ModelHubMixin, nn.Module):
         folder: str | Path,
         *,
         half: bool = True,
+        packed: bool = False,
         facts: CardFacts | None = None,
         repo_id: str | None = None,
         push_to_hub: bool = False,
@@ -184,6 +186,8 @@ class NextScale(ModelHubMixin, nn.Module):
         Weights are in 16 bit unless `half` is off. What 16 bit cannot hold exactly of the quantizer stays in 32.
 
         Args:
+            packed: the transformer's matrices in 8 bit, a scale for each row: half their size, and codes that are
+                hardly others (LOG.md). A training should not start from that.
             facts: what the card says of training, licenses and metrics (None: what it said when this model was loaded).
             push_to_hub: then call `push_to_hub` with `repo_id` (None: the folder's name) and the other keywords.
 
@@ -193,7 +197,10 @@ class NextScale(ModelHubMixin, nn.Module):
         facts = facts or self.facts
         state = self.state_dict()
         texts = {FACTS: facts.dump(), CARD: model_card(facts, self._shape())}
-        saved = save_folder(folder, "model", self.config, half_precision(state) if half else state, texts)
+        tensors = half_precision(state) if half else state
+        if packed:
+            tensors = tensors | to_eight_bits({n: t for n, t in state.items() if n.startswith("transformer.")})
+        saved = save_folder(folder, "model", self.config, tensors, texts)
         if push_to_hub:
             self.push_to_hub(repo_id or saved.name, facts=facts, **hub)
         return saved

@@ -264,6 +264,7 @@ class Pipeline:
             decoded,
             mean_probability(probabilities, inputs),
         )
+        fused = self.restorer.refined(fused, restored, factor)
         if decoded is not None and fidelity < 1:
             fused = torch.lerp(decoder.picture(decoded, base).float(), fused, fidelity)
         return fused, error * 127.5

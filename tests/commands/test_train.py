@@ -271,12 +271,14 @@ def test_a_restorer_goes_on_from_that_of_a_whole_model(tmp_path: Path, capsys: p
     trained = read_restorer(tmp_path / "a" / "model")
     assert all(torch.equal(t, whole.restorer.state_dict()[name]) for name, t in trained.state_dict().items())
     own_words = [*words[:-1], "0", "--largest-convs", "1", "--precleaned", "0.25", "--out", str(tmp_path / "own")]
+    own_words += ["--refined-channels", "4", "--refined-blocks", "1"]
     assert main([*own_words, "--plan"]) == 0
     assert main(own_words) == 0
     own = read_restorer(tmp_path / "own" / "model")
     last = f"body.{2 * own.config.convs}.weight"
     assert (own.config.largest_convs, whole.restorer.config.largest_convs) == (1, 0)
     assert own.config.precleaned == 0.25
+    assert (own.config.refined_channels, own.config.refined_blocks) == (4, 1)
     assert torch.equal(own.state_dict()["largest.0.weight"], whole.restorer.state_dict()[last])
 
 

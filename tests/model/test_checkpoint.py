@@ -16,7 +16,17 @@ from safetensors.torch import load_file, save_file
 
 from nextscale.errors import ModelError
 from nextscale.model import checkpoint
-from nextscale.model.checkpoint import CONFIG, SHIPPED, check_sizes, find_folder, local_folder
+from nextscale.model.checkpoint import (
+    CONFIG,
+    SCALE,
+    SHIPPED,
+    WEIGHTS,
+    check_sizes,
+    find_folder,
+    from_eight_bits,
+    local_folder,
+    to_eight_bits,
+)
 from nextscale.model.tokenizer import Tokenizer
 from nextscale.upscale.nextscale import NextScale
 
@@ -59,6 +69,45 @@ def test_a_quantizer_that_16_bits_hold_exactly_is_saved_in_16_bits(model: NextSc
     for before, after in zip(weights, again, strict=True):
         assert after.dtype == torch.float32
         assert torch.equal(after, before)
+
+
+def test_the_transformers_matrices_can_be_saved_in_8_bits(model: NextScale, tmp_path: Path) -> None:
+    plain, packed = model.save_pretrained(tmp_path / "plain"), model.save_pretrained(tmp_path / "packed", packed=True)
+    before, file = load_file(plain / WEIGHTS), load_file(packed / WEIGHTS)
+    eight = {name for name, tensor in file.items() if tensor.dtype == torch.int8}
+    assert eight == {
+        n for n, t in before.items() if n.startswith("transformer.") and n.endswith("weight") and t.ndim == 2
+    }
+    assert set(file) - set(before) == {name + SCALE for name in eight}
+    assert all(torch.equal(file[name], before[name]) for name in set(before) - eight)
+    again = NextScale.from_pretrained(packed, fp32=True)
+    for name in eight:
+        kept, given = again.state_dict()[name], model.state_dict()[name]
+        step = given.abs().amax(dim=1, keepdim=True) / 127
+        assert bool(((kept - given).abs() <= 0.501 * step).all()), name
+        assert float((kept - given).abs().max()) > 0
+    # Saved once more, nothing changes.
+    once_more = load_file(again.save_pretrained(tmp_path / "again", packed=True) / WEIGHTS)
+    assert all(torch.equal(once_more[name], file[name]) for name in eight)
+
+
+def test_a_row_of_zeros_keeps_its_zeros_in_8_bits() -> None:
+    state = {"a.weight": torch.tensor([[0.0, 0.0], [1.0, -2.0]]), "a.bias": torch.ones(2)}
+    packed = to_eight_bits(state)
+    assert sorted(packed) == ["a.weight", "a.weight" + SCALE]
+    torch.testing.assert_close(from_eight_bits(packed, "here")["a.weight"], state["a.weight"], atol=0.008, rtol=0)
+
+
+@pytest.mark.parametrize("damage", ["lost", "short", "whole"])
+def test_matrices_in_8_bits_without_their_scales_are_refused(damage: str, model: NextScale, tmp_path: Path) -> None:
+    path = model.save_pretrained(tmp_path, packed=True) / WEIGHTS
+    state = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    name = next(name for name in state if name.endswith(SCALE))
+    scale = state.pop(name)
+    if damage != "lost":
+        state[name] = scale[:-1] if damage == "short" else scale.to(torch.int32)
+    save_file(state, path)
+    assert f"{name.removesuffix(SCALE)} is in 8 bits without a scale for each row" in refused(tmp_path)
 
 
 def test_a_tokenizer_saves_and_loads_alone(model: NextScale, tmp_path: Path) -> None:

@@ -33,9 +33,13 @@ def picture() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
 
 
-@pytest.mark.parametrize("precleaned", [0.0, 0.3])
-def test_an_untrained_fusion_is_the_restorer(precleaned: float, picture: np.ndarray) -> None:
-    model = restoring_model(untrained=True, precleaned=precleaned)
+@pytest.mark.parametrize(("precleaned", "refined"), [(0.0, 0), (0.3, 0), (0.3, 4)])
+def test_an_untrained_fusion_is_the_restorer(precleaned: float, refined: int, picture: np.ndarray) -> None:
+    model = restoring_model(untrained=True, precleaned=precleaned, refined=refined)
+    if refined:
+        assert model.restorer is not None
+        assert model.restorer.refinement is not None
+        torch.nn.init.normal_(model.restorer.refinement.leave.weight, std=0.05)
     options = UpscaleOptions(all_factors=True, tile=64, color_fix="none")
     whole = model.upscale(picture, options)
     fast = model.upscale(picture, dataclasses.replace(options, fast=True))

@@ -16,7 +16,7 @@ from nextscale.errors import ModelError, OptionError
 from nextscale.model.checkpoint import load_weights, read_config
 from nextscale.model.config import RestorerConfig
 from nextscale.model.convert import convert
-from nextscale.model.restorer import Restorer, load_compact, with_own_layers, with_precleaning
+from nextscale.model.restorer import Restorer, load_compact, with_own_layers, with_precleaning, with_refinement
 
 
 def compact_state(width: int = 8, convs: int = 3, factor: int = 4, *, seed: int = 0) -> dict[str, Tensor]:
@@ -175,6 +175,40 @@ def test_precleaning_goes_on_from_the_picture_at_factor_1() -> None:
     for wrong in ({"precleaned": 1.5}, {"precleaned": 0.2}):
         with pytest.raises(ModelError, match="precleaned"):
             RestorerConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_layers_at_the_largest_pictures_resolution_change_it_alone() -> None:
+    plain = with_precleaning(with_own_layers(with_grain(3), 2), 0.25)
+    restorer = with_refinement(plain, 4, 2)
+    images = torch.rand(2, 3, 8, 10) * 2 - 1
+    assert restorer.refinement is not None
+    with torch.no_grad():
+        for denoise in (1.0, torch.tensor([0.0, 1.0])):
+            assert all(
+                torch.equal(a, b) for a, b in zip(restorer(images, denoise), plain(images, denoise), strict=True)
+            )
+        restorer.refinement.leave.weight.normal_(std=0.1)
+        before, after = plain(images), restorer(images)
+        assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [True, True, False]
+        # Layers that see the picture only, each pixel where it is: no shift, and channels in their order.
+        for parameter in restorer.refinement.parameters():
+            parameter.zero_()
+        torch.nn.init.dirac_(restorer.refinement.look.weight)
+        torch.nn.init.dirac_(restorer.refinement.leave.weight)
+        torch.testing.assert_close(restorer(images)[2], 3 * before[2], atol=1e-5, rtol=0)
+    for other, channels, words in ((restorer, 4, "already"), (plain, 0, "1 or more")):
+        with pytest.raises(OptionError, match=words):
+            with_refinement(other, channels, 2)
+    with pytest.raises(ModelError, match="refined_channels"):
+        RestorerConfig(refined_channels=-1)
+
+
+def test_the_refined_picture_reaches_as_far_as_the_config_says() -> None:
+    for blocks in (0, 1, 2, 4):
+        restorer = with_refinement(with_grain(3), 4, blocks)
+        for parameter in restorer.refinement.parameters():  # type: ignore[union-attr]
+            torch.nn.init.uniform_(parameter, 0.05, 0.1)
+        assert farthest(restorer) == restorer.config.reach
 
 
 def farthest(restorer: Restorer) -> int:

@@ -83,13 +83,13 @@ def codebook(crops: Crops) -> CodebookTask:
 
 
 def restorer(
-    crops: Crops, anchor: float = 0.0, own: int = 0, precleaned: float = 0.0, share: float = 1.0
+    crops: Crops, anchor: float = 0.0, own: int = 0, precleaned: float = 0.0, share: float = 1.0, refined: int = 0
 ) -> RestorerTask:
     # The counter sees the degradation, too, so the draws are those of photographs alone; the plan has the dial at 1.
     config = RestorationConfig(
         side=64, workers=0, feature=0, lpips=0, grain=0, smooth_share=0, anchor=anchor, anchor_share=share
     )
-    sizes = dataclasses.replace(SMALL, largest_convs=own, precleaned=precleaned)
+    sizes = dataclasses.replace(SMALL, largest_convs=own, precleaned=precleaned, refined_channels=refined)
     return RestorerTask(Restorer(sizes), Samples(crops, None, None, config), config)
 
 
@@ -131,9 +131,12 @@ def test_a_real_step_has_the_flops_and_activations_that_are_planned(crops: Crops
     assert sum(p.parameters for p in parts) == sum(p.numel() for m in modules for p in m.parameters())
 
 
-@pytest.mark.parametrize(("own", "precleaned", "share"), [(0, 0.0, 1.0), (1, 0.0, 1.0), (1, 0.2, 0.5), (1, 0.2, 0.0)])
-def test_an_anchor_is_planned_as_it_runs(crops: Crops, own: int, precleaned: float, share: float) -> None:
-    task = restorer(crops, 1.0, own, precleaned, share)
+@pytest.mark.parametrize(
+    ("own", "precleaned", "share", "refined"),
+    [(0, 0.0, 1.0, 0), (1, 0.0, 1.0, 0), (1, 0.2, 0.5, 0), (1, 0.2, 0.0, 0), (0, 0.0, 1.0, 4), (1, 0.2, 0.5, 4)],
+)
+def test_an_anchor_is_planned_as_it_runs(crops: Crops, own: int, precleaned: float, share: float, refined: int) -> None:
+    task = restorer(crops, 1.0, own, precleaned, share, refined)
     with FlopCounterMode(display=False) as counter:
         loss, _ = task.losses(0, 2)
         loss.backward()  # type: ignore[no-untyped-call]

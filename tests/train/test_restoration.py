@@ -18,7 +18,7 @@ from nextscale.data.degrade import usm_sharpen
 from nextscale.errors import ImageError
 from nextscale.image import read
 from nextscale.model.config import RestorerConfig, TaesdConfig, TokenizerConfig
-from nextscale.model.restorer import Restorer, with_own_layers, with_precleaning
+from nextscale.model.restorer import Restorer, with_own_layers, with_precleaning, with_refinement
 from nextscale.train.adversarial import Adversary, load_critic, save_critic
 from nextscale.train.config import FusionTrainingConfig, LoopConfig, RestorationConfig
 from nextscale.train.loop import Run, train
@@ -289,6 +289,16 @@ def test_and_so_does_the_way_from_the_cleaned_picture(tmp_path: Path) -> None:
     assert not {"heads.0.weight", "heads.1.weight"} & changed
 
 
+def test_and_so_do_layers_at_the_pictures_resolution(tmp_path: Path) -> None:
+    restorer = with_refinement(with_own_layers(tiny_restorer(), 1), 4, 1)
+    before = {name: value.clone() for name, value in restorer.state_dict().items()}
+    run = LoopConfig(3, 2, lr=1e-2, warmup=0, bf16=False)
+    train(RestorerTask(restorer, samples(PLAIN), PLAIN), run, tmp_path)
+    changed = {name for name, value in restorer.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"largest", "heads", "refinement"}
+    assert {name for name in before if "refinement" in name} <= changed
+
+
 def test_unevenness_tells_blocks_dots_and_weaves_from_photographs() -> None:
     pixels = torch.from_numpy(read(f"{EXAMPLES}/coffee.jpg").rgb.copy()).permute(2, 0, 1)[None].float()
     photo = pixels[..., : pixels.shape[-2] // 4 * 4, : pixels.shape[-1] // 4 * 4] / 127.5 - 1
@@ -461,6 +471,24 @@ def test_the_fusion_trains_alone_and_remembers_its_predictions() -> None:
     other.load_state_dict(saved)
     assert other.advance()[0] == run.advance()[0]
     assert all(torch.equal(value, frozen[name]) for name, value in model.state_dict().items() if name in frozen)
+
+
+def test_a_fusion_is_trained_on_the_pictures_that_it_will_give() -> None:
+    plain = {f.name: getattr(PLAIN, f.name) for f in dataclasses.fields(PLAIN)} | {"side": 64}
+    model = restoring_model(untrained=True, precleaned=0.3, refined=4)
+    assert model.restorer is not None
+    assert model.restorer.refinement is not None
+    torch.nn.init.normal_(model.restorer.refinement.leave.weight, std=0.05)
+    config = FusionTrainingConfig(**plain)
+    task = FusionTask(model, samples(config), config)
+    codes = model.tokenizer.encode(torch.rand(1, 3, 256, 256) * 2 - 1, ladder=task.ladder)
+    inputs = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        canvases = model.tokenizer.canvases(codes)
+        probabilities = [torch.full((1, side, side), 0.5) for side in task.ladder.sides]
+        made = [p for p, *_ in task._pictures(task.model, inputs, 1.0, canvases, probabilities)]
+        for picture, wanted in zip(made, model.restorer(inputs), strict=True):
+            torch.testing.assert_close(picture, wanted, atol=1e-5, rtol=0)
 
 
 @pytest.mark.integration

@@ -166,7 +166,8 @@ class FusionTask:
             factor = int(self.ladder.factors[stage])
             with torch.no_grad():
                 base = restorer.base(restored, inputs, factor)
-            yield *fusion(base, restored[factor], decoded, mean_probability(maps, inputs)), WHOLE
+            picture, error = fusion(base, restored[factor], decoded, mean_probability(maps, inputs))
+            yield restorer.refined(picture, restored, factor), error, WHOLE
 
     def _codes(
         self, targets: Tensor, inputs: Tensor, clean: Tensor, places: range, use_predicted: np.ndarray
