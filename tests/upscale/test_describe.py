@@ -11,7 +11,7 @@ import torch
 from nextscale.upscale.describe import tile_bytes
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.options import UpscaleOptions
-from tests.conftest import random_model
+from tests.conftest import random_model, restoring_model
 
 
 def test_the_description_is_that_of_the_model(model: NextScale) -> None:
@@ -55,6 +55,9 @@ def test_memory_of_tiles_grows_with_their_batch_and_size(model: NextScale) -> No
     assert one.weights == about.weights
     assert one.tiles == int(tile_bytes(model.config))
     assert about.memory(1000, 1000, UpscaleOptions(tile_batch=3)).tiles == 3 * one.tiles
+    refining = restoring_model(untrained=True, refined=4)
+    more = tile_bytes(refining.config) - tile_bytes(restoring_model(untrained=True).config)
+    assert more == 3 * 4 * 4 * refining.tokenizer.ladder.image_sides[-1] ** 2
     assert about.memory(1000, 1000, UpscaleOptions(tile_batch=1, tile=256)).tiles == 4 * one.tiles
     assert about.memory(200, 100).tiles == 2 * one.tiles
 
