@@ -27,6 +27,7 @@ from nextscale.train.hardware import PlanConfig
 
 if TYPE_CHECKING:
     from nextscale.data.crops import Crops
+    from nextscale.model.restorer import Restorer
     from nextscale.model.tokenizer import Tokenizer
     from nextscale.train.costs import Training
     from nextscale.train.stream import Samples
@@ -513,9 +514,14 @@ class TrainRestorer:
     start: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A restorer, by itself (as `convert --part restorer` or an earlier run leaves it) or in a whole model; its critic
     goes on where it has one."""
+    anchored: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """With --restoration.anchor: the restorer whose pictures are kept (default: the one that is started from)."""
     largest_convs: int = 0
     """Last convolutions that the largest factor gets for itself; those that it had not begin as the body's (0: none are
     added). Of a restorer that has such convolutions only these and the largest factor's head are trained."""
+    largest_blocks: int = 0
+    """Residual blocks that the largest factor is to have after its own convolutions; new ones begin as nothing (0: as
+    the restorer is)."""
     precleaned: float = 0.0
     """Share of the picture at factor 1 that the largest factor with convolutions of its own is to go on from (0: as the
     restorer is)."""
@@ -535,37 +541,25 @@ class TrainRestorer:
         import torch
 
         from nextscale.model.checkpoint import find_folder, save_folder
-        from nextscale.model.restorer import Restorer, with_own_layers, with_precleaning, with_refinement
         from nextscale.train.adversarial import CRITIC, load_critic, save_critic
         from nextscale.train.distributed import device, end, rank
         from nextscale.train.loop import train
         from nextscale.train.tasks.restorer import RestorerTask
-        from nextscale.upscale.nextscale import read_restorer, restorer_config
 
         _refuse_idle(self)
         if not self.restoration.anchor:
             where = "a training without --restoration.anchor"
             _refuse_changed("restoration", self.restoration, where, _ANCHOR)
+            if self.anchored is not None:
+                raise OptionError(f"--anchored has no effect in {where}; leave it out")
+        if not self.refined_channels and self.refined_blocks != TrainRestorer.refined_blocks:
+            raise OptionError("--refined-blocks has no effect without --refined-channels; leave it out")
         if self.plan:
-            sizes = RestorerConfig() if self.start is None else restorer_config(self.start)
-            own, share = self.largest_convs or sizes.largest_convs, self.precleaned or sizes.precleaned
-            sizes = dataclasses.replace(sizes, largest_convs=own, precleaned=share)
-            if channels := self.refined_channels:
-                sizes = dataclasses.replace(sizes, refined_channels=channels, refined_blocks=self.refined_blocks)
             anchored = self.restoration.anchor_share if self.restoration.anchor else None
-            _show(self, sizes, "restorer", (self.restoration.side,), anchored=anchored)
+            _show(self, self._sizes(), "restorer", (self.restoration.side,), anchored=anchored)
             return 0
         torch.manual_seed(self.loop.seed)
-        restorer = Restorer(RestorerConfig()) if self.start is None else read_restorer(self.start)
-        if self.largest_convs:
-            restorer = with_own_layers(restorer, self.largest_convs)
-        # Pre-cleaning changes all pictures at once: an anchor holds those from before.
-        before = restorer.to(device())
-        if self.precleaned:
-            restorer = with_precleaning(restorer, self.precleaned)
-        if self.refined_channels:
-            restorer = with_refinement(restorer, self.refined_channels, self.refined_blocks)
-        restorer.to(device())
+        restorer, before = (network.to(device()) for network in self._restorers())
         config = self.restoration
         samples = _samples(self, config, max(restorer.config.factors))
         validation = _validation(self, max(restorer.config.factors))
@@ -578,6 +572,40 @@ class TrainRestorer:
             save_critic(task.adversary, self.out / "model" / CRITIC)
             say(f"written: {self.out / 'model'}")
         return end(0)
+
+    def _sizes(self) -> RestorerConfig:
+        """The sizes of what is trained."""
+        from nextscale.upscale.nextscale import restorer_config
+
+        sizes = RestorerConfig() if self.start is None else restorer_config(self.start)
+        given = {name: getattr(self, name) for name in ("largest_convs", "largest_blocks", "precleaned")}
+        if self.refined_channels:
+            given |= {"refined_channels": self.refined_channels, "refined_blocks": self.refined_blocks}
+        return dataclasses.replace(sizes, **{name: value for name, value in given.items() if value})
+
+    def _restorers(self) -> tuple[Restorer, Restorer]:
+        """The restorer to train, with all that is new in it, and the one whose pictures an anchor keeps."""
+        from nextscale.model.restorer import (
+            Restorer,
+            with_more_blocks,
+            with_own_layers,
+            with_precleaning,
+            with_refinement,
+        )
+        from nextscale.upscale.nextscale import read_restorer
+
+        restorer = Restorer(RestorerConfig()) if self.start is None else read_restorer(self.start)
+        if self.largest_convs:
+            restorer = with_own_layers(restorer, self.largest_convs)
+        if self.largest_blocks:
+            restorer = with_more_blocks(restorer, self.largest_blocks)
+        # Pre-cleaning changes all pictures at once: an anchor holds those from before.
+        before = restorer if self.anchored is None else read_restorer(self.anchored)
+        if self.precleaned:
+            restorer = with_precleaning(restorer, self.precleaned)
+        if self.refined_channels:
+            restorer = with_refinement(restorer, self.refined_channels, self.refined_blocks)
+        return restorer, before
 
 
 def _samples(command: TrainRestorer | TrainFusion, config: RestorationConfig, factor: int) -> Samples:

@@ -251,6 +251,8 @@ class RestorerConfig:
     """Rank of the change of each convolution that keeps the noise, mixed in by the denoise dial (0: no dial)."""
     largest_convs: int = field(default=0, metadata=ADDED)
     """Last convolutions before the head that the largest factor has for itself; the others share the body's."""
+    largest_blocks: int = field(default=0, metadata=ADDED)
+    """Residual blocks of two convolutions that follow these."""
     precleaned: float = field(default=0.0, metadata=ADDED)
     """Share of the picture at factor 1 in the one that the largest factor enlarges (0: it enlarges the input alone).
     Its own convolutions then read what the shared ones make of both."""
@@ -268,8 +270,10 @@ class RestorerConfig:
             raise ModelError(f"precleaned must be from 0 to 1, got {self.precleaned}")
         if self.precleaned and not (self.largest_convs and 1 in self.factors[:-1]):
             raise ModelError(f"precleaned needs largest_convs above 0, and factor 1 before the largest, got {self}")
-        if min(self.refined_channels, self.refined_blocks) < 0:
-            raise ModelError(f"refined_channels and refined_blocks must be 0 or more, got {self}")
+        if self.largest_blocks and not self.largest_convs:
+            raise ModelError(f"largest_blocks needs largest_convs above 0, got {self}")
+        if min(self.largest_blocks, self.refined_channels, self.refined_blocks) < 0:
+            raise ModelError(f"largest_blocks, refined_channels and refined_blocks must be 0 or more, got {self}")
 
     @property
     def reach(self) -> int:
@@ -279,8 +283,9 @@ class RestorerConfig:
         the largest factor's resolution reach a pixel of that.
         """
         once = self.convs + 2
+        more = 2 * self.largest_blocks
         refining = -(-2 * (1 + self.refined_blocks) // self.factors[-1]) if self.refined_channels else 0
-        return once + (once + 1 if self.precleaned else 0) + refining
+        return once + (once + 1 if self.precleaned else 0) + more + refining
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,9 @@ class Restorer(nn.Module):
         self.largest: Layers | None = None
         if config.largest_convs:
             self.largest = Layers(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.largest_convs))
+        self.deeper = nn.Sequential(*(PlainBlock(width) for _ in range(config.largest_blocks)))
+        for block in self.deeper:
+            zero_(block.conv2)  # type: ignore[arg-type]
         self.cleaning: nn.Conv2d | None = None
         if config.precleaned:
             self.cleaning = nn.Conv2d(width, width, 3, padding=1)
@@ -59,7 +62,7 @@ class Restorer(nn.Module):
 
     def checkpoint_units(self) -> list[nn.Module]:
         """What activation checkpointing runs again, and FSDP gathers: the body as a whole, and the largest's own."""
-        return [self.body, *([] if self.largest is None else [self.largest])]
+        return [self.body, *([] if self.largest is None else [self.largest]), *self.deeper]
 
     def features(
         self, images: Tensor, denoise: Tensor | float = 1.0, factors: Sequence[float] | None = None
@@ -91,7 +94,7 @@ class Restorer(nn.Module):
             if self.cleaning is not None:
                 cleaned = self.draft(found, images, 1).clamp(-1, 1).to(images)
                 x = x + self.cleaning(self.body(cleaned / 2 + 0.5, grains, keep, slice(branch)) - x)
-            found[largest] = self.largest(x, grains and grains[branch:], keep)
+            found[largest] = self.deeper(self.largest(x, grains and grains[branch:], keep))
         return found
 
     def base(self, features: dict[int, Tensor], images: Tensor, factor: int) -> Tensor:
@@ -347,6 +350,25 @@ def with_precleaning(restorer: Restorer, share: float) -> Restorer:
     if not config.largest_convs or 1 not in config.factors[:-1]:
         raise OptionError("precleaned needs a restorer with factor 1 and convolutions of the largest factor's own")
     other = Restorer(replace(config, precleaned=share))
+    other.load_state_dict(restorer.state_dict(), strict=False)
+    return other
+
+
+def with_more_blocks(restorer: Restorer, blocks: int) -> Restorer:
+    """The same restorer with more residual blocks after the largest factor's own convolutions; new ones change nothing.
+
+    Args:
+        blocks: how many there are to be.
+
+    Raises:
+        OptionError: it has as many already, or no convolutions of the largest factor's own.
+    """
+    config = restorer.config
+    if blocks <= config.largest_blocks:
+        raise OptionError(f"this restorer's largest factor has {config.largest_blocks} blocks of its own already")
+    if not config.largest_convs:
+        raise OptionError("blocks of the largest factor's own need convolutions of its own before them")
+    other = Restorer(replace(config, largest_blocks=blocks))
     other.load_state_dict(restorer.state_dict(), strict=False)
     return other
 

@@ -220,9 +220,14 @@ def _restorer_forwards(config: RestorerConfig, side: int, batch: int, *, anchore
 
     def trained() -> list[Tensor]:
         read = h if cleaning is None else h + cleaning(h)
-        return _differences([restorer.draft({1: h, factor: own(read)}, inputs, factor)])
+        return _differences([restorer.draft({1: h, factor: restorer.deeper(own(read))}, inputs, factor)])
 
-    modules = [own, restorer.heads[-1], *(part for part in (cleaning, restorer.refinement) if part is not None)]
+    modules = [
+        own,
+        restorer.deeper,
+        restorer.heads[-1],
+        *(part for part in (cleaning, restorer.refinement) if part is not None),
+    ]
     return [
         *pieces,
         Piece("restorer", [restorer.body], 1, frozen),

@@ -271,14 +271,20 @@ def test_a_restorer_goes_on_from_that_of_a_whole_model(tmp_path: Path, capsys: p
     trained = read_restorer(tmp_path / "a" / "model")
     assert all(torch.equal(t, whole.restorer.state_dict()[name]) for name, t in trained.state_dict().items())
     own_words = [*words[:-1], "0", "--largest-convs", "1", "--precleaned", "0.25", "--out", str(tmp_path / "own")]
-    own_words += ["--refined-channels", "4", "--refined-blocks", "1"]
+    own_words += ["--refined-channels", "4", "--refined-blocks", "1", "--largest-blocks", "1"]
     assert main([*own_words, "--plan"]) == 0
     assert main(own_words) == 0
     own = read_restorer(tmp_path / "own" / "model")
     last = f"body.{2 * own.config.convs}.weight"
     assert (own.config.largest_convs, whole.restorer.config.largest_convs) == (1, 0)
     assert own.config.precleaned == 0.25
-    assert (own.config.refined_channels, own.config.refined_blocks) == (4, 1)
+    assert (own.config.refined_channels, own.config.refined_blocks, own.config.largest_blocks) == (4, 1, 1)
+    # An anchor holds the pictures of what is started from, or of another.
+    kept = [*words, "--restoration.anchor", "1", "--restoration.anchor-presets", "camera"]
+    assert main([*kept, "--out", str(tmp_path / "kept")]) == 0
+    assert main([*kept, "--out", str(tmp_path / "other"), "--anchored", str(tmp_path / "own" / "model")]) == 0
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines()[-1] for name in ("kept", "other")]
+    assert json.loads(logs[0])["anchor"] == 0 < json.loads(logs[1])["anchor"]
     assert torch.equal(own.state_dict()["largest.0.weight"], whole.restorer.state_dict()[last])
 
 
@@ -287,6 +293,8 @@ def test_a_restorer_goes_on_from_that_of_a_whole_model(tmp_path: Path, capsys: p
     [
         (["restorer", "--restoration.anchor-presets", "camera"], "--restoration.anchor-presets has no effect in a"),
         (["restorer", "--restoration.anchor-share", "0.5"], "--restoration.anchor-share has no effect in a"),
+        (["restorer", "--anchored", "tiny"], "--anchored has no effect in a"),
+        (["restorer", "--refined-blocks", "3"], "--refined-blocks has no effect without --refined-channels"),
         (["fusion", "--start", "m", "--restoration.anchor-presets", "camera"], "--restoration.anchor-presets has no"),
         (["transformer", "--tokenizer", "tiny", "--codes.sides"], "sides must be one number or more, got ()"),
     ],

@@ -16,7 +16,14 @@ from nextscale.errors import ModelError, OptionError
 from nextscale.model.checkpoint import load_weights, read_config
 from nextscale.model.config import RestorerConfig
 from nextscale.model.convert import convert
-from nextscale.model.restorer import Restorer, load_compact, with_own_layers, with_precleaning, with_refinement
+from nextscale.model.restorer import (
+    Restorer,
+    load_compact,
+    with_more_blocks,
+    with_own_layers,
+    with_precleaning,
+    with_refinement,
+)
 
 
 def compact_state(width: int = 8, convs: int = 3, factor: int = 4, *, seed: int = 0) -> dict[str, Tensor]:
@@ -174,6 +181,34 @@ def test_precleaning_goes_on_from_the_picture_at_factor_1() -> None:
         assert farthest(network) == network.config.reach
     for wrong in ({"precleaned": 1.5}, {"precleaned": 0.2}):
         with pytest.raises(ModelError, match="precleaned"):
+            RestorerConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_blocks_after_the_largest_factors_own_layers_begin_as_nothing() -> None:
+    own = with_own_layers(with_grain(3), 2)
+    plain = with_refinement(with_precleaning(own, 0.25), 4, 1)
+    restorer = with_more_blocks(plain, 2)
+    images = torch.rand(2, 3, 8, 10) * 2 - 1
+    with torch.no_grad():
+        for denoise in (1.0, torch.tensor([0.0, 1.0])):
+            assert all(
+                torch.equal(a, b) for a, b in zip(restorer(images, denoise), plain(images, denoise), strict=True)
+            )
+        for block in restorer.deeper:
+            block.conv2.weight.normal_(std=0.1)  # type: ignore[operator, union-attr]
+        made = restorer(images)
+        assert [torch.equal(a, b) for a, b in zip(made, plain(images), strict=True)] == [True, True, False]
+        more = with_more_blocks(restorer, 3)
+        assert all(torch.equal(a, b) for a, b in zip(more(images), made, strict=True))
+    assert restorer.checkpoint_units()[2:] == list(restorer.deeper)
+    for parameter in (*restorer.refinement.parameters(), *restorer.cleaning.parameters()):  # type: ignore[union-attr]
+        torch.nn.init.uniform_(parameter, 0.05, 0.1)
+    assert farthest(restorer) == restorer.config.reach
+    for other, blocks, words in ((more, 3, "already"), (with_grain(3), 1, "of its own before")):
+        with pytest.raises(OptionError, match=words):
+            with_more_blocks(other, blocks)
+    for wrong in ({"largest_blocks": 1}, {"largest_convs": 1, "largest_blocks": -1}):
+        with pytest.raises(ModelError, match="largest_blocks"):
             RestorerConfig(**wrong)  # type: ignore[arg-type]
 
 

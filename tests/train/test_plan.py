@@ -89,7 +89,10 @@ def restorer(
     config = RestorationConfig(
         side=64, workers=0, feature=0, lpips=0, grain=0, smooth_share=0, anchor=anchor, anchor_share=share
     )
-    sizes = dataclasses.replace(SMALL, largest_convs=own, precleaned=precleaned, refined_channels=refined)
+    blocks = 1 if own and refined else 0
+    sizes = dataclasses.replace(
+        SMALL, largest_convs=own, largest_blocks=blocks, precleaned=precleaned, refined_channels=refined
+    )
     return RestorerTask(Restorer(sizes), Samples(crops, None, None, config), config)
 
 

@@ -18,7 +18,7 @@ from nextscale.data.degrade import usm_sharpen
 from nextscale.errors import ImageError
 from nextscale.image import read
 from nextscale.model.config import RestorerConfig, TaesdConfig, TokenizerConfig
-from nextscale.model.restorer import Restorer, with_own_layers, with_precleaning, with_refinement
+from nextscale.model.restorer import Restorer, with_more_blocks, with_own_layers, with_precleaning, with_refinement
 from nextscale.train.adversarial import Adversary, load_critic, save_critic
 from nextscale.train.config import FusionTrainingConfig, LoopConfig, RestorationConfig
 from nextscale.train.loop import Run, train
@@ -290,13 +290,13 @@ def test_and_so_does_the_way_from_the_cleaned_picture(tmp_path: Path) -> None:
 
 
 def test_and_so_do_layers_at_the_pictures_resolution(tmp_path: Path) -> None:
-    restorer = with_refinement(with_own_layers(tiny_restorer(), 1), 4, 1)
+    restorer = with_refinement(with_more_blocks(with_own_layers(tiny_restorer(), 1), 1), 4, 1)
     before = {name: value.clone() for name, value in restorer.state_dict().items()}
     run = LoopConfig(3, 2, lr=1e-2, warmup=0, bf16=False)
     train(RestorerTask(restorer, samples(PLAIN), PLAIN), run, tmp_path)
     changed = {name for name, value in restorer.state_dict().items() if not torch.equal(value, before[name])}
-    assert {name.split(".")[0] for name in changed} == {"largest", "heads", "refinement"}
-    assert {name for name in before if "refinement" in name} <= changed
+    assert {name.split(".")[0] for name in changed} == {"largest", "deeper", "heads", "refinement"}
+    assert {name for name in before if name.startswith(("deeper", "refinement"))} <= changed
 
 
 def test_unevenness_tells_blocks_dots_and_weaves_from_photographs() -> None:

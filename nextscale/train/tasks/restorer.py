@@ -56,7 +56,7 @@ class RestorerTask:
         self.held = Stream(samples.of_presets(config.anchor_presets), self.device) if config.anchor else None
         """Inputs of cameras, which the anchor sees beside photographs."""
         restorer.requires_grad_(restorer.largest is None)
-        for own in (restorer.largest, restorer.cleaning, restorer.heads[-1], restorer.refinement):
+        for own in (restorer.largest, restorer.deeper, restorer.cleaning, restorer.heads[-1], restorer.refinement):
             if own is not None:
                 own.requires_grad_(True)
         for network in (restorer, self.anchored):
