@@ -430,7 +430,7 @@ def tiny() -> ModelConfig:
             condition="restorer",
             stem=StemConfig(encoded=1),
         ),
-        restorer=RestorerConfig(largest_convs=25, precleaned=0.2),
+        restorer=RestorerConfig(largest_convs=25, largest_blocks=6, precleaned=0.2, refined_channels=16),
         fusion=FusionConfig(blocks=0, codes=False),
     )
 

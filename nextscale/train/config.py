@@ -283,6 +283,8 @@ class RestorationConfig(Checked):
     pairs_contrast: float = 0.0
     """Weight of the same on `pairs` alone, beside `contrast`: another method's letters are as black as it draws them,
     while more of it on photographs costs LPIPS."""
+    pairs_ripples: float = 0.0
+    """Weight of what pictures of `pairs` draw where the targets are flat: halos beside letters, scratches, worms."""
     raggedness: float = 0.0
     """Weight of how ragged outlines are, and how soft: differences along an outline beyond the target's, and what is
     missing of the step across it."""

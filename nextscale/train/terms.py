@@ -112,6 +112,8 @@ class Terms:
         terms = {"pixel": difference[textured].sum() / len(difference)}
         if config.pairs_contrast and len(theirs):
             terms["pairs_contrast"] = len(theirs) / len(difference) * faintness(picture[theirs], target[theirs])
+        if config.pairs_ripples and len(theirs):
+            terms["pairs_ripples"] = len(theirs) / len(difference) * ripples(picture[theirs], target[theirs])
         if len(textured) < len(difference):
             terms["smooth"] = difference[smooth].sum() / len(difference)
             picture, target = picture[textured], target[textured]
@@ -256,6 +258,35 @@ def faintness(pictures: Tensor, targets: Tensor, window: int = 17) -> Tensor:
     # Toward 0 where the target does not stand out, by some levels or less.
     stronger = (pictures - targets) * torch.tanh((targets - around) / 0.08)
     return (1.6 * F.relu(-stronger) + 0.4 * F.relu(stronger)).mean()
+
+
+FLAT = 6 / 127.5
+"""Range of a target's window below which it is flat."""
+
+
+def ripples(pictures: Tensor, targets: Tensor, window: int = 5) -> Tensor:
+    """What pictures draw where their targets are flat: halos beside letters, scratches on cloth, worms.
+
+    All of it is faint, so that a mean over all pixels hardly sees it beside the outlines. Another level is no ripple.
+
+    Args:
+        pictures: B 3 H H in [-1, 1].
+        targets: B 3 H H.
+        window: odd side in pixels of what must be flat around a place.
+
+    Returns:
+        The mean over all places, flat or not, of the absolute differences between flat ones that are one pixel and four
+        apart, a scalar.
+    """
+    around = F.max_pool2d(torch.cat([targets, -targets]).float(), window, 1, window // 2)
+    flat = (around[: len(targets)] + around[len(targets) :]).amax(dim=1, keepdim=True) < FLAT
+    off = (pictures - targets).float() * flat
+    apart = []
+    for step in (1, 4):
+        across = (off[..., step:] - off[..., :-step]).abs() * (flat[..., step:] & flat[..., :-step])
+        down = (off[..., step:, :] - off[..., :-step, :]).abs() * (flat[..., step:, :] & flat[..., :-step, :])
+        apart += [across.mean(), down.mean()]
+    return torch.stack(apart).mean()
 
 
 OUTLINE = 12 / 127.5

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from nextscale.train.loop import Run, train
 from nextscale.train.stream import Batch, Samples, Stream
 from nextscale.train.tasks.fusion import MARGIN, FusionTask
 from nextscale.train.tasks.restorer import RestorerTask
-from nextscale.train.terms import Terms, unevenness
+from nextscale.train.terms import Terms, ripples, unevenness
 from nextscale.upscale.nextscale import NextScale
 from tests.conftest import restoring_model
 
@@ -336,29 +338,56 @@ def test_hatching_is_what_checkers_add_to_the_target() -> None:
     assert 0.005 < hatching(hatched, photo) < 0.021
 
 
-def test_contrast_of_pairs_sees_pairs_alone(tmp_path: Path) -> None:
-    config = dataclasses.replace(PLAIN, pairs_contrast=1.0, contrast=1.0, pixel=0.0, factor_weights=(1.0,))
+@pytest.mark.parametrize("name", ["pairs_contrast", "pairs_ripples"])
+def test_terms_of_pairs_see_pairs_alone(name: str, tmp_path: Path) -> None:
+    weight: dict[str, Any] = {name: 1.0}
+    config = dataclasses.replace(PLAIN, **weight, pixel=0.0, factor_weights=(1.0,))
     terms = Terms(config, [4], CPU)
     page = torch.full((4, 3, 64, 64), 0.8)
     page[..., 30:33] = -0.6
-    faint = page + 0.2 * (page < 0).float()
+    worse = page + 0.2 * (page < 0).float()
+    worse[..., 36] -= 0.1  # beside the stroke
     smooth, given = torch.zeros(4, dtype=torch.bool), torch.tensor([False, True, False, False])
-    found = terms.terms(0, faint, page, smooth, (0.0, 0.0, 0.0), given=given)[0]
-    # A mean over all samples, as `contrast` is.
-    assert float(found["pairs_contrast"]) == pytest.approx(float(found["contrast"]) / 4)
-    restored = torch.cat([faint[:1], page[1:2], faint[2:]])
-    assert float(terms.terms(0, restored, page, smooth, (0.0, 0.0, 0.0), given=given)[0]["pairs_contrast"]) == 0
+
+    def found(pictures: Tensor, given: Tensor | None) -> dict[str, Tensor]:
+        return terms.terms(0, pictures, page, smooth, (0.0, 0.0, 0.0), given=given)[0]
+
+    # A mean over all samples, as the other terms are.
+    assert 0 < float(found(worse, given)[name]) == pytest.approx(float(found(worse, ~smooth)[name]) / 4)
+    assert float(found(torch.cat([worse[:1], page[1:2], worse[2:]]), given)[name]) == 0
     for none in (None, ~given & given):
-        assert "pairs_contrast" not in terms.terms(0, faint, page, smooth, (0.0, 0.0, 0.0), given=none)[0]
+        assert name not in found(worse, none)
     # The task tells which of its samples are pairs.
     for folder, side in (("LR", 32), ("HR", 128)):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (side, side), "red").save(tmp_path / folder / "a.png")
-    config = dataclasses.replace(PLAIN, pairs=(str(tmp_path),), pairs_contrast=1.0)
+    config = dataclasses.replace(PLAIN, pairs=(str(tmp_path),), **weight)
     for share in (0.0, 1.0):
         task = RestorerTask(tiny_restorer(), samples(dataclasses.replace(config, pairs_share=share)), config)
         logged = task.losses(0, 2)[1]
-        assert any(name.startswith("pairs_contrast") for name in logged) == (share == 1.0)
+        assert any(logged_name.startswith(name) for logged_name in logged) == (share == 1.0)
+
+
+def test_ripples_are_what_is_drawn_where_the_target_is_flat() -> None:
+    page = torch.full((1, 3, 64, 64), 0.8)
+    page[..., 30:33] = -0.6
+    places = torch.arange(64.0)
+    wave = 0.03 * torch.sin(places * math.pi / 2)
+
+    def cost(change: Tensor, target: Tensor = page) -> float:
+        return float(ripples(target + change, target))
+
+    beside, along = cost(wave.expand_as(page)), cost(wave[:, None].expand_as(page))
+    assert beside == pytest.approx(along, rel=0.3)
+    assert 0.004 < beside < 0.02
+    assert cost(2 * wave.expand_as(page)) == pytest.approx(2 * beside, rel=1e-3)
+    # Slow ones count as well, another level and other ink do not, nor does what is drawn on texture.
+    slow = 0.03 * torch.sin(places * math.pi / 8)
+    assert cost(slow.expand_as(page)) > 0.3 * beside
+    assert cost(torch.full_like(page, 0.1)) == pytest.approx(0, abs=1e-6)
+    assert cost(0.3 * (page < 0).float()) == 0
+    textured = page + 0.1 * torch.rand(page.shape, generator=torch.Generator().manual_seed(0))
+    assert cost(wave.expand_as(page), textured) < 0.02 * beside
 
 
 def test_a_faint_letter_costs_four_times_what_a_strong_one_does() -> None:
