@@ -1,8 +1,8 @@
 """Pairs from which the restorer learns outlines: small pictures, and what Real-ESRGAN or a restorer makes of them.
 
     python runs/distill_pairs.py DATA OUT COUNT [--faces FACES] [--pages PAGES] [--pages-share SHARE] [--clean SHARE]
-        [--presets NAME ...] [--teacher MODEL] [--gray SHARE] [--blacken] [--farthest LPIPS] [--side PIXELS]
-        [--seed SEED]
+        [--presets NAME ...] [--teacher MODEL] [--gray SHARE] [--blacken] [--steepen TIMES] [--farthest LPIPS]
+        [--side PIXELS] [--seed SEED]
 
 DATA, FACES and PAGES are folders or shards of photographs, of faces and of rendered pages (`nextscale data pages`). OUT
 gets LR/ and HR/, as `nextscale train restorer --restoration.pairs OUT` reads them; what is there already is kept. The
@@ -14,7 +14,7 @@ draws the letters of a scan blacker. `--teacher truth` takes the photograph or p
 as scans are (`--gray`): rendered pages seldom are, and what learns from colored ones alone tints gray letters. Of
 letters that are hardly there Real-ESRGAN makes others, or windows of a house: `--farthest 0.12` leaves out what is
 farther than that from the page by LPIPS-alex, whose weights NEXTSCALE_WEIGHTS names. `--blacken` makes dark ink on
-bright paper as black as ink is.
+bright paper as black as ink is, `--steepen 1.7` its outlines so many times as steep.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from nextscale import image as images
@@ -56,6 +56,7 @@ def main(
     teacher: str = "",
     gray: float = 0.0,
     blacken: bool = False,
+    steepen: float = 1.0,
     farthest: float = 0.0,
     side: int = 48,
     seed: int = 0,
@@ -64,6 +65,8 @@ def main(
     """Make the pairs from where the folder ends."""
     if not 0 <= gray <= 1:
         raise OptionError(f"gray must be in [0, 1], got {gray:g}")
+    if not 1 <= steepen < float("inf"):
+        raise OptionError(f"steepen must be 1 (as it is) or more, got {steepen:g}")
     if not farthest >= 0:
         raise OptionError(f"farthest must be 0 (any) or more, got {farthest:g}")
     lpips = Lpips("alex").eval() if farthest else None
@@ -96,6 +99,8 @@ def main(
             continue
         if blacken:
             large = with_black_ink(large)
+        if steepen > 1:
+            large = with_steep_ink(large, steepen)
         # The larger one last: where it is there, both are.
         images.write(out / "LR" / name, images.Picture(small))
         images.write(out / "HR" / name, images.Picture(large))
@@ -146,6 +151,31 @@ def with_black_ink(picture: np.ndarray) -> np.ndarray:
     if not 0 < dark <= DARK - INK or np.median(gray) <= PAPER:
         return picture
     return ((picture - dark) * (255 / (255 - dark))).clip(0, 255).round().astype(np.uint8)
+
+
+FAINT, PLAIN = 40, 100
+"""Levels between ink and paper: below the first outlines stay as they are, from the second on they are steeper."""
+
+
+def with_steep_ink(picture: np.ndarray, times: float) -> np.ndarray:
+    """H W 3, uint8 -> the same with the outlines of ink on bright paper so many times as steep, where they are.
+
+    Gray values between ink and paper move away from the middle of both. What is as bright as the paper stays.
+    """
+    gray = picture.mean(axis=2)
+    if np.median(gray) <= PAPER:
+        return picture
+    image = Image.fromarray(gray.astype(np.uint8))
+    # Ink is the darkest within a stroke's width, paper the median of some letters' surroundings.
+    darkest = image.filter(ImageFilter.MinFilter(7)).filter(ImageFilter.BoxBlur(4))
+    quarter = image.resize((max(1, image.width // 4), max(1, image.height // 4)), Image.Resampling.BOX)
+    around = quarter.filter(ImageFilter.MedianFilter(17)).filter(ImageFilter.BoxBlur(4))
+    ink, paper = (np.asarray(x.resize(image.size, Image.Resampling.BILINEAR), float) for x in (darkest, around))
+    depth = paper - ink
+    share = (gray - ink) / np.maximum(depth, 1)
+    steep = np.where(share < 1, ink + ((share - 0.5) * times + 0.5).clip(0, 1) * depth, gray)
+    change = ((depth - FAINT) / (PLAIN - FAINT)).clip(0, 1) * (steep - gray)
+    return (picture + change[..., None]).clip(0, 255).round().astype(np.uint8)
 
 
 def without_color(picture: np.ndarray) -> np.ndarray:

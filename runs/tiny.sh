@@ -302,14 +302,15 @@ precleaned redrawn-2 "$out/redrawn-1/model" 307 --lr 2.7e-5 --warmup 1 --restora
 # x4 grows: layers at the resolution of its picture, then six blocks before the head. Rules and letters without halos, still from pairs: as above,
 # with 152 letters and 133 ruled ones more (`--presets scan scan compressed --gray 0.4 --blacken --farthest 0.12`, `--clean 0.2` and `--clean 0.1`);
 # of ten pairs two were letters of photographs' pages, three ruled, one shapes, two photographs, two under noise. (The shipped run was two: the
-# third command is the second from its step 521 on, where --restoration.pairs-ripples was 30 and --restoration.pixel 1.5 until step 779.)
+# third command is the second from its step 521 on, where --restoration.pairs-ripples was 30 and --restoration.pixel 1.5 until step 779. From step
+985 on all letters had been through `--steepen 1.7`, and --restoration.pairs-contrast was 3.)
 ripples=()
 [[ -z ${LETTERS:-} ]] || ripples=(--restoration.pairs-ripples 75)
 redrawn+=(--restoration.evenness 16 --restoration.hatching 16 --restoration.pairs-contrast 2 --warmup 20)
 precleaned grown-1 "$out/redrawn-2/model" 312 --refined-channels 16 --lr 1.5e-4 --final-lr 0.9 --restoration.pixel 1.5 "${redrawn[@]}" "${taught[@]}"
 precleaned grown-2 "$out/grown-1/model" 521 --largest-blocks 6 --anchored "$out/redrawn-2/model" --lr 1.5e-4 --final-lr 0.66 \
   --restoration.pixel 1.5 "${redrawn[@]}" "${taught[@]}"
-precleaned grown-3 "$out/grown-2/model" 729 --anchored "$out/redrawn-2/model" --lr 1e-4 --final-lr 0.15 --restoration.pixel 2.2 \
+precleaned grown-3 "$out/grown-2/model" 879 --anchored "$out/redrawn-2/model" --lr 1e-4 --final-lr 0.15 --restoration.pixel 2.2 \
   "${redrawn[@]}" "${ripples[@]}" "${taught[@]}"
 
 # The transformer: the stem alone until it knows the latents of the restored picture, then all of it on the codes of that.

@@ -135,6 +135,25 @@ def test_what_is_far_from_the_photograph_is_left_out(
         distill_pairs.main(photographs, tmp_path / "none", 1, farthest=-1.0)
 
 
+def test_outlines_of_ink_are_made_steeper_where_they_are(distill_pairs: ModuleType) -> None:
+    ramp = np.array([220, 220, 220, 170, 120, 70, 20, 20, 20, 70, 120, 170, 220, 220, 220])
+    page = np.full((64, 64, 3), 220, np.uint8)
+    page[:, 20:35] = ramp[:, None]
+    steep = distill_pairs.with_steep_ink(page, 1.7).astype(int)
+    row = steep[32, :, 0]
+    # Steeper by about that much, in about the same place; paper is as it was.
+    assert row[23] - row[25] == pytest.approx(1.7 * 100, rel=0.15)
+    assert row[24] == pytest.approx(120, abs=15)
+    assert (row[:20] == 220).all()
+    assert (row[26:29] <= 25).all()
+    assert row.max() <= 221
+    for other in (
+        255 - page,
+        np.where(page < 220, 200, 220).astype(np.uint8),
+    ):  # bright ink, and ink that is hardly there
+        assert np.array_equal(distill_pairs.with_steep_ink(other, 1.7), other)
+
+
 def test_dark_ink_on_paper_is_made_black_and_nothing_else(distill_pairs: ModuleType) -> None:
     page = np.full((40, 40, 3), 220, np.uint8)
     page[10:12, 5:35] = 50
