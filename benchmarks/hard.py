@@ -1,12 +1,12 @@
 """Difficult pictures at x4 beside bicubic and Real-ESRGAN: labeled sheets at 1:1, and the noise that is left.
 
     python benchmarks/hard.py FOLDER --out SHEETS [--model tiny] [--panel 420] [--dials 1 0.5 0] [--fast]
-        [--blind SEED]
+        [--blind SEED [--turned]]
 
 Each sheet shows one picture, all panels the same crop at 1:1: the part of the enlarged input with most detail. Pictures
 named flat*.png are smooth ramps with noise: for them the noise left is printed, in 8-bit levels, as the deviation from
 the best quadratic surface of each color. `--blind` hides which method is which, for people who are to say which they
-would rather have.
+would rather have. Some of them prefer a side: `--turned` draws the same sheets with the panels in the other order.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 from nextscale import NextScale
 from nextscale import image as images
 from nextscale.console import run_program, say
+from nextscale.errors import OptionError
 from nextscale.evaluate.methods import RealEsrgan
 from nextscale.upscale.options import UpscaleOptions
 
@@ -51,6 +52,8 @@ class Settings:
     blind: int | None = None
     """Call the methods 1, 2 and so on, in an order that this seed draws for each picture. Which is which stands beside
     the folder of the sheets, in OUT-key.json."""
+    turned: bool = False
+    """With `blind`: the other way around, since whoever judges may prefer a side."""
     options: Annotated[UpscaleOptions, tyro.conf.arg(name="")] = field(default_factory=UpscaleOptions)
 
 
@@ -96,11 +99,13 @@ def sheet(panels: dict[str, Pixels], side: int) -> Image.Image:
     return canvas
 
 
-def hidden(panels: dict[str, Pixels], seed: str) -> tuple[dict[str, Pixels], dict[str, str]]:
-    """Panels whose first is the enlarged input, the others under numbers in an order that the seed draws; and which
-    method each number is."""
+def hidden(panels: dict[str, Pixels], seed: str, *, turned: bool = False) -> tuple[dict[str, Pixels], dict[str, str]]:
+    """Panels whose first is the enlarged input, the others under numbers in an order that the seed draws, or the other
+    way around (`turned`); and which method each number is."""
     first, *methods = panels
     random.Random(seed).shuffle(methods)
+    if turned:
+        methods.reverse()
     key = {str(number): method for number, method in enumerate(methods, 1)}
     return {"input": panels[first], **{number: panels[method] for number, method in key.items()}}, key
 
@@ -108,6 +113,8 @@ def hidden(panels: dict[str, Pixels], seed: str) -> tuple[dict[str, Pixels], dic
 def main() -> int:
     """Print the noise left in the ramps, and write a sheet for each other picture."""
     settings = tyro.cli(Settings, description=__doc__)
+    if settings.turned and settings.blind is None:
+        raise OptionError("--turned has no effect without --blind; leave it out")
     settings.out.mkdir(parents=True, exist_ok=True)
     models = {name: NextScale.from_pretrained(name) for name in settings.model}
     peer = RealEsrgan() if settings.peers else None
@@ -131,7 +138,7 @@ def main() -> int:
             say(f"{path.name}: {', '.join(words)}")
         else:
             if settings.blind is not None:
-                panels, keys[path.stem] = hidden(panels, f"{settings.blind} {path.stem}")
+                panels, keys[path.stem] = hidden(panels, f"{settings.blind} {path.stem}", turned=settings.turned)
             sheet(panels, settings.panel).save(settings.out / f"{path.stem}.png")
     if keys:
         settings.out.with_name(f"{settings.out.name}-key.json").write_text(json.dumps(keys, indent=1) + "\n")

@@ -186,8 +186,8 @@ class NextScale(ModelHubMixin, nn.Module):
         Weights are in 16 bit unless `half` is off. What 16 bit cannot hold exactly of the quantizer stays in 32.
 
         Args:
-            packed: the transformer's matrices in 8 bit, a scale for each row: half their size, and codes that are
-                hardly others (LOG.md). A training should not start from that.
+            packed: the transformer's matrices in 8 bit, a scale for each row: half their size. Codes differ about as
+                much as between bfloat16 and float32 (LOG.md). A training should not start from that.
             facts: what the card says of training, licenses and metrics (None: what it said when this model was loaded).
             push_to_hub: then call `push_to_hub` with `repo_id` (None: the folder's name) and the other keywords.
 

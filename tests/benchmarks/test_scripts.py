@@ -68,6 +68,9 @@ def test_blind_sheets_say_nothing_and_the_key_tells() -> None:
         assert all(shown[number] is panels[name] for number, name in key.items())
         assert sorted(key.values()) == ["a", "b", "c"]
         assert hard.hidden(panels, str(seed))[1] == key
+        turned, other = hard.hidden(panels, str(seed), turned=True)
+        assert list(other.values()) == list(key.values())[::-1]
+        assert all(turned[number] is panels[name] for number, name in other.items())
         orders.add(tuple(key.values()))
     assert len(orders) == 6
 
@@ -84,6 +87,14 @@ def test_the_key_of_blind_sheets_lies_beside_their_folder(tmp_path: Path, monkey
     assert [file.name for file in out.iterdir()] == ["a.png"]
     key = json.loads((tmp_path / "sheets-key.json").read_text())
     assert sorted(key["a"].values()) == ["nextscale x", "nextscale y"]
+    other = dataclasses.replace(settings, turned=True)
+    monkeypatch.setattr("benchmarks.hard.tyro.cli", lambda *_, **__: other)
+    assert hard.main() == 0
+    turned = json.loads((tmp_path / "sheets-key.json").read_text())
+    assert list(turned["a"].values()) == list(key["a"].values())[::-1]
+    other = dataclasses.replace(other, blind=None)
+    with pytest.raises(OptionError, match="--turned has no effect without --blind"):
+        hard.main()
 
 
 def test_held_back_scores_are_of_the_same_crops_for_every_model(
