@@ -1021,7 +1021,7 @@ def test_a_tile_beyond_the_picture_is_not_computed_where_it_has_no_say(
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_nor_by_the_shipped_model(tiny: NextScale, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     photo, how = noise(30, 126, 3), options(scale=scale, fast=True, tile=256)
-    assert tiny.plan(photo, how).passes[0].tiles.tile == 208
+    assert tiny.plan(photo, how).passes[0].tiles.tile == 224
     got = tiny.upscale(photo, how).picture
     without_bound(monkeypatch)
     assert_same(got, tiny.upscale(photo, how).picture)
