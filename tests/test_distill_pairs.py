@@ -147,10 +147,8 @@ def test_outlines_of_ink_are_made_steeper_where_they_are(distill_pairs: ModuleTy
     assert (row[:20] == 220).all()
     assert (row[26:29] <= 30).all()
     assert row.max() <= 221
-    for other in (
-        255 - page,
-        np.where(page < 220, 200, 220).astype(np.uint8),
-    ):  # bright ink, and ink that is hardly there
+    # Bright ink, and ink that is hardly there.
+    for other in (255 - page, np.where(page < 220, 200, 220).astype(np.uint8)):
         assert np.array_equal(distill_pairs.with_steep_ink(other, 1.7), other)
 
 

@@ -527,7 +527,7 @@ class TrainRestorer:
     restorer is)."""
     refined_channels: int = 0
     """Channels of new layers that refine the largest factor's picture at its own resolution (0: as the restorer is)."""
-    refined_blocks: int = 2
+    refined_blocks: int = RestorerConfig.refined_blocks
     """Residual blocks among these layers."""
     loop: tyro.conf.OmitArgPrefixes[LoopFlags] = field(default_factory=LoopFlags)
     restoration: RestorationConfig = field(default_factory=RestorationConfig)
@@ -552,11 +552,11 @@ class TrainRestorer:
             _refuse_changed("restoration", self.restoration, where, _ANCHOR)
             if self.anchored is not None:
                 raise OptionError(f"--anchored has no effect in {where}; leave it out")
-        if not self.refined_channels and self.refined_blocks != TrainRestorer.refined_blocks:
+        if not self.refined_channels and self.refined_blocks != RestorerConfig.refined_blocks:
             raise OptionError("--refined-blocks has no effect without --refined-channels; leave it out")
         if self.plan:
             anchored = self.restoration.anchor_share if self.restoration.anchor else None
-            _show(self, self._sizes(), "restorer", (self.restoration.side,), anchored=anchored)
+            _show(self, self._restorers()[0].config, "restorer", (self.restoration.side,), anchored=anchored)
             return 0
         torch.manual_seed(self.loop.seed)
         restorer, before = (network.to(device()) for network in self._restorers())
@@ -572,16 +572,6 @@ class TrainRestorer:
             save_critic(task.adversary, self.out / "model" / CRITIC)
             say(f"written: {self.out / 'model'}")
         return end(0)
-
-    def _sizes(self) -> RestorerConfig:
-        """The sizes of what is trained."""
-        from nextscale.upscale.nextscale import restorer_config
-
-        sizes = RestorerConfig() if self.start is None else restorer_config(self.start)
-        given = {name: getattr(self, name) for name in ("largest_convs", "largest_blocks", "precleaned")}
-        if self.refined_channels:
-            given |= {"refined_channels": self.refined_channels, "refined_blocks": self.refined_blocks}
-        return dataclasses.replace(sizes, **{name: value for name, value in given.items() if value})
 
     def _restorers(self) -> tuple[Restorer, Restorer]:
         """The restorer to train, with all that is new in it, and the one whose pictures an anchor keeps."""

@@ -263,9 +263,8 @@ def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
     """
     with _readable(path):
         state = load_file(path)
-    state = from_eight_bits(state, str(path))
     state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-    load_state(module, state, str(path))
+    load_state(module, from_eight_bits(state, str(path)), str(path))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ second set is stored as a low-rank change of the first. The largest factor can h
 the same change. They can go on from the picture at factor 1, which is cleaned already (input pre-cleaning, as in
 RealBasicVSR, Chan et al. 2022): twice as many layers are on the way then, and hardly a new weight. A few narrow layers
 at the largest picture's own resolution can finish it (as in ESRGAN, Wang et al. 2018, whose last layers are there).
+Those, and the residual blocks before its head (`largest_blocks`), are the same at every `denoise`.
 Shapes: B images, C channels of the body, h w the input's size, H W the output's.
 """
 
@@ -349,9 +350,7 @@ def with_precleaning(restorer: Restorer, share: float) -> Restorer:
         raise OptionError(f"precleaned must be above 0 and at most 1, got {share:g}")
     if not config.largest_convs or 1 not in config.factors[:-1]:
         raise OptionError("precleaned needs a restorer with factor 1 and convolutions of the largest factor's own")
-    other = Restorer(replace(config, precleaned=share))
-    other.load_state_dict(restorer.state_dict(), strict=False)
-    return other
+    return _grown(restorer, replace(config, precleaned=share))
 
 
 def with_more_blocks(restorer: Restorer, blocks: int) -> Restorer:
@@ -368,9 +367,7 @@ def with_more_blocks(restorer: Restorer, blocks: int) -> Restorer:
         raise OptionError(f"this restorer's largest factor has {config.largest_blocks} blocks of its own already")
     if not config.largest_convs:
         raise OptionError("blocks of the largest factor's own need convolutions of its own before them")
-    other = Restorer(replace(config, largest_blocks=blocks))
-    other.load_state_dict(restorer.state_dict(), strict=False)
-    return other
+    return _grown(restorer, replace(config, largest_blocks=blocks))
 
 
 def with_refinement(restorer: Restorer, channels: int, blocks: int) -> Restorer:
@@ -385,7 +382,12 @@ def with_refinement(restorer: Restorer, channels: int, blocks: int) -> Restorer:
         raise OptionError(f"this restorer's largest picture is refined by {config.refined_channels} channels already")
     if channels < 1 or blocks < 0:
         raise OptionError(f"refined channels must be 1 or more and blocks 0 or more, got {channels} and {blocks}")
-    other = Restorer(replace(config, refined_channels=channels, refined_blocks=blocks))
+    return _grown(restorer, replace(config, refined_channels=channels, refined_blocks=blocks))
+
+
+def _grown(restorer: Restorer, config: RestorerConfig) -> Restorer:
+    """The same weights in a restorer of larger sizes, whose other layers are as they are made."""
+    other = Restorer(config)
     other.load_state_dict(restorer.state_dict(), strict=False)
     return other
 

@@ -278,6 +278,11 @@ def test_a_restorer_goes_on_from_that_of_a_whole_model(tmp_path: Path, capsys: p
     last = f"body.{2 * own.config.convs}.weight"
     assert (own.config.largest_convs, whole.restorer.config.largest_convs) == (1, 0)
     assert own.config.precleaned == 0.25
+    # A plan refuses what its training would.
+    for plan in ([], ["--plan"]):
+        again = ["--start", str(tmp_path / "own" / "model"), "--out", str(tmp_path / "again"), "--largest-blocks", "1"]
+        assert main([*words, *again, *plan]) == 2
+        assert "has 1 blocks of its own already" in capsys.readouterr().err
     assert (own.config.refined_channels, own.config.refined_blocks, own.config.largest_blocks) == (4, 1, 1)
     # An anchor holds the pictures of what is started from, or of another.
     kept = [*words, "--restoration.anchor", "1", "--restoration.anchor-presets", "camera"]
