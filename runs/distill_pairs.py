@@ -2,7 +2,7 @@
 
     python runs/distill_pairs.py DATA OUT COUNT [--faces FACES] [--pages PAGES] [--pages-share SHARE] [--clean SHARE]
         [--presets NAME ...] [--teacher MODEL] [--gray SHARE] [--blacken] [--steepen TIMES] [--farthest LPIPS]
-        [--side PIXELS] [--seed SEED]
+        [--noise LEVELS] [--side PIXELS] [--seed SEED]
 
 DATA, FACES and PAGES are folders or shards of photographs, of faces and of rendered pages (`nextscale data pages`). OUT
 gets LR/ and HR/, as `nextscale train restorer --restoration.pairs OUT` reads them; what is there already is kept. The
@@ -14,7 +14,8 @@ draws the letters of a scan blacker. `--teacher truth` takes the photograph or p
 as scans are (`--gray`): rendered pages seldom are, and what learns from colored ones alone tints gray letters. Of
 letters that are hardly there Real-ESRGAN makes others, or windows of a house: `--farthest 0.12` leaves out what is
 farther than that from the page by LPIPS-alex, whose weights NEXTSCALE_WEIGHTS names. `--blacken` makes dark ink on
-bright paper as black as ink is, `--steepen 1.7` its outlines so many times as steep.
+bright paper as black as ink is, `--steepen 1.7` its outlines so many times as steep. `--noise 12` leaves out inputs
+with less noise than that, in 8-bit levels.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def main(
     blacken: bool = False,
     steepen: float = 1.0,
     farthest: float = 0.0,
+    noise: float = 0.0,
     side: int = 48,
     seed: int = 0,
     threads: int = 0,
@@ -69,6 +71,8 @@ def main(
         raise OptionError(f"steepen must be 1 (as it is) or more, got {steepen:g}")
     if not farthest >= 0:
         raise OptionError(f"farthest must be 0 (any) or more, got {farthest:g}")
+    if not 0 <= noise <= 255:
+        raise OptionError(f"noise must be in [0, 255] levels, got {noise:g}")
     lpips = Lpips("alex").eval() if farthest else None
     # The shares of faces and pages count only where such photographs are named.
     config = RestorationConfig(
@@ -92,6 +96,8 @@ def main(
         if (out / "HR" / name).exists():
             continue
         photograph, small = map(pixels, samples[number][:2])
+        if noise_of(small) < noise:
+            continue
         large = enlarged(small) if enlarged else photograph
         if random.Random(f"{seed} {number}").random() < gray:
             small, large, photograph = map(without_color, (small, large, photograph))
@@ -138,6 +144,15 @@ def distance(lpips: Lpips, first: np.ndarray, second: np.ndarray) -> float:
     """LPIPS between two pictures H W 3, uint8."""
     images = (torch.from_numpy(x.copy()).permute(2, 0, 1)[None] / 127.5 - 1 for x in (first, second))
     return float(lpips(*images))
+
+
+def noise_of(picture: np.ndarray) -> float:
+    """The noise of a picture H W 3, uint8, in 8-bit levels: what differs from any plane in windows of 3 x 3 (Immerkær
+    1996), in the flatter half of them."""
+    gray = picture.mean(axis=2)
+    across = gray[:, 2:] - 2 * gray[:, 1:-1] + gray[:, :-2]
+    apart = np.abs(across[2:] - 2 * across[1:-1] + across[:-2])
+    return float(np.median(apart)) / (6 * 0.6745)
 
 
 INK, DARK, PAPER = 6, 70, 150

@@ -107,13 +107,9 @@ class Terms:
         """The unweighted terms of a factor's pictures, and the activations for its critic; arguments as for `loss`."""
         config = self.config
         difference = (picture - target).abs().mean(dim=(1, 2, 3))
-        theirs = () if given is None else given.nonzero().flatten()
         textured = (~smooth).nonzero().flatten()
         terms = {"pixel": difference[textured].sum() / len(difference)}
-        if config.pairs_contrast and len(theirs):
-            terms["pairs_contrast"] = len(theirs) / len(difference) * faintness(picture[theirs], target[theirs])
-        if config.pairs_ripples and len(theirs):
-            terms["pairs_ripples"] = len(theirs) / len(difference) * ripples(picture[theirs], target[theirs])
+        terms |= self._terms_by_origin(picture, target, smooth, torch.zeros_like(smooth) if given is None else given)
         if len(textured) < len(difference):
             terms["smooth"] = difference[smooth].sum() / len(difference)
             picture, target = picture[textured], target[textured]
@@ -139,6 +135,8 @@ class Terms:
             terms["gradients"] = share * torch.stack(apart).mean()
         if config.contrast:
             terms["contrast"] = share * faintness(picture, target)
+        if config.color:
+            terms["color"] = share * blotches(picture, target)
         if config.raggedness:
             terms["raggedness"] = share * raggedness(picture, target)
         if self.vgg is None:
@@ -149,6 +147,20 @@ class Terms:
         made = self.vgg((window / 2 + 0.5).contiguous(memory_format=torch.channels_last))
         terms["feature"] = share * feature_distance(made, real)
         return terms, Activations([window, *made[1:]], [target_window, *real[1:]])
+
+    def _terms_by_origin(self, picture: Tensor, target: Tensor, smooth: Tensor, given: Tensor) -> dict[str, Tensor]:
+        """Those of `pairs` alone, and those of photographs and pages alone; means over all samples."""
+        config, terms = self.config, {}
+        weighted = (
+            ("pairs_contrast", config.pairs_contrast, faintness, given),
+            ("pairs_ripples", config.pairs_ripples, ripples, given),
+            ("drift", config.drift, drift, ~(smooth | given)),
+        )
+        for name, weight, term, which in weighted:
+            places = which.nonzero().flatten()
+            if weight and len(places):
+                terms[name] = len(places) / len(which) * term(picture[places], target[places])
+        return terms
 
 
 def _factor_weights(config: RestorationConfig, factors: int) -> tuple[float, ...]:
@@ -287,6 +299,42 @@ def ripples(pictures: Tensor, targets: Tensor, window: int = 5) -> Tensor:
         down = (off[..., step:, :] - off[..., :-step, :]).abs() * (flat[..., step:, :] & flat[..., :-step, :])
         apart += [across.mean(), down.mean()]
     return torch.stack(apart).mean()
+
+
+def drift(pictures: Tensor, targets: Tensor, window: int = 32) -> Tensor:
+    """How far pictures are from their targets on average over many pixels, in the unit of the pictures.
+
+    What asks for black letters and deep shadows makes whole pictures darker by a level or two. Hardly anyone sees it,
+    and no other term does, but the input, however noisy, tells the mean of many pixels well.
+
+    Args:
+        pictures: B 3 H H in [-1, 1].
+        targets: B 3 H H.
+        window: side in pixels of the parts that are averaged, a quarter of it apart.
+
+    Returns:
+        The mean absolute difference of all parts and channels, a scalar.
+    """
+    size = min(window, pictures.shape[-1])
+    return F.avg_pool2d((pictures - targets).float(), size, max(1, size // 4)).abs().mean()
+
+
+def blotches(pictures: Tensor, targets: Tensor, window: int = 9) -> Tensor:
+    """How far the colors of pictures are from their targets' over some pixels, whatever their gray values.
+
+    Strong noise that was compressed keeps colors over many pixels: pink and yellow patches on a white rim. Beside the
+    outlines' gray values the pixel difference hardly sees them, nor does LPIPS.
+
+    Args:
+        pictures: B 3 H H in [-1, 1].
+        targets: B 3 H H.
+        window: odd side in pixels over which the colors are averaged: finer color is the input's own grain.
+
+    Returns:
+        The mean absolute difference of each channel less the gray value, a scalar.
+    """
+    off = (pictures - targets).float()
+    return box(off - off.mean(dim=1, keepdim=True), window).abs().mean()
 
 
 OUTLINE = 12 / 127.5

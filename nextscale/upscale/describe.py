@@ -6,22 +6,21 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from nextscale.model.config import AutoencoderConfig, ModelConfig
+from nextscale.model.config import AutoencoderConfig, ModelConfig, TaesdConfig
 from nextscale.upscale.options import UpscaleOptions, output_size
 from nextscale.upscale.pipeline import Pipeline
 from nextscale.upscale.plan import plan_for, reach_for
 
-WORKING_SHARE = 14.0
-"""Bytes that a tile takes at its peak over those of its largest tensor: see `tile_bytes`.
+WORKING_SHARE = {AutoencoderConfig: 14.0, TaesdConfig: 3.7}
+"""Bytes that a tile's codes and their decoding take at their peak over those of the largest tensor: see `tile_bytes`.
 
-Measured on `tiny` in float32 on a CPU, by the process's peak with batches of 1 and of 4 tiles: 58 MB a tile, of which
-the largest tensor is 4.2.
+Measured in float32 on a CPU, by the process's peak with batches of 1 to 8 tiles: of version 4's `tiny` 58 MB a tile, of
+which the largest tensor is 4.2; of the present one 243 MB at fidelity 0, of which it is 67.
 """
+RESTORING_SHARE = 16.0
+"""The same for the restorer, over its features of the input: 67 MB of 4.2."""
 REFINING_SHARE = 3.0
-"""The same for what the restorer's layers at the resolution of its largest picture add, over one tensor of theirs.
-
-Measured in the same way with 16 channels, of which a tensor is 16.8 MB: 48 MB more.
-"""
+"""The same for what its layers at the largest picture's resolution add, over one tensor of theirs: 50 MB of 16.8."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class ModelDescription:
         plan = plan_for(self.config.tokenizer.ladder, (width, height), options, reach=reach)
         # A batch holds no tiles of two rows.
         working = max(
-            min(options.tile_batch, len(run.tiles.lefts)) * tile_bytes(self.config, run.tiles.tile / self.tile)
+            min(options.tile_batch, len(run.tiles.lefts)) * tile_bytes(self.config, options, run.tiles.tile / self.tile)
             for run in plan.passes
         )
         planes = 3 * bits // 8 + (5 if options.confidence else 0)  # a byte of confidence, a float of expected error
@@ -110,15 +109,22 @@ def describe(pipeline: Pipeline) -> ModelDescription:
     )
 
 
-def tile_bytes(config: ModelConfig, grown: float = 1.0) -> float:
+def tile_bytes(config: ModelConfig, options: UpscaleOptions, grown: float = 1.0) -> float:
     """Bytes that one tile takes at its peak, for tiles `grown` times as wide as the model's own.
 
-    The largest tensors are the logits of the last step and the features at the output's resolution, in float32; what
-    refines the largest picture has larger ones.
+    The largest tensors are the logits of the last step and the features at the output's resolution, in float32, or the
+    restorer's features and those of the layers that refine its largest picture. Which come with the options: the
+    restorer is done before the codes begin, and where the fusion reads none, they are decoded below fidelity 1 alone.
     """
-    ladder, auto = config.tokenizer.ladder, config.tokenizer.autoencoder
-    logits = ladder.sides[-1] ** 2 * config.tokenizer.codebook_size
-    widest = auto.channels * (auto.multipliers[0] if isinstance(auto, AutoencoderConfig) else 1)
-    features = (ladder.image_sides[-1] // auto.patch) ** 2 * widest
-    refined = config.restorer.refined_channels * ladder.image_sides[-1] ** 2 if config.restorer else 0
-    return 4 * (WORKING_SHARE * max(logits, features) + REFINING_SHARE * refined) * grown**2
+    ladder, auto, restorer = config.tokenizer.ladder, config.tokenizer.autoencoder, config.restorer
+    restoring = coding = 0.0
+    if restorer is not None:
+        features = restorer.channels * ladder.input_side**2
+        refined = restorer.refined_channels * ladder.image_sides[-1] ** 2
+        restoring = RESTORING_SHARE * features + REFINING_SHARE * refined
+    if not options.fast:
+        coding = ladder.sides[-1] ** 2 * config.tokenizer.codebook_size
+        if config.fusion is None or config.fusion.codes or options.fidelity < 1:
+            widest = auto.channels * (auto.multipliers[0] if isinstance(auto, AutoencoderConfig) else 1)
+            coding = max(coding, (ladder.image_sides[-1] // auto.patch) ** 2 * widest)
+    return 4 * max(restoring, WORKING_SHARE[type(auto)] * coding) * grown**2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from nextscale.model.config import AutoencoderConfig
 from nextscale.upscale.describe import tile_bytes
 from nextscale.upscale.nextscale import NextScale
 from nextscale.upscale.options import UpscaleOptions
@@ -53,17 +55,31 @@ def test_memory_of_tiles_grows_with_their_batch_and_size(model: NextScale) -> No
     about = model.describe()
     one = about.memory(128, 128)
     assert one.weights == about.weights
-    assert one.tiles == int(tile_bytes(model.config))
+    assert one.tiles == int(tile_bytes(model.config, UpscaleOptions()))
     assert about.memory(1000, 1000, UpscaleOptions(tile_batch=3)).tiles == 3 * one.tiles
-    refining = restoring_model(untrained=True, refined=4)
-    more = tile_bytes(refining.config) - tile_bytes(restoring_model(untrained=True).config)
-    assert more == 3 * 4 * 4 * refining.tokenizer.ladder.image_sides[-1] ** 2
     assert about.memory(1000, 1000, UpscaleOptions(tile_batch=1, tile=256)).tiles == 4 * one.tiles
     assert about.memory(200, 100).tiles == 2 * one.tiles
 
 
+def test_memory_of_tiles_is_that_of_the_parts_that_run() -> None:
+    config, refining = (restoring_model(untrained=True, refined=channels).config for channels in (0, 4))
+    ladder, auto = config.tokenizer.ladder, config.tokenizer.autoencoder
+    fast, codes, decoded = UpscaleOptions(fast=True), UpscaleOptions(), UpscaleOptions(fidelity=0.5)
+    assert tile_bytes(config, fast) == 4 * 16 * 8 * ladder.input_side**2
+    assert tile_bytes(refining, fast) - tile_bytes(config, fast) == 4 * 3 * 4 * ladder.image_sides[-1] ** 2
+    assert isinstance(auto, AutoencoderConfig)
+    features = (ladder.image_sides[-1] // auto.patch) ** 2 * auto.channels * auto.multipliers[0]
+    assert tile_bytes(config, decoded) == 4 * 14 * features
+    # A fusion that reads the codes has them decoded at any fidelity.
+    assert tile_bytes(config, codes) == tile_bytes(config, decoded)
+    assert config.fusion is not None
+    unread = dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, codes=False))
+    logits = ladder.sides[-1] ** 2 * config.tokenizer.codebook_size
+    assert tile_bytes(unread, codes) == max(tile_bytes(config, fast), 4 * 14 * logits) < tile_bytes(unread, decoded)
+
+
 def test_memory_is_that_of_the_tiles_that_are_run(model: NextScale) -> None:
-    about, one = model.describe(), tile_bytes(model.config)
+    about, one = model.describe(), tile_bytes(model.config, UpscaleOptions())
     grown = model.plan(np.zeros((130, 130, 3), np.uint8)).passes[0].tiles
     assert (grown.tile > about.tile, len(grown.lefts)) == (True, 1)
     assert about.memory(130, 130).tiles == math.ceil(one * (grown.tile / about.tile) ** 2)
