@@ -14,8 +14,8 @@ draws the letters of a scan blacker. `--teacher truth` takes the photograph or p
 as scans are (`--gray`): rendered pages seldom are, and what learns from colored ones alone tints gray letters. Of
 letters that are hardly there Real-ESRGAN makes others, or windows of a house: `--farthest 0.12` leaves out what is
 farther than that from the page by LPIPS-alex, whose weights NEXTSCALE_WEIGHTS names. `--blacken` makes dark ink on
-bright paper as black as ink is, `--steepen 1.7` its outlines so many times as steep. `--noise 12` leaves out inputs
-with less noise than that, in 8-bit levels.
+bright paper as black as ink is, `--steepen 1.7` its outlines so many times as steep. `--noise 9` leaves out inputs
+whose gray values have less noise than that, in 8-bit levels.
 """
 
 from __future__ import annotations
@@ -147,8 +147,10 @@ def distance(lpips: Lpips, first: np.ndarray, second: np.ndarray) -> float:
 
 
 def noise_of(picture: np.ndarray) -> float:
-    """The noise of a picture H W 3, uint8, in 8-bit levels: what differs from any plane in windows of 3 x 3 (Immerkær
-    1996), in the flatter half of them."""
+    """The noise of a picture's gray values in 8-bit levels; H W 3, uint8.
+
+    It is what differs from any plane in windows of 3 x 3 (Immerkær 1996), by the median, which outlines hardly move.
+    """
     gray = picture.mean(axis=2)
     across = gray[:, 2:] - 2 * gray[:, 1:-1] + gray[:, :-2]
     apart = np.abs(across[2:] - 2 * across[1:-1] + across[:-2])

@@ -135,6 +135,24 @@ def test_what_is_far_from_the_photograph_is_left_out(
         distill_pairs.main(photographs, tmp_path / "none", 1, farthest=-1.0)
 
 
+def test_inputs_with_less_noise_than_asked_for_are_left_out(distill_pairs: ModuleType, tmp_path: Path) -> None:
+    stripes = np.full((64, 64, 3), 90.0)
+    stripes[:, ::9] = 180
+    for sigma in (4.0, 12.0):
+        noisy = stripes + np.random.default_rng(0).normal(0, sigma, (64, 64, 1))
+        assert distill_pairs.noise_of(noisy.round().astype(np.uint8)) == pytest.approx(sigma, rel=0.3)
+    photographs, options = str(ROOT / "examples"), {"presets": ("noisy",), "clean": 0.0, "side": 32}
+    distill_pairs.main(photographs, tmp_path / "all", 8, **options)
+    found = {f.name: distill_pairs.noise_of(read(f).rgb) for f in sorted((tmp_path / "all" / "LR").iterdir())}
+    middle = sum(sorted(found.values())[3:5]) / 2
+    distill_pairs.main(photographs, tmp_path / "noisy", 8, noise=middle, **options)
+    kept = sorted((tmp_path / "noisy" / "HR").iterdir())
+    assert [file.name for file in kept] == [name for name, value in found.items() if value >= middle]
+    assert len(kept) == 4
+    with pytest.raises(OptionError, match="noise must be in"):
+        distill_pairs.main(photographs, tmp_path / "none", 1, noise=-1.0)
+
+
 def test_outlines_of_ink_are_made_steeper_where_they_are(distill_pairs: ModuleType) -> None:
     ramp = np.array([220, 220, 220, 170, 120, 70, 20, 20, 20, 70, 120, 170, 220, 220, 220])
     page = np.full((64, 64, 3), 220, np.uint8)
