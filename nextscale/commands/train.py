@@ -529,8 +529,6 @@ class TrainRestorer:
     """Channels of new layers that refine the largest factor's picture at its own resolution (0: as the restorer is)."""
     refined_blocks: int = RestorerConfig.refined_blocks
     """Residual blocks among these layers."""
-    shared: bool = False
-    """Of a restorer whose largest factor has convolutions of its own: train all the others too, on every factor."""
     loop: tyro.conf.OmitArgPrefixes[LoopFlags] = field(default_factory=LoopFlags)
     restoration: RestorationConfig = field(default_factory=RestorationConfig)
     sources: tyro.conf.OmitArgPrefixes[SourcesConfig] = field(default_factory=SourcesConfig)
@@ -558,15 +556,14 @@ class TrainRestorer:
             raise OptionError("--refined-blocks has no effect without --refined-channels; leave it out")
         if self.plan:
             anchored = self.restoration.anchor_share if self.restoration.anchor else None
-            trained: Training = "whole restorer" if self.shared else "restorer"
-            _show(self, self._restorers()[0].config, trained, (self.restoration.side,), anchored=anchored)
+            _show(self, self._restorers()[0].config, "restorer", (self.restoration.side,), anchored=anchored)
             return 0
         torch.manual_seed(self.loop.seed)
         restorer, before = (network.to(device()) for network in self._restorers())
         config = self.restoration
         samples = _samples(self, config, max(restorer.config.factors))
         validation = _validation(self, max(restorer.config.factors))
-        task = RestorerTask(restorer, samples, config, validation, before, shared=self.shared)
+        task = RestorerTask(restorer, samples, config, validation, before)
         if self.start is not None:
             load_critic(task.adversary, find_folder(self.start) / CRITIC)
         average = train(task, self.loop, self.out, _deciding(self))
@@ -598,8 +595,6 @@ class TrainRestorer:
             restorer = with_precleaning(restorer, self.precleaned)
         if self.refined_channels:
             restorer = with_refinement(restorer, self.refined_channels, self.refined_blocks)
-        if self.shared and restorer.largest is None:
-            raise OptionError("--shared has no effect where no factor has convolutions of its own; leave it out")
         return restorer, before
 
 

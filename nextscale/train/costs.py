@@ -31,7 +31,6 @@ Training = Literal[
     "decoders",
     "transformer",
     "restorer",
-    "whole restorer",
     "fusion",
     "predicted decoders",
 ]
@@ -186,10 +185,8 @@ def _forwards(config: ModelConfig, training: Training, ladder: Ladder, stages: i
     return _fusion_forwards(run)
 
 
-def _restorer_forwards(
-    config: RestorerConfig, side: int, batch: int, *, whole: bool, anchored: float | None
-) -> list[Piece]:
-    """The restorer's training: all of it (`whole`, or where no factor has layers of its own), or those of the largest.
+def _restorer_forwards(config: RestorerConfig, side: int, batch: int, *, anchored: float | None) -> list[Piece]:
+    """The restorer's training: all of it, or what the largest factor has for itself.
 
     With an anchor the largest factor makes pictures of its inputs, too, and the restorer as it was makes them again.
     """
@@ -205,7 +202,7 @@ def _restorer_forwards(
     if len(held):
         before = _empty(lambda: Restorer(config))
         pieces.append(Piece("restorer as it was", [before], 1, lambda: largest(before)))
-    if whole or own is None:
+    if own is None:
 
         def every() -> list[Tensor]:
             return _differences([*restorer(inputs), *([largest(restorer)] if len(held) else [])])
@@ -342,7 +339,7 @@ def _pieces(
 ) -> tuple[Piece, ...]:
     with FakeTensorMode():
         if isinstance(config, RestorerConfig):
-            found = _restorer_forwards(config, side, batch, whole=training == "whole restorer", anchored=anchored)
+            found = _restorer_forwards(config, side, batch, anchored=anchored)
         else:
             ladder = config.tokenizer.ladder
             ladder = ladder.for_input(side or ladder.input_side)

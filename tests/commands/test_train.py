@@ -299,7 +299,6 @@ def test_a_restorer_goes_on_from_that_of_a_whole_model(tmp_path: Path, capsys: p
         (["restorer", "--restoration.anchor-presets", "camera"], "--restoration.anchor-presets has no effect in a"),
         (["restorer", "--restoration.anchor-share", "0.5"], "--restoration.anchor-share has no effect in a"),
         (["restorer", "--anchored", "tiny"], "--anchored has no effect in a"),
-        (["restorer", "--shared"], "--shared has no effect where no factor has convolutions of its own"),
         (["restorer", "--refined-blocks", "3"], "--refined-blocks has no effect without --refined-channels"),
         (["fusion", "--start", "m", "--restoration.anchor-presets", "camera"], "--restoration.anchor-presets has no"),
         (["transformer", "--tokenizer", "tiny", "--codes.sides"], "sides must be one number or more, got ()"),

@@ -83,14 +83,7 @@ def codebook(crops: Crops) -> CodebookTask:
 
 
 def restorer(
-    crops: Crops,
-    anchor: float = 0.0,
-    own: int = 0,
-    precleaned: float = 0.0,
-    share: float = 1.0,
-    refined: int = 0,
-    *,
-    shared: bool = False,
+    crops: Crops, anchor: float = 0.0, own: int = 0, precleaned: float = 0.0, share: float = 1.0, refined: int = 0
 ) -> RestorerTask:
     # The counter sees the degradation, too, so the draws are those of photographs alone; the plan has the dial at 1.
     config = RestorationConfig(
@@ -100,7 +93,7 @@ def restorer(
     sizes = dataclasses.replace(
         SMALL, largest_convs=own, largest_blocks=blocks, precleaned=precleaned, refined_channels=refined
     )
-    return RestorerTask(Restorer(sizes), Samples(crops, None, None, config), config, shared=shared)
+    return RestorerTask(Restorer(sizes), Samples(crops, None, None, config), config)
 
 
 TASKS: dict[Training, Callable[[Crops], Planned]] = {
@@ -142,26 +135,15 @@ def test_a_real_step_has_the_flops_and_activations_that_are_planned(crops: Crops
 
 
 @pytest.mark.parametrize(
-    ("own", "precleaned", "share", "refined", "shared"),
-    [
-        (0, 0.0, 1.0, 0, False),
-        (1, 0.0, 1.0, 0, False),
-        (1, 0.2, 0.5, 0, False),
-        (1, 0.2, 0.0, 0, False),
-        (0, 0.0, 1.0, 4, False),
-        (1, 0.2, 0.5, 4, False),
-        (1, 0.0, 0.5, 0, True),
-        (1, 0.2, 0.5, 4, True),
-    ],
+    ("own", "precleaned", "share", "refined"),
+    [(0, 0.0, 1.0, 0), (1, 0.0, 1.0, 0), (1, 0.2, 0.5, 0), (1, 0.2, 0.0, 0), (0, 0.0, 1.0, 4), (1, 0.2, 0.5, 4)],
 )
-def test_an_anchor_is_planned_as_it_runs(
-    crops: Crops, own: int, precleaned: float, share: float, refined: int, shared: bool
-) -> None:
-    task = restorer(crops, 1.0, own, precleaned, share, refined, shared=shared)
+def test_an_anchor_is_planned_as_it_runs(crops: Crops, own: int, precleaned: float, share: float, refined: int) -> None:
+    task = restorer(crops, 1.0, own, precleaned, share, refined)
     with FlopCounterMode(display=False) as counter:
         loss, _ = task.losses(0, 2)
         loss.backward()  # type: ignore[no-untyped-call]
-    parts = pieces(task.restorer.config, "whole restorer" if shared else "restorer", 64, batch=2, anchored=share)
+    parts = pieces(task.restorer.config, "restorer", 64, batch=2, anchored=share)
     assert training_flops(parts) + preparation_flops(parts) == pytest.approx(counter.get_total_flops(), rel=0.08)
     assert parts[0].parameters == sum(p.numel() for p in task.restorer.parameters())
 

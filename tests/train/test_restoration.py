@@ -281,16 +281,6 @@ def test_the_largest_factors_own_layers_train_alone(tmp_path: Path) -> None:
     assert changed == {"largest.0.weight", "largest.0.bias", "largest.1.weight", "heads.2.weight", "heads.2.bias"}
 
 
-def test_and_all_others_with_them_where_asked_to(tmp_path: Path) -> None:
-    restorer = with_precleaning(with_own_layers(tiny_restorer(), 1), 0.2)
-    before = {name: value.clone() for name, value in restorer.state_dict().items()}
-    config = dataclasses.replace(PLAIN, anchor=1.0, grain=1.0)
-    task = RestorerTask(restorer, samples(config), config, shared=True)
-    assert {name.rsplit("_")[-1] for name in task.losses(0, 2)[1] if name.startswith("pixel")} == {"1", "3"}
-    train(task, LoopConfig(4, 2, lr=1e-2, warmup=0, bf16=False), tmp_path)
-    assert not [name for name, value in restorer.state_dict().items() if torch.equal(value, before[name])]
-
-
 def test_and_so_does_the_way_from_the_cleaned_picture(tmp_path: Path) -> None:
     restorer = with_precleaning(with_own_layers(tiny_restorer(), 1), 0.2)
     before = {name: value.clone() for name, value in restorer.state_dict().items()}

@@ -27,7 +27,6 @@ class RestorerTask:
         config: weights of the terms.
         validation: photographs for `validation_pictures`.
         anchored: whose pictures the anchor keeps (default: those of the restorer as it is now).
-        shared: train all of it, and on all factors.
 
     Raises:
         OptionError: the restorer has more factors than the config has weights.
@@ -40,8 +39,6 @@ class RestorerTask:
         config: RestorationConfig,
         validation: Validation | None = None,
         anchored: Restorer | None = None,
-        *,
-        shared: bool = False,
     ) -> None:
         self.model: nn.Module = restorer
         self.restorer = restorer
@@ -53,13 +50,12 @@ class RestorerTask:
         self.terms = Terms(config, restorer.config.factors, self.device, samples.photographs.seed)
         self.adversary = self.terms.adversary
         factors = restorer.config.factors
-        whole = shared or restorer.largest is None
-        self.factors = factors if whole else factors[-1:]
+        self.factors = factors if restorer.largest is None else factors[-1:]
         self.anchored = copy.deepcopy(anchored or restorer).requires_grad_(False) if config.anchor else None
         """The restorer whose pictures of photographs are kept (`anchor`)."""
         self.held = Stream(samples.of_presets(config.anchor_presets), self.device) if config.anchor else None
         """Inputs of cameras, which the anchor sees beside photographs."""
-        restorer.requires_grad_(whole)
+        restorer.requires_grad_(restorer.largest is None)
         for own in (restorer.largest, restorer.deeper, restorer.cleaning, restorer.heads[-1], restorer.refinement):
             if own is not None:
                 own.requires_grad_(True)
