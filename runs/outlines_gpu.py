@@ -36,7 +36,7 @@ from nextscale.model.checkpoint import save_folder
 from nextscale.train.adversarial import CRITIC, load_critic, pull, save_critic
 from nextscale.train.config import RestorationConfig
 from nextscale.train.stream import Samples
-from nextscale.train.terms import Terms, chances, gradient_strengths, resampled_lpips, window_of
+from nextscale.train.terms import Terms, chances, drift, gradient_strengths, resampled_lpips, window_of
 from nextscale.upscale.nextscale import read_restorer
 
 PHOTOGRAPHS, DISTILLED, RAMPS = range(3)
@@ -306,7 +306,8 @@ class Loss:
             enlarged = F.interpolate(inputs[self.textured], scale_factor=4.0, mode="bilinear")
             judged = self.critic.judge(made, real, enlarged)
         weight = self.settings.critic * min(1.0, max(0.0, (step - 150) / 200))
-        loss = loss + weight * judged + 2 * len(made) / len(pictures) * means_apart(made, real)
+        # Tints, over 4 and over 12 px.
+        loss = loss + weight * judged + len(made) / len(pictures) * (drift(made, real, 4) + drift(made, real, 12))
         for kind, (*lpips, gradients, pixels) in self.WEIGHTS.items():
             made, real = pictures[self.rows[kind]], targets[self.rows[kind]]
             apart = [(x - y).abs().mean() for x, y in zip(*map(gradient_strengths, (made, real)), strict=True)]
@@ -317,12 +318,6 @@ class Loss:
                 parts.append(share * resampled_lpips(net, moved, aim, 0.55 + 0.7 * chance[2]))
             loss = loss + len(made) / len(pictures) * torch.stack(parts).sum()
         return loss
-
-
-def means_apart(pictures: Tensor, targets: Tensor) -> Tensor:
-    """Mean absolute difference of means over 4 and over 12 px: tints that the other terms forgive."""
-    apart = [(F.avg_pool2d(pictures, k, k // 2) - F.avg_pool2d(targets, k, k // 2)).abs().mean() for k in (4, 12)]
-    return torch.stack(apart).mean()
 
 
 OWN = ("largest.", "cleaning.", "heads.2.")

@@ -285,12 +285,9 @@ class RestorationConfig(Checked):
     while more of it on photographs costs LPIPS."""
     pairs_ripples: float = 0.0
     """Weight of what pictures of `pairs` draw where the targets are flat: halos beside letters, scratches, worms."""
-    color: float = 0.0
-    """Weight of the difference of the colors alone, averaged over some pixels: the patches that compressed noise
-    leaves."""
     drift: float = 0.0
-    """Weight of the difference averaged over many pixels, of photographs and not of `pairs`: what asks for black
-    letters darkens whole pictures."""
+    """Weight of the difference of means of 32 px, of photographs and not of `pairs`: whole pictures that are a little
+    too dark, which costs PSNR."""
     raggedness: float = 0.0
     """Weight of how ragged outlines are, and how soft: differences along an outline beyond the target's, and what is
     missing of the step across it."""

@@ -135,8 +135,6 @@ class Terms:
             terms["gradients"] = share * torch.stack(apart).mean()
         if config.contrast:
             terms["contrast"] = share * faintness(picture, target)
-        if config.color:
-            terms["color"] = share * blotches(picture, target)
         if config.raggedness:
             terms["raggedness"] = share * raggedness(picture, target)
         if self.vgg is None:
@@ -302,39 +300,20 @@ def ripples(pictures: Tensor, targets: Tensor, window: int = 5) -> Tensor:
 
 
 def drift(pictures: Tensor, targets: Tensor, window: int = 32) -> Tensor:
-    """How far pictures are from their targets on average over many pixels, in the unit of the pictures.
+    """How far means of many pixels are from the targets': whole parts that are too dark, or tinted.
 
-    What asks for black letters and deep shadows makes whole pictures darker by a level or two. Hardly anyone sees it,
-    and no other term does, but the input, however noisy, tells the mean of many pixels well.
+    Nobody sees a level, and no other term does, but it costs PSNR; the input, however noisy, tells such means well.
 
     Args:
         pictures: B 3 H H in [-1, 1].
         targets: B 3 H H.
-        window: side in pixels of the parts that are averaged, a quarter of it apart.
+        window: side in pixels of the parts that are averaged, half of it apart.
 
     Returns:
         The mean absolute difference of all parts and channels, a scalar.
     """
     size = min(window, pictures.shape[-1])
-    return F.avg_pool2d((pictures - targets).float(), size, max(1, size // 4)).abs().mean()
-
-
-def blotches(pictures: Tensor, targets: Tensor, window: int = 9) -> Tensor:
-    """How far the colors of pictures are from their targets' over some pixels, whatever their gray values.
-
-    Strong noise that was compressed keeps colors over many pixels: pink and yellow patches on a white rim. Beside the
-    outlines' gray values the pixel difference hardly sees them, nor does LPIPS.
-
-    Args:
-        pictures: B 3 H H in [-1, 1].
-        targets: B 3 H H.
-        window: odd side in pixels over which the colors are averaged: finer color is the input's own grain.
-
-    Returns:
-        The mean absolute difference of each channel less the gray value, a scalar.
-    """
-    off = (pictures - targets).float()
-    return box(off - off.mean(dim=1, keepdim=True), window).abs().mean()
+    return F.avg_pool2d((pictures - targets).float(), size, size // 2).abs().mean()
 
 
 OUTLINE = 12 / 127.5
