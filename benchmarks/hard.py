@@ -1,9 +1,10 @@
 """Difficult pictures at x4 beside bicubic and Real-ESRGAN: labeled sheets at 1:1, and the noise that is left.
 
     python benchmarks/hard.py FOLDER --out SHEETS [--model tiny] [--panel 420] [--dials 1 0.5 0] [--fast]
-        [--blind SEED [--turned]]
+        [--crops N] [--blind SEED [--turned]]
 
-Each sheet shows one picture, all panels the same crop at 1:1: the part of the enlarged input with most detail. Pictures
+Each sheet shows one picture, all panels the same crop at 1:1: the part of the enlarged input with most detail. One part
+may be judged otherwise than the rest: `--crops 3` draws a sheet of each of the three with most. Pictures
 named flat*.png are smooth ramps with noise: for them the noise left is printed, in 8-bit levels, as the deviation from
 the best quadratic surface of each color. `--blind` hides which method is which, for people who are to say which they
 would rather have. Some of them prefer a side: `--turned` draws the same sheets with the panels in the other order.
@@ -30,7 +31,11 @@ from nextscale.evaluate.methods import RealEsrgan
 from nextscale.upscale.options import UpscaleOptions
 
 Pixels = NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom."""
 CAPTION, GAP = 22, 8
+TAKEN = -1e9
+"""In place of a pixel's detail: a crop with one such pixel has less than none."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Settings:
     """Shipped names or folders of models, a panel each."""
     panel: int = 420
     """Side of a panel in pixels, at most."""
+    crops: int = 1
+    """Sheets of a picture, at most: parts that do not overlap, PICTURE-2.png the second."""
     dials: tuple[float, ...] = ()
     """Values of the denoise dial, a panel each (default: that of the options alone)."""
     peers: bool = True
@@ -67,28 +74,27 @@ def noise_left(pixels: Pixels) -> float:
     return float((values - fitted).std())
 
 
-def busiest(pixels: Pixels, side: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the crop with most detail."""
+def busiest(pixels: Pixels, side: int, count: int = 1) -> list[Box]:
+    """The crops with most detail, up to so many, which do not overlap; the first has most."""
     height, width = pixels.shape[:2]
     wide, high = min(side, width), min(side, height)
-    gray = pixels.mean(axis=2)
-    detail = np.zeros((height + 1, width + 1))
-    detail[1:, 1:] = np.hypot(*np.gradient(gray)).clip(0, 40).cumsum(0).cumsum(1)
-    best = max(
-        ((top, left) for top in range(0, height - high + 1, 16) for left in range(0, width - wide + 1, 16)),
-        key=lambda at: (
-            detail[at[0] + high, at[1] + wide]
-            - detail[at[0], at[1] + wide]
-            - detail[at[0] + high, at[1]]
-            + detail[at[0], at[1]]
-        ),
-    )
-    return best[1], best[0], best[1] + wide, best[0] + high
+    detail = np.hypot(*np.gradient(pixels.mean(axis=2))).clip(0, 40)
+    boxes: list[Box] = []
+    for _ in range(count):
+        sums = np.zeros((height + 1, width + 1))
+        sums[1:, 1:] = detail.cumsum(0).cumsum(1)
+        inside = sums[high:, wide:] - sums[high:, :-wide] - sums[:-high, wide:] + sums[:-high, :-wide]
+        top, left = (16 * int(at) for at in np.unravel_index(inside[::16, ::16].argmax(), inside[::16, ::16].shape))
+        box = (left, top, left + wide, top + high)
+        if inside[top, left] < 0:
+            break
+        boxes.append(box)
+        detail[top : top + high, left : left + wide] = TAKEN
+    return boxes
 
 
-def sheet(panels: dict[str, Pixels], side: int) -> Image.Image:
+def sheet(panels: dict[str, Pixels], box: Box) -> Image.Image:
     """The same crop of every panel, side by side under its name."""
-    box = busiest(next(iter(panels.values())), side)
     wide, high = box[2] - box[0], box[3] - box[1]
     canvas = Image.new("RGB", (len(panels) * (wide + GAP) + GAP, high + CAPTION + 2 * GAP), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
@@ -137,9 +143,13 @@ def main() -> int:
             words = [f"{name} {value:.2f} ({value / left['bicubic']:.2f})" for name, value in left.items()]
             say(f"{path.name}: {', '.join(words)}")
         else:
-            if settings.blind is not None:
-                panels, keys[path.stem] = hidden(panels, f"{settings.blind} {path.stem}", turned=settings.turned)
-            sheet(panels, settings.panel).save(settings.out / f"{path.stem}.png")
+            boxes = busiest(panels["bicubic"], settings.panel, settings.crops)
+            for number, box in enumerate(boxes, 1):
+                name = path.stem if number == 1 else f"{path.stem}-{number}"
+                shown = panels
+                if settings.blind is not None:
+                    shown, keys[name] = hidden(panels, f"{settings.blind} {name}", turned=settings.turned)
+                sheet(shown, box).save(settings.out / f"{name}.png")
     if keys:
         settings.out.with_name(f"{settings.out.name}-key.json").write_text(json.dumps(keys, indent=1) + "\n")
     return 0

@@ -45,9 +45,9 @@ def test_models_of_one_folder_name_have_a_panel_each(tmp_path: Path, monkeypatch
     model = SimpleNamespace(upscale=lambda *_: SimpleNamespace(picture=np.zeros((32, 32, 3), np.uint8)))
     shown: list[str] = []
 
-    def sheet(panels: dict[str, Any], side: int) -> Image.Image:
+    def sheet(panels: dict[str, Any], box: hard.Box) -> Image.Image:
         shown.extend(panels)
-        return Image.new("RGB", (side, side))
+        return Image.new("RGB", box[2:])
 
     settings = hard.Settings(folder=tmp_path, out=tmp_path / "out", model=("a/model", "b/model"), peers=False)
     monkeypatch.setattr("benchmarks.hard.tyro.cli", lambda *_, **__: settings)
@@ -56,6 +56,25 @@ def test_models_of_one_folder_name_have_a_panel_each(tmp_path: Path, monkeypatch
     monkeypatch.setattr(hard, "sheet", sheet)
     assert hard.main() == 0
     assert shown == ["bicubic", "nextscale a/model", "nextscale b/model"]
+
+
+def test_crops_with_most_detail_do_not_overlap_and_end_where_no_room_is_left() -> None:
+    pixels = np.zeros((96, 160, 3), np.uint8)
+    pixels[8:40, 8:40] = np.arange(32)[:, None, None] % 4 * 40  # most
+    pixels[48:80, 100:132] = np.arange(32)[:, None, None] % 4 * 20
+    boxes = hard.busiest(pixels, 48, 20)
+    assert boxes[:2] == hard.busiest(pixels, 48, 2)
+    assert boxes[0] == (0, 0, 48, 48)
+    left, top, right, bottom = boxes[1]
+    assert left <= 100 < 132 <= right
+    assert top <= 48 < 80 <= bottom
+    seen = np.zeros((96, 160), int)
+    for left, top, right, bottom in boxes:
+        assert (right - left, bottom - top) == (48, 48)
+        seen[top:bottom, left:right] += 1
+    assert seen.max() == 1
+    assert 3 <= len(boxes) <= 6
+    assert hard.busiest(pixels, 200, 3) == [(0, 0, 160, 96)]
 
 
 def test_blind_sheets_say_nothing_and_the_key_tells() -> None:
