@@ -33,8 +33,10 @@ DAMAGE: Mapping[str, RestorationConfig] = {
     },
     "reduced": RestorationConfig(clean=1.0, soft=0.0),
     "reduced, soft": RestorationConfig(clean=1.0, soft=1.0),
+    "faint lines": RestorationConfig(lines_share=1.0),
 }
-"""Kinds of damage to photographs: presets, and inputs that are only reduced, of sharp and of soft photographs."""
+"""Kinds of damage to photographs: presets, and inputs that are only reduced, of sharp and of soft photographs. The last
+are no photographs: smooth ramps with faint lines, which a restorer can take for noise."""
 SCANS = RestorationConfig(presets=("scan",), clean=0.0, soft=0.0)
 """That of rendered pages."""
 

@@ -32,6 +32,7 @@ SHARES = frozenset(
         "class_free",
         "faces_share",
         "grain",
+        "lines_share",
         "max_damaged",
         "mixed",
         "pages_share",
@@ -252,6 +253,9 @@ class RestorationConfig(Checked):
     smooth_share: float = 0.1
     """Share of the samples that are smooth ramps under strong noise. Only pixels count there: LPIPS and a critic ask
     for texture everywhere."""
+    lines_share: float = 0.0
+    """Share of the others that are smooth ramps with faint lines, as vessels, leaf veins and cracks are, and little
+    noise: ramps alone teach that whatever is weak may go. All terms count there."""
     grain: float = 0.35
     """Share of the samples whose target keeps a share of the input's noise, drawn uniformly: the denoise dial."""
     workers: int = 1

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from nextscale.data.crops import Crops
-from nextscale.data.degrade import PRESETS, check_presets, coarse_noise, degrade, sample_recipe, usm_sharpen
+from nextscale.data.degrade import PRESETS, check_presets, degrade, sample_recipe, usm_sharpen
 from nextscale.errors import NextScaleError
 from nextscale.model.layers import area_downsample
 from nextscale.train.config import RestorationConfig
 from nextscale.train.distributed import positions
 from nextscale.train.pairs import GivenPairs, softened
+from nextscale.train.ramps import noisy_input, smooth_ramp, with_faint_lines
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Samples(Dataset[tuple[Tensor, ...]]):
 
     def of_presets(self, presets: tuple[str, ...]) -> Samples:
         """Samples of the same photographs with these degradations alone."""
-        alone = replace(self.config, presets=presets, clean=0.0, pairs=(), smooth_share=0.0, grain=0.0)
+        alone = replace(self.config, presets=presets, clean=0.0, pairs=(), smooth_share=0.0, lines_share=0.0, grain=0.0)
         return Samples(self.photographs, self.faces, self.pages, alone)
 
     def __getitem__(self, position: int) -> tuple[Tensor, ...]:
@@ -80,6 +81,8 @@ class Samples(Dataset[tuple[Tensor, ...]]):
             return target * 2 - 1, image * 2 - 1, torch.zeros_like(image), *_marks(given=1.0)
         if config.smooth_share and draw.random() < config.smooth_share:
             return self._ramp(draw)
+        if config.lines_share and draw.random() < config.lines_share:
+            return self._lined(draw)
         kind = draw.random()
         crops = self.photographs
         if self.pages is not None and kind < config.pages_share:
@@ -108,22 +111,20 @@ class Samples(Dataset[tuple[Tensor, ...]]):
 
     def _ramp(self, draw: random.Random) -> tuple[Tensor, ...]:
         """A smooth ramp under strong noise, half of the time with a camera's blur and compression around it."""
-        config = self.config
-        side = config.side * self.factor
-        corners = torch.tensor([[draw.random() for _ in range(4)] for _ in range(3)]).reshape(1, 3, 2, 2)
-        flatter = draw.random() ** 2
-        mean = corners.mean((2, 3), keepdim=True)
-        hr = F.interpolate(mean + flatter * (corners - mean), size=(side, side), mode="bilinear", align_corners=True)
+        hr = smooth_ramp(draw, self.config.side * self.factor)
         if draw.random() < 0.5:
             lr = degrade(hr, [replace(sample_recipe(PRESETS["noisy"], draw), exposure=1.0)], factor=self.factor)
         else:
-            noise = torch.Generator().manual_seed(draw.getrandbits(62))
-            shape = (draw.choice((1, 3)), config.side, config.side)
-            sigma = 30 ** draw.random() / 255  # as many below 6 levels as above
-            lr = F.avg_pool2d(hr, self.factor)
-            lr = lr + sigma * coarse_noise(shape, 5 ** draw.random(), noise)
-            lr = (lr.clamp(0, 1) * 255).round() / 255
+            sigma = 30 ** draw.random()  # as many below 6 levels as above
+            lr = noisy_input(hr, draw, self.factor, sigma, coded=False)
         return hr[0] * 2 - 1, lr[0] * 2 - 1, torch.zeros_like(lr[0]), *_marks(smooth=1.0)
+
+    def _lined(self, draw: random.Random) -> tuple[Tensor, ...]:
+        """A smooth ramp with faint lines, under little noise. All terms count: pixels alone hardly ask for lines."""
+        sigma = 0.2 * 10 ** draw.random()
+        hr = with_faint_lines(smooth_ramp(draw, self.config.side * self.factor), draw, sigma)
+        lr = noisy_input(hr, draw, self.factor, sigma, coded=draw.random() < 0.5)
+        return hr[0] * 2 - 1, lr[0] * 2 - 1, torch.zeros_like(lr[0]), *_marks()
 
 
 def _marks(denoise: float = 1.0, clean: float = 0.0, smooth: float = 0.0, given: float = 0.0) -> tuple[Tensor, ...]:

@@ -120,6 +120,18 @@ def test_targets_keep_as_much_noise_as_the_dial_lets_through() -> None:
     assert all(not sample[2].any() and float(sample[3]) == 1 for sample in (without[0], without[1]))
 
 
+def test_a_share_of_the_samples_are_ramps_with_faint_lines_and_little_noise() -> None:
+    config = dataclasses.replace(PLAIN, smooth_share=0.5, lines_share=1.0)
+    rows = [samples(config)[i] for i in range(40)]
+    lined = [row for row in rows if not float(row[-2])]
+    assert 10 < len(lined) < 30
+    for targets, inputs, *_ in lined:
+        assert float(targets.diff(n=2, dim=-1).abs().max() + targets.diff(n=2, dim=-2).abs().max()) > 1e-3
+        assert float((inputs - torch.nn.functional.avg_pool2d(targets, 4)).std()) * 127.5 < 8
+    # An anchor's inputs are photographs.
+    assert not samples(config).of_presets(("camera",)).config.lines_share
+
+
 def test_smooth_samples_are_ramps_under_noise_that_pixels_alone_judge() -> None:
     config = dataclasses.replace(PLAIN, smooth_share=0.5)
     rows = [samples(config)[i] for i in range(40)]
