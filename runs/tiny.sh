@@ -319,10 +319,10 @@ mean "$out/mean-17" "$out/crisp/model" "$out/grown-3/model" 0.65 # all of the wa
 # Whole pictures were a level too dark; then faces under compression, faint lines on smooth areas, crisp undamaged photographs. Pairs as before, and
 # 463 of photographs under strong noise (`--presets noisy --clean 0 --noise 9`), 198 ruled ones and 560 of compressed photographs; for `lined` and
 # `settled` also 220 of undamaged ones (`--clean 1`) and 255 of FACES (`--clean 0.12 --presets compressed compressed compressed x4plus noisy camera`,
-# without those of more than 5 levels of noise), which made up a quarter of all. (The shipped `bright` had a term for colors that is no more.
-# `lined` began without faces and lines; they came at its step 235, undamaged pairs at 320. Until its step 465 lines were ramps by their mark and
+# without those of more than 5 levels of noise; a fifth of all with repeats). (The shipped `bright` had a term for colors that is no more.
+# `lined` began without faces and lines; they came at about its step 235, undamaged pairs at 370. Until 485 lines were ramps by their mark and
 # `--restoration.smooth` alone judged them. Shares of lines and ramps changed on the way; those here are of its last part. Most of what it has of faint
-# lines came with steps 700 to 1,040, where .12 of all samples were such.)
+# lines came with steps 730 to 1,110, where .12 of all samples were such.)
 bright=(
   "${redrawn[@]}" --restoration.pairs-contrast 3 --restoration.drift 18
   --restoration.presets stablesr stablesr stablesr stablesr camera compressed x4plus
@@ -333,7 +333,7 @@ taught+=(--restoration.pairs-share 0.55)
 precleaned bright "$out/mean-17" 1447 --lr 1.5e-4 --final-lr 0.1 --restoration.pixel 2.5 "${bright[@]}" "${ripples[@]}" "${taught[@]}"
 mean "$out/mean-18" "$out/mean-17" "$out/bright/model" 0.8
 bright+=(--restoration.lines-share 0.22)
-precleaned lined "$out/mean-18" 1480 --lr 3e-4 --restoration.pixel 2.5 --restoration.smooth-share 0.18 --restoration.smooth 26 \
+precleaned lined "$out/mean-18" 1441 --lr 3e-4 --final-lr 0.04 --restoration.pixel 2.5 --restoration.smooth-share 0.18 --restoration.smooth 26 \
   "${bright[@]}" "${ripples[@]}" "${taught[@]}"
 mean "$out/mean-19" "$out/mean-18" "$out/lined/model" 0.6
 # Pixels weigh more, and the pictures of cameras stay those of before.
