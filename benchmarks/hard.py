@@ -4,7 +4,7 @@
         [--crops N] [--blind SEED [--turned]]
 
 Each sheet shows one picture, all panels the same crop at 1:1: the part of the enlarged input with most detail. One part
-may be judged otherwise than the rest: `--crops 3` draws a sheet of each of the three with most. Pictures
+may be judged otherwise than the rest: `--crops 3` draws three, which overlap where a picture is small. Pictures
 named flat*.png are smooth ramps with noise: for them the noise left is printed, in 8-bit levels, as the deviation from
 the best quadratic surface of each color. `--blind` hides which method is which, for people who are to say which they
 would rather have. Some of them prefer a side: `--turned` draws the same sheets with the panels in the other order.
@@ -34,8 +34,8 @@ Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom."""
 CAPTION, GAP = 22, 8
-TAKEN = -1e9
-"""In place of a pixel's detail: a crop with one such pixel has less than none."""
+SHOWN = -5.0
+"""In place of the detail of pixels that a crop shows already: the next avoids them, as far as the picture is large."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Settings:
     panel: int = 420
     """Side of a panel in pixels, at most."""
     crops: int = 1
-    """Sheets of a picture, at most: parts that do not overlap, PICTURE-2.png the second."""
+    """Sheets of a picture, at most: parts that overlap as little as its size lets them, PICTURE-2.png the second."""
     dials: tuple[float, ...] = ()
     """Values of the denoise dial, a panel each (default: that of the options alone)."""
     peers: bool = True
@@ -75,7 +75,7 @@ def noise_left(pixels: Pixels) -> float:
 
 
 def busiest(pixels: Pixels, side: int, count: int = 1) -> list[Box]:
-    """The crops with most detail, up to so many, which do not overlap; the first has most."""
+    """The crops with most detail, up to so many different ones; each avoids what those before it show."""
     height, width = pixels.shape[:2]
     wide, high = min(side, width), min(side, height)
     detail = np.hypot(*np.gradient(pixels.mean(axis=2))).clip(0, 40)
@@ -86,10 +86,10 @@ def busiest(pixels: Pixels, side: int, count: int = 1) -> list[Box]:
         inside = sums[high:, wide:] - sums[high:, :-wide] - sums[:-high, wide:] + sums[:-high, :-wide]
         top, left = (16 * int(at) for at in np.unravel_index(inside[::16, ::16].argmax(), inside[::16, ::16].shape))
         box = (left, top, left + wide, top + high)
-        if inside[top, left] < 0:
+        if box in boxes:
             break
         boxes.append(box)
-        detail[top : top + high, left : left + wide] = TAKEN
+        detail[top : top + high, left : left + wide] = SHOWN
     return boxes
 
 
@@ -121,6 +121,8 @@ def main() -> int:
     settings = tyro.cli(Settings, description=__doc__)
     if settings.turned and settings.blind is None:
         raise OptionError("--turned has no effect without --blind; leave it out")
+    if settings.crops < 1:
+        raise OptionError(f"--crops must be 1 or more, got {settings.crops}")
     settings.out.mkdir(parents=True, exist_ok=True)
     models = {name: NextScale.from_pretrained(name) for name in settings.model}
     peer = RealEsrgan() if settings.peers else None

@@ -327,19 +327,17 @@ bright=(
   "${redrawn[@]}" --restoration.pairs-contrast 3 --restoration.drift 18
   --restoration.presets stablesr stablesr stablesr stablesr camera compressed x4plus
 )
-taught+=(--restoration.pairs-share 0.55)
-[[ -n ${LETTERS:-} ]] || taught=()
-[[ -z ${LETTERS:-} ]] || ripples=(--restoration.pairs-ripples 100)
-precleaned bright "$out/mean-17" 1447 --lr 1.5e-4 --final-lr 0.1 --restoration.pixel 2.5 "${bright[@]}" "${ripples[@]}" "${taught[@]}"
+[[ -z ${LETTERS:-} ]] || bright+=("${taught[@]}" --restoration.pairs-share 0.55 --restoration.pairs-ripples 100)
+precleaned bright "$out/mean-17" 1447 "${bright[@]}" --lr 1.5e-4 --final-lr 0.1 --restoration.pixel 2.5
 mean "$out/mean-18" "$out/mean-17" "$out/bright/model" 0.8
 bright+=(--restoration.lines-share 0.22)
-precleaned lined "$out/mean-18" 1441 --lr 3e-4 --final-lr 0.04 --restoration.pixel 2.5 --restoration.smooth-share 0.18 --restoration.smooth 26 \
-  "${bright[@]}" "${ripples[@]}" "${taught[@]}"
+precleaned lined "$out/mean-18" 1441 "${bright[@]}" --lr 3e-4 --final-lr 0.04 --restoration.pixel 2.5 --restoration.smooth-share 0.18 \
+  --restoration.smooth 26
 mean "$out/mean-19" "$out/mean-18" "$out/lined/model" 0.6
 # Pixels weigh more, and the pictures of cameras stay those of before.
-precleaned settled "$out/mean-19" 190 --anchored "$out/mean-17" --lr 7e-5 --warmup 5 --ema 0.97 --restoration.pixel 4.5 \
-  --restoration.smooth-share 0.22 --restoration.smooth 30 "${bright[@]}" "${ripples[@]}" "${taught[@]}" \
-  --restoration.anchor 8 --restoration.anchor-presets camera camera fullsize stablesr
+precleaned settled "$out/mean-19" 190 "${bright[@]}" --anchored "$out/mean-17" --lr 7e-5 --final-lr 0.05 --warmup 5 --ema 0.97 \
+  --restoration.pixel 4.5 --restoration.smooth-share 0.22 --restoration.smooth 30 --restoration.anchor 8 \
+  --restoration.anchor-presets camera camera fullsize stablesr
 mean "$out/mean-20" "$out/mean-17" "$out/settled/model" 0.7
 
 # The transformer: the stem alone until it knows the latents of the restored picture, then all of it on the codes of that.

@@ -282,7 +282,13 @@ def test_one_step_of_each_training_of_tiny_makes_a_model(tmp_path: Path) -> None
     )
     assert model.config == NextScale.from_pretrained("tiny", device="cpu").config
     # What a training names itself wins over what its kind has in common.
-    own = {"redrawn-2": ("hatching", 16.0), "even-letters": ("contrast", 0.8), "taught-letters": ("smooth-share", 0.08)}
+    own = {
+        "redrawn-2": ("hatching", 16.0),
+        "even-letters": ("contrast", 0.8),
+        "taught-letters": ("smooth-share", 0.08),
+        "lined": ("smooth-share", 0.18),
+        "settled": ("anchor", 8.0),
+    }
     for name, (option, value) in own.items():
         assert json.loads((tmp_path / "out" / name / "options.json").read_text())[f"restoration.{option}"] == value
     restorer = model.pipeline.restorer

@@ -254,8 +254,8 @@ class RestorationConfig(Checked):
     """Share of the samples that are smooth ramps under strong noise. Only pixels count there: LPIPS and a critic ask
     for texture everywhere."""
     lines_share: float = 0.0
-    """Share of the others that are smooth ramps with faint lines, as vessels, leaf veins and cracks are, and little
-    noise: ramps alone teach that whatever is weak may go. All terms count there."""
+    """Share, of the samples that are neither such ramps nor `pairs`, of ramps with faint lines under little noise:
+    vessels, leaf veins and cracks are as weak as noise. All terms count there."""
     grain: float = 0.35
     """Share of the samples whose target keeps a share of the input's noise, drawn uniformly: the denoise dial."""
     workers: int = 1

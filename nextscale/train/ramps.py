@@ -1,6 +1,6 @@
-"""Smooth ramps under noise, and faint lines on them: where pixels alone tell what is noise and what is not.
+"""Smooth ramps under noise, and faint lines on them.
 
-Ramps alone teach that whatever is weak may go. Vessels, veins of a leaf, cracks and distant wires are weak, too.
+Ramps alone teach that whatever is weak may go. Vessels, leaf veins, cracks and distant wires are weak, too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
-from nextscale.data.degrade import coarse_noise, jpeg
+from nextscale.data.degrade import coarse_noise, jpeg, quantize_8bit
 
 LEVEL = 1 / 255
 
@@ -27,7 +27,7 @@ def smooth_ramp(draw: random.Random, side: int) -> Tensor:
 
 
 def with_faint_lines(image_13HH: Tensor, draw: random.Random, noise: float) -> Tensor:
-    """Up to eight curves, sharp or blurred, most of them darker, that noise of so many levels hides partly or not.
+    """One to eight curves, sharp or blurred, most of them darker, above noise of so many 8-bit levels.
 
     Returns:
         1 3 H H in [0, 1], as the image.
@@ -46,14 +46,14 @@ def noisy_input(image_13HH: Tensor, draw: random.Random, factor: int, sigma: flo
     """Reduced by an area mean, under Gaussian noise of sigma 8-bit levels whose grains measure 1 to 5 pixels.
 
     Returns:
-        1 3 H/factor H/factor in [0, 1]: in whole levels, or what a JPEG keeps of them (`coded`).
+        1 3 H/factor H/factor in [0, 1], of a file of 8 bits: as it is, or a JPEG (`coded`).
     """
     generator = torch.Generator().manual_seed(draw.getrandbits(62))
     small = F.avg_pool2d(image_13HH, factor)
     shape = (draw.choice((1, 3)), small.shape[-2], small.shape[-1])
     small = small + sigma * LEVEL * coarse_noise(shape, 5 ** draw.random(), generator)
-    small = (small.clamp(0, 1) * 255).round() / 255
-    return jpeg(small, draw.uniform(70, 97)).clamp(0, 1) if coded else small
+    small = quantize_8bit(small)
+    return quantize_8bit(jpeg(small, draw.uniform(70, 97))) if coded else small
 
 
 def _line(draw: random.Random, side: int, *, width: float, blur: float) -> Tensor:

@@ -58,7 +58,7 @@ def test_models_of_one_folder_name_have_a_panel_each(tmp_path: Path, monkeypatch
     assert shown == ["bicubic", "nextscale a/model", "nextscale b/model"]
 
 
-def test_crops_with_most_detail_do_not_overlap_and_end_where_no_room_is_left() -> None:
+def test_crops_with_most_detail_avoid_what_those_before_show_and_differ() -> None:
     pixels = np.zeros((96, 160, 3), np.uint8)
     pixels[8:40, 8:40] = np.arange(32)[:, None, None] % 4 * 40  # most
     pixels[48:80, 100:132] = np.arange(32)[:, None, None] % 4 * 20
@@ -68,12 +68,10 @@ def test_crops_with_most_detail_do_not_overlap_and_end_where_no_room_is_left() -
     left, top, right, bottom = boxes[1]
     assert left <= 100 < 132 <= right
     assert top <= 48 < 80 <= bottom
-    seen = np.zeros((96, 160), int)
-    for left, top, right, bottom in boxes:
-        assert (right - left, bottom - top) == (48, 48)
-        seen[top:bottom, left:right] += 1
-    assert seen.max() == 1
-    assert 3 <= len(boxes) <= 6
+    assert all((right - left, bottom - top) == (48, 48) for left, top, right, bottom in boxes)
+    assert len(set(boxes)) == len(boxes)
+    # Two of three crops that must share pixels share as few as the steps of 16 px let them.
+    assert [box[:2] for box in hard.busiest(pixels[:48, :64], 48, 3)] == [(0, 0), (16, 0)]
     assert hard.busiest(pixels, 200, 3) == [(0, 0, 160, 96)]
 
 
