@@ -9,6 +9,7 @@
 #   NOISY="A B"       realesr-general-x4v3.pth and realesr-general-wdn-x4v3.pth: the two ends of the denoise dial
 #   FACES=, PAGES=    folders or shards of photographs with faces and of rendered pages (`nextscale data pages`)
 #   DISTILL=           folder of pairs from `runs/distill_pairs.py` (distillation; without it the last three restorers learn from photographs alone)
+#   PRINTS=           folder of pages by `nextscale data pages PRINTS --kinds print --letters 24 45`: small print stays soft where it cannot be read
 #   LETTERS="A B"      folders of pairs of 64 px: letters as the published compact network draws them, photographs as Real-ESRGAN (see `taught-letters`)
 #   GPU=              folder with photos*.tar, faces.tar and pages.tar: x4 goes on with runs/outlines_gpu.py (SECONDS_GPU=315 of them)
 #   CODES_BATCH=8     samples a step where the transformer goes on (64)
@@ -339,6 +340,19 @@ precleaned settled "$out/mean-19" 190 "${bright[@]}" --anchored "$out/mean-17" -
   --restoration.pixel 4.5 --restoration.smooth-share 0.22 --restoration.smooth 30 --restoration.anchor 8 \
   --restoration.anchor-presets camera camera fullsize stablesr
 mean "$out/mean-20" "$out/mean-17" "$out/settled/model" 0.7
+# Small print that cannot be read stays as soft as the plain enlargement; letters that can be read are sharp in the pairs. (The shipped one
+# began with 1,060 steps beside the pages themselves, where pixels alone counted, of which .65 was taken; until step 190 of `printed`
+# letters were of 15 to 38 px.)
+printed=("${bright[@]}" --anchored "$out/mean-20" --final-lr 0.1 --restoration.pages-share 0 --restoration.anchor 8
+  --restoration.anchor-presets camera camera fullsize stablesr)
+[[ -z ${PRINTS:-} ]] || printed+=(--restoration.prints "$PRINTS")
+precleaned printed "$out/mean-20" 420 "${printed[@]}" --lr 2e-4 --warmup 10 --ema 0.98 --restoration.pixel 3.5 --restoration.smooth 30 \
+  --restoration.lines-share 0.2 --restoration.pairs-share 0.5 --restoration.prints-share 0.6
+mean "$out/mean-21" "$out/mean-20" "$out/printed/model" 0.85
+# Weak noise had come back.
+precleaned steadied "$out/mean-21" 120 "${printed[@]}" --lr 9e-5 --warmup 4 --ema 0.96 --restoration.pixel 3 --restoration.smooth-share 0.32 \
+  --restoration.smooth 36 --restoration.lines-share 0.15 --restoration.pairs-share 0.4 --restoration.prints-share 0.5
+mean "$out/mean-22" "$out/mean-20" "$out/steadied/model" 0.8
 
 # The transformer: the stem alone until it knows the latents of the restored picture, then all of it on the codes of that.
 # (The shipped one had learned 340 + 600 steps with another stem, then 401 of 160 on a GPU with one that did not see the
@@ -372,7 +386,7 @@ train fusion --part decoders --out "$out/decoded" --start "$out/transformer" "${
   --restoration.feature 0.3 --restoration.lpips 1.6 --restoration.lpips-scale 0.55 1.25 \
   --restoration.smooth-share 0.05 --restoration.predicted 0.7 --restoration.predicted-after 10 "${restoration[@]}"
 mean "$out/half" "$out/transformer" "$out/decoded/model"
-train fusion --out "$out/fusion" --start "$out/half" --restorer "$out/mean-20" "${codes[@]}" \
+train fusion --out "$out/fusion" --start "$out/half" --restorer "$out/mean-22" "${codes[@]}" \
   --steps "$(steps 120)" --lr 6e-4 --warmup 10 --ema 0.96 --betas 0.9 0.99 --clip 1 \
   --restoration.pixel 0 --restoration.smooth 0 --restoration.feature 0 --restoration.lpips 0 --restoration.error 1 \
   --restoration.predicted 1 --restoration.predicted-after 0 --restoration.cycle 120 "${sources[@]}"

@@ -288,6 +288,8 @@ def test_one_step_of_each_training_of_tiny_makes_a_model(tmp_path: Path) -> None
         "taught-letters": ("smooth-share", 0.08),
         "lined": ("smooth-share", 0.18),
         "settled": ("anchor", 8.0),
+        "printed": ("pages-share", 0.0),
+        "steadied": ("smooth-share", 0.32),
     }
     for name, (option, value) in own.items():
         assert json.loads((tmp_path / "out" / name / "options.json").read_text())[f"restoration.{option}"] == value

@@ -71,8 +71,8 @@ class Pages:
     seed: int = 0
     """Another seed, other pictures."""
     kinds: tuple[str, ...] = ("page", "sign", "screen", "drawing", "ramp")
-    """Some of these, shapes or ruled; ramps alone teach what smooth surfaces look like, shapes what clean outlines do,
-    and ruled pages what a thin rule does."""
+    """Some of these, shapes, ruled or print; ramps alone teach what smooth surfaces look like, shapes what clean
+    outlines do, ruled pages what a thin rule does, and print has lines of letters without heads."""
     letters: tuple[float, float] = (10, 90)
     """Smallest and largest letters of the lines of a page, in pixels. Training crops reduce a page by up to half."""
 

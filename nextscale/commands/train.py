@@ -614,7 +614,7 @@ def _samples(command: TrainRestorer | TrainFusion, config: RestorationConfig, fa
 
     photographs = crops(command.data)
     assert photographs is not None
-    return Samples(photographs, crops(config.faces), crops(config.pages), config)
+    return Samples(photographs, crops(config.faces), crops(config.pages), config, prints=crops(config.prints))
 
 
 def _validation(command: TrainRestorer | TrainFusion, factor: int) -> Validation | None:

@@ -32,9 +32,9 @@ def find_fonts(folders: Sequence[Path]) -> list[Path]:
     return fonts
 
 
-KINDS = ("page", "sign", "screen", "drawing", "ramp", "shapes", "ruled")
-USUAL = KINDS[:-2]
-"""Those of a mixture; `shapes` and `ruled` pages are asked for by name."""
+KINDS = ("page", "sign", "screen", "drawing", "ramp", "shapes", "ruled", "print")
+USUAL = KINDS[:-3]
+"""Those of a mixture; `shapes`, `ruled` and `print` pages are asked for by name."""
 WORDLESS = ("ramp", "shapes")
 """Those without letters, which need no fonts."""
 
@@ -79,6 +79,7 @@ def render(
         ("ramp", 0.15, _ramp),
         ("shapes", 0.15, _shapes),
         ("ruled", 0.15, partial(_ruled, letters=letters)),
+        ("print", 0.15, partial(_page, letters=letters, heads=False)),
     )
     chosen = [(weight, maker) for name, weight, maker in makers if name in kinds]
     maker = draw.choices([maker for _, maker in chosen], [weight for weight, _ in chosen])[0]
@@ -142,13 +143,16 @@ def _lines(
         y += height if draw.random() < 0.93 else 2 * height
 
 
-def _page(draw: random.Random, fonts: Sequence[Path], side: int, letters: tuple[float, float]) -> Image.Image:
+def _page(
+    draw: random.Random, fonts: Sequence[Path], side: int, letters: tuple[float, float], *, heads: bool = True
+) -> Image.Image:
+    """Lines of words in one or two columns; without heads all letters are of one size."""
     paper, ink = _colors(draw)
     image = Image.new("RGB", (side, side), paper)
     on = ImageDraw.Draw(image)
     margin = draw.randint(0, side // 8)
     y = margin
-    if draw.random() < 0.5:
+    if heads and draw.random() < 0.5:
         head = _font(draw, fonts, draw.randint(side // 16, side // 7))
         on.text((margin, y), f"{_word(draw)} {_word(draw)}", font=head, fill=ink)
         y += int(head.size * 1.5)

@@ -38,6 +38,7 @@ SHARES = frozenset(
         "pages_share",
         "pairs_share",
         "predicted",
+        "prints_share",
         "smooth_share",
         "soft",
         "unquantized_prob",
@@ -245,6 +246,12 @@ class RestorationConfig(Checked):
     """Rendered text, drawings and ramps: folders, shards or globs."""
     pages_share: float = 0.14
     """Share of the samples that are such pages, where `pages` names some."""
+    prints: tuple[str, ...] = ()
+    """Rendered pages of small print: folders, shards or globs. Their target is the plain enlargement of the undamaged
+    input: beside the page itself what cannot be read would become sharp letters, and wrong ones."""
+    prints_share: float = 0.1
+    """Share, of the samples that are neither smooth ramps nor lines on them nor `pairs`, of such pages, where `prints`
+    names some; their inputs are reduced by an area mean, under little noise and most of them a JPEG."""
     pairs: tuple[str, ...] = ()
     """Folders of pairs that exist, LR and HR as `evaluate` reads them: of a camera, or with another method's results as
     HR (distillation). They are used as they are; their LR may not be smaller than `side`."""

@@ -42,18 +42,26 @@ def with_faint_lines(image_13HH: Tensor, draw: random.Random, noise: float) -> T
     return image_13HH.clamp(0, 1)
 
 
-def noisy_input(image_13HH: Tensor, draw: random.Random, factor: int, sigma: float, *, coded: bool) -> Tensor:
+def noisy_input(
+    image_13HH: Tensor,
+    draw: random.Random,
+    factor: int,
+    sigma: float,
+    *,
+    coded: bool,
+    quality: tuple[float, float] = (70, 97),
+) -> Tensor:
     """Reduced by an area mean, under Gaussian noise of sigma 8-bit levels whose grains measure 1 to 5 pixels.
 
     Returns:
-        1 3 H/factor H/factor in [0, 1], of a file of 8 bits: as it is, or a JPEG (`coded`).
+        1 3 H/factor H/factor in [0, 1], of a file of 8 bits: as it is, or a JPEG of that quality (`coded`).
     """
     generator = torch.Generator().manual_seed(draw.getrandbits(62))
     small = F.avg_pool2d(image_13HH, factor)
     shape = (draw.choice((1, 3)), small.shape[-2], small.shape[-1])
     small = small + sigma * LEVEL * coarse_noise(shape, 5 ** draw.random(), generator)
     small = quantize_8bit(small)
-    return quantize_8bit(jpeg(small, draw.uniform(70, 97))) if coded else small
+    return quantize_8bit(jpeg(small, draw.uniform(*quality))) if coded else small
 
 
 def _line(draw: random.Random, side: int, *, width: float, blur: float) -> Tensor:

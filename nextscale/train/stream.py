@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -56,9 +58,17 @@ class Samples(Dataset[tuple[Tensor, ...]]):
         OptionError: the config names a preset that does not exist.
     """
 
-    def __init__(self, photographs: Crops, faces: Crops | None, pages: Crops | None, config: RestorationConfig) -> None:
+    def __init__(
+        self,
+        photographs: Crops,
+        faces: Crops | None,
+        pages: Crops | None,
+        config: RestorationConfig,
+        *,
+        prints: Crops | None = None,
+    ) -> None:
         check_presets(config.presets)
-        self.photographs, self.faces, self.pages = photographs, faces, pages
+        self.photographs, self.faces, self.pages, self.prints = photographs, faces, pages, prints
         self.config = config
         self.factor = photographs.side // config.side
         self.given = GivenPairs(config.pairs, config.side, self.factor) if config.pairs else None
@@ -83,13 +93,15 @@ class Samples(Dataset[tuple[Tensor, ...]]):
             return self._ramp(draw)
         if config.lines_share and draw.random() < config.lines_share:
             return self._lined(draw)
+        if self.prints is not None and draw.random() < config.prints_share:
+            return self._print(self.prints.crop(position), draw)
         kind = draw.random()
         crops = self.photographs
         if self.pages is not None and kind < config.pages_share:
             crops = self.pages
         elif self.faces is not None and kind > 1 - config.faces_share:
             crops = self.faces
-        hr = torch.from_numpy(crops.crop(position).copy()).permute(2, 0, 1)[None].float() / 255
+        hr = _unit(crops.crop(position))
         clean = draw.random() < config.clean
         preset = PRESETS["clean" if clean else draw.choice(config.presets)]
         if crops is not self.pages:
@@ -125,6 +137,19 @@ class Samples(Dataset[tuple[Tensor, ...]]):
         hr = with_faint_lines(smooth_ramp(draw, self.config.side * self.factor), draw, sigma)
         lr = noisy_input(hr, draw, self.factor, sigma, coded=draw.random() < 0.5)
         return hr[0] * 2 - 1, lr[0] * 2 - 1, torch.zeros_like(lr[0]), *_marks()
+
+    def _print(self, page: NDArray[np.uint8], draw: random.Random) -> tuple[Tensor, ...]:
+        """Small print as cameras and screens give it, most of it compressed. Its target is the plain enlargement."""
+        hr = _unit(page)
+        sigma = 0.2 * 10 ** draw.random()
+        lr = noisy_input(hr, draw, self.factor, sigma, coded=draw.random() < 0.7, quality=(40, 95))
+        target = F.interpolate(F.avg_pool2d(hr, self.factor), scale_factor=self.factor, mode="bicubic").clamp(0, 1)
+        return target[0] * 2 - 1, lr[0] * 2 - 1, torch.zeros_like(lr[0]), *_marks()
+
+
+def _unit(pixels: NDArray[np.uint8]) -> Tensor:
+    """Of H W 3 in 0 to 255: 1 3 H W in [0, 1]."""
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
 
 
 def _marks(denoise: float = 1.0, clean: float = 0.0, smooth: float = 0.0, given: float = 0.0) -> tuple[Tensor, ...]:

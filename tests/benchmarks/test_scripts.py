@@ -17,6 +17,7 @@ from PIL import Image
 
 from benchmarks import hard, held_back, training
 from nextscale.errors import OptionError
+from nextscale.evaluate.metrics.psnr_ssim import psnr
 from nextscale.model.checkpoint import save_folder
 from nextscale.model.config import RestorerConfig
 from nextscale.model.restorer import Restorer
@@ -124,24 +125,38 @@ def test_held_back_scores_are_of_the_same_crops_for_every_model(
         save_folder(tmp_path / name, "restorer", restorer.config, restorer.state_dict())
     models = tuple(str(tmp_path / name) for name in ("one", "two", "one"))
     settings = held_back.Settings(
-        data=str(ROOT / "examples"), models=models, pages=str(ROOT / "examples"), crops=2, side=32
+        data=str(ROOT / "examples"),
+        models=models,
+        pages=str(ROOT / "examples"),
+        prints=str(ROOT / "examples"),
+        crops=2,
+        side=32,
     )
     monkeypatch.setattr("benchmarks.held_back.tyro.cli", lambda *_, **__: settings)
     monkeypatch.setattr("benchmarks.held_back.Lpips", lambda _: Apart())
     assert held_back.main() == 0
-    lines = capsys.readouterr().out.splitlines()
-    kinds = [*held_back.DAMAGE, "scan"]
-    assert lines[0] == f"| model | {' | '.join(kinds)} | mean | PSNR-Y |"
-    rows = [line.split(" | ") for line in lines[2:]]
-    assert [len(row) for row in rows] == [len(kinds) + 3] * 2
-    assert rows[0][1:] != rows[1][1:]
-    # Each is a mean over the crops: of one kind of damage by hand.
-    config = held_back.DAMAGE["compressed"]
-    targets, inputs = held_back.samples(settings.data, config, settings, 4)
-    with torch.no_grad():
-        torch.manual_seed(0)
-        made = Restorer(RestorerConfig(channels=4, convs=2, factors=(1, 2, 4)))(inputs)[-1].clamp(-1, 1)
-    assert rows[0][1 + kinds.index("compressed")] == f"{float((made - targets).abs().mean()):.4f}"
+    distances, ratios = capsys.readouterr().out.strip().split("\n\n")
+    kinds = [*held_back.DAMAGE, "scan", "small print"]
+    for title, part in (("LPIPS", distances), ("PSNR-Y", ratios)):
+        head, _, *lines = part.splitlines()
+        assert head == f"| {title} | {' | '.join(kinds)} | mean |"
+        rows = {row[0]: row[1:] for row in (line.strip("| ").split(" | ") for line in lines)}
+        assert list(rows) == ["bicubic", *models[:2]]
+        assert all(len(row) == len(kinds) + 1 for row in rows.values())
+        assert rows[models[0]] != rows[models[1]]
+        # Each is a mean over the crops: of one kind of damage by hand.
+        targets, inputs = held_back.samples(settings.data, held_back.DAMAGE["compressed"], settings, 4)
+        with torch.no_grad():
+            torch.manual_seed(0)
+            made = Restorer(RestorerConfig(channels=4, convs=2, factors=(1, 2, 4)))(inputs)[-1].clamp(-1, 1)
+        mean = (
+            float((made - targets).abs().mean())
+            if title == "LPIPS"
+            else float(psnr(made / 2 + 0.5, targets / 2 + 0.5).mean())
+        )
+        assert float(rows[models[0]][kinds.index("compressed")]) == pytest.approx(
+            mean, abs=6e-5 if title == "LPIPS" else 6e-3
+        )
     other = Restorer(RestorerConfig(channels=4, convs=2, factors=(1, 2)))
     save_folder(tmp_path / "two", "restorer", other.config, other.state_dict())
     monkeypatch.setattr("benchmarks.held_back.tyro.cli", lambda *_, **__: dataclasses.replace(settings, crops=0))

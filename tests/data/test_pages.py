@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import ImageFont
+from scipy import ndimage
 
 from nextscale.commands.data import Pages
 from nextscale.commands.main import main
@@ -83,6 +84,23 @@ def test_ruled_pages_have_black_rules_on_bright_paper(fonts: list[Path]) -> None
     assert rules >= 9
     assert lettered >= 4
     assert render(5, 0, fonts, 64, ["ruled"]).tobytes() != render(5, 0, fonts, 64, ["ruled"], (20, 30)).tobytes()
+
+
+def test_print_has_letters_of_one_size_alone(fonts: list[Path]) -> None:
+    def tall(kind: str) -> int:
+        """Letters of more than twice the size of the lines."""
+        found = 0
+        for number in range(24):
+            page = np.asarray(render(6, number, fonts, 256, [kind], (10, 11))).astype(int)
+            values, counts = np.unique(page.reshape(-1, 3), axis=0, return_counts=True)
+            inked = (np.abs(page - values[counts.argmax()]) > 60).any(axis=2)
+            boxes = ndimage.find_objects(ndimage.label(inked)[0])
+            # What is wider than this is a rule.
+            found += sum(y.stop - y.start > 22 and x.stop - x.start < 80 for y, x in boxes)
+        return found
+
+    assert tall("page") > 4
+    assert tall("print") == 0
 
 
 def test_letters_of_pages_have_the_sizes_asked_for(fonts: list[Path]) -> None:

@@ -132,6 +132,32 @@ def test_a_share_of_the_samples_are_ramps_with_faint_lines_and_little_noise() ->
     assert not samples(config).of_presets(("camera",)).config.lines_share
 
 
+def test_a_share_of_the_samples_are_small_print_whose_target_is_a_plain_enlargement(tmp_path: Path) -> None:
+    stripes = np.zeros((160, 160, 3), np.uint8)
+    stripes[np.arange(160) % 16 < 8] = 255
+    Image.fromarray(stripes).save(tmp_path / "print.png")
+    config = dataclasses.replace(PLAIN, prints_share=0.5)
+    photographs = samples(config).photographs
+    alone = dataclasses.replace(config, prints_share=1.0)
+    prints = Crops([str(tmp_path)], photographs.side)
+    made = Samples(photographs, None, None, alone, prints=prints)
+    for i in range(20):
+        target, image, grain, *marks = made[i]
+        assert [float(mark) for mark in marks] == [1, 0, 0, 0]
+        assert not grain.any()
+        page = torch.from_numpy(prints.crop(i).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+        undamaged = torch.nn.functional.avg_pool2d(page, 4)
+        enlarged = torch.nn.functional.interpolate(undamaged, scale_factor=4, mode="bicubic").clamp(-1, 1)
+        torch.testing.assert_close(target, enlarged[0], atol=1e-5, rtol=0)
+        # Some inputs are strongly compressed.
+        assert 0.1 < float((image - undamaged).std()) * 127.5 < 24
+    assert len({made[i][1].numpy().tobytes() for i in range(20)}) == 20
+    # The others, and an anchor's inputs, are photographs.
+    some = Samples(photographs, None, None, config, prints=prints)
+    assert 10 < sum(torch.equal(some[i][0], samples(config)[i][0]) for i in range(40)) < 30
+    assert not any(torch.equal(made.of_presets(("camera",))[i][0], made[i][0]) for i in range(20))
+
+
 def test_smooth_samples_are_ramps_under_noise_that_pixels_alone_judge() -> None:
     config = dataclasses.replace(PLAIN, smooth_share=0.5)
     rows = [samples(config)[i] for i in range(40)]
