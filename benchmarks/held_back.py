@@ -42,10 +42,9 @@ DAMAGE: Mapping[str, RestorationConfig] = {
 are no photographs: smooth ramps with faint lines, which a restorer can take for noise."""
 SCANS = RestorationConfig(presets=("scan",), clean=0.0, soft=0.0)
 """That of rendered pages."""
-
-
 PRINTS = RestorationConfig(prints_share=1.0)
 """That of rendered small print, beside the plain enlargement of the undamaged input."""
+
 Model = Callable[[Tensor], Tensor]
 """The picture 1 3 H H of an input 1 3 h h, both in [-1, 1]."""
 

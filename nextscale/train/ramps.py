@@ -54,7 +54,7 @@ def noisy_input(
     """Reduced by an area mean, under Gaussian noise of sigma 8-bit levels whose grains measure 1 to 5 pixels.
 
     Returns:
-        1 3 H/factor H/factor in [0, 1], of a file of 8 bits: as it is, or a JPEG of that quality (`coded`).
+        1 3 H/factor H/factor in [0, 1], of a file of 8 bits: as it is, or (`coded`) a JPEG of a quality in that range.
     """
     generator = torch.Generator().manual_seed(draw.getrandbits(62))
     small = F.avg_pool2d(image_13HH, factor)
