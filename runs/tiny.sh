@@ -352,7 +352,7 @@ mean "$out/mean-21" "$out/mean-20" "$out/printed/model" 0.85
 # Weak noise had come back.
 precleaned steadied "$out/mean-21" 120 "${printed[@]}" --lr 9e-5 --warmup 4 --ema 0.96 --restoration.pixel 3 --restoration.smooth-share 0.32 \
   --restoration.smooth 36 --restoration.lines-share 0.15 --restoration.pairs-share 0.4 --restoration.prints-share 0.5
-mean "$out/mean-22" "$out/mean-20" "$out/steadied/model" 0.8
+mean "$out/mean-22" "$out/mean-20" "$out/steadied/model" 0.75
 
 # The transformer: the stem alone until it knows the latents of the restored picture, then all of it on the codes of that.
 # (The shipped one had learned 340 + 600 steps with another stem, then 401 of 160 on a GPU with one that did not see the
